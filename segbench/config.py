@@ -1,0 +1,275 @@
+"""One YAML file -> a validated `SweepConfig`. Light: imports neither torch nor any plug-in."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from segbench.errors import UserError, suggest
+from segbench.registry import describe
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction01 = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(height, width) in pixels")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(BaseModel):
+    """``name`` and the splits; every other key is a parameter of that data set's class."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+    train_split: str = "train"
+    val_split: str = "val"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class EncoderConfig(Section):
+    """A pyramid encoder of SMP or timm and where its weights come from."""
+
+    name: str = "tf_efficientnet_lite0"
+    weights: str = Field("imagenet", description="imagenet, none (random, from the seed), or a file: .safetensors, .pt, .pth")
+    trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
+    lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
+    strides: list[PositiveInt] | None = Field(None, description="levels to use; default: every level of stride 4 and more")
+
+
+class DecoderConfig(Section):
+    """A decoder by registered name or as ``path/to/file.py:Class``, with its parameters and its label in tables."""
+
+    name: str
+    params: dict[str, Any] = {}
+    label: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name.rpartition(":")[2]
+
+
+class RecipeConfig(Section):
+    """How every decoder of the sweep is trained."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt = 8
+    crop: Size = (256, 256)
+    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
+    color_jitter: Fraction01 = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: Positive = Field(2e-3, description="peak learning rate")
+    weight_decay: NonNegative = 0.01
+    momentum: Fraction01 = Field(0.9, description="sgd only")
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    power: Positive = Field(0.9, description="poly only")
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Positive | None = Field(None, description="largest gradient norm, for each decoder by itself")
+    class_weights: list[NonNegative] | None = Field(None, description="one weight per class in the cross-entropy")
+
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RecipeConfig":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale should be [smallest, largest], not {list(self.scale)}")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) should be less than steps ({self.steps})")
+        return self
+
+
+class EvaluationConfig(Section):
+    """How the predictions on the evaluation split are counted."""
+
+    boundary_ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.02], min_length=1)
+    every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
+
+
+class TrainerConfig(Section):
+    """Passed to Lightning's Trainer."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "cpu"
+    devices: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    deterministic: bool | Literal["warn"] = False
+    benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
+
+
+class LaunchConfig(Section):
+    """Where and how cohorts run; changes no number."""
+
+    jobs: PositiveInt = Field(1, description="cohorts at a time")
+    threads: PositiveInt | None = Field(None, description="threads of each; default: the machine's cores over jobs")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="data loader processes of each; 0 loads in the cohort's own")
+    checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
+
+
+class SweepConfig(Section):
+    """A sweep: its runs are the product of ``decoders``, ``seeds`` and every list in ``grid``."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    data: DataConfig
+    encoder: EncoderConfig = EncoderConfig()
+    decoders: list[DecoderConfig] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
+    grid: dict[str, list[Any]] = Field({}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]")
+    recipe: RecipeConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    launch: LaunchConfig = LaunchConfig()
+    baseline: str = "bilinear"
+    runs_dir: str = "runs"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "SweepConfig":
+        titles = [d.title for d in self.decoders]
+        twice = sorted({t for t in titles if titles.count(t) > 1})
+        if twice:
+            raise ValueError(f"decoders: two are called '{twice[0]}'; give one of them a label")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {self.seeds} holds one twice")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
+    """Read a sweep file and apply ``key=value`` overrides (dotted keys, YAML values).
+
+    Raises:
+        UserError: no such file, broken YAML, an unknown key, a wrong type, an impossible value, or two overrides that
+            contradict each other; the message names the place.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"config {path} is not UTF-8 text") from None
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        lines = {".".join(place): line for place, line in _lines(node, path)} if node else {}
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config {path} should hold keys such as data: and decoders:, not {type(values).__name__}")
+    values.setdefault("name", path.stem)
+    given = _parse_overrides(overrides)
+    for key, value in given.items():
+        _assign(values, key, value)
+    return build_config(values, str(path), lines)
+
+
+def build_config(values: dict[str, Any], source: str = "config", lines: dict[str, int] | None = None) -> SweepConfig:
+    """Validate plain values; ``source`` and ``lines`` (dotted key -> line number) say where they came from."""
+    try:
+        config = SweepConfig.model_validate(values)
+    except ValidationError as error:
+        messages = [_explain(e, source, lines or {}) for e in error.errors()]
+        raise UserError("; ".join(dict.fromkeys(messages))) from None
+    return config
+
+
+def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConfig]]:
+    """Each combination of the ``grid`` lists, with the config that it makes (its own grid empty)."""
+    combinations: list[dict[str, Any]] = [{}]
+    for key, options in config.grid.items():
+        combinations = [{**c, key: option} for c in combinations for option in options]
+    for combination in combinations:
+        values = config.model_dump() | {"grid": {}}
+        for key, value in combination.items():
+            if key.split(".")[0] not in ("data", "encoder", "recipe", "evaluation", "trainer"):
+                raise UserError(f"grid: '{key}' cannot vary; keys under data, encoder, recipe, evaluation and trainer can")
+            _assign(values, key, value)
+        yield combination, build_config(values, "grid")
+
+
+def _lines(node: yaml.Node, path: Path, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Dotted place -> line, of every node; a key that stands twice in one mapping is an error."""
+    yield place, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                raise UserError(f"{path}, line {line}: '{key.value}' stands twice")
+            seen.add(key.value)
+            for inner, inner_line in _lines(value, path, (*place, str(key.value))):
+                yield inner, line if len(inner) == len(place) + 1 else inner_line
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _lines(value, path, (*place, str(i)))
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"override '{item}' should look like key=value, for example recipe.steps=500")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"override '{item}': '{text}' is not a YAML value") from None
+        for other, old in given.items():
+            same = other == key and old != value
+            if same or other.startswith(f"{key}.") or key.startswith(f"{other}."):
+                raise UserError(f"overrides contradict each other: {other}={old} and {key}={value}")
+        given[key] = value
+    return given
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    here: Any = values
+    for i, part in enumerate(parents):
+        here = here[int(part)] if isinstance(here, list) and part.isdigit() and int(part) < len(here) else here
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+        if not isinstance(here, dict | list):
+            raise UserError(f"override '{dotted}': {'.'.join(parents[: i + 1])} is a value, not a section")
+    if isinstance(here, list):
+        raise UserError(f"override '{dotted}': give the whole list, {'.'.join(parents)}=[...]")
+    here[last] = value
+
+
+def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
+    loc = [part for part in error["loc"] if not str(part).startswith("function-")]
+    place = ".".join(str(part) for part in loc)
+    line = next((lines[k] for k in (place, place.rpartition(".")[0]) if k in lines and k), None)
+    where = f"{source}, line {line}" if line and place in lines else source
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        section = ".".join(str(part) for part in loc[:-1])
+        there = f"; {section or 'the top level'} has: {', '.join(known)}"
+        return f"{where}: unknown key '{place}'{suggest(str(loc[-1]), known)}{there}"
+    return f"{where}: {describe({**error, 'loc': loc})}"
+
+
+def _known_keys(loc: Sequence[Any]) -> list[str]:
+    model: type[BaseModel] = SweepConfig
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if part == "decoders":
+            model = DecoderConfig
+        else:
+            annotation = model.model_fields[str(part)].annotation
+            assert isinstance(annotation, type)
+            model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,125 @@
+"""The contract of a data set, and reading image files so that a bad one is named. Imports no torch."""
+
+import hashlib
+import io
+import os
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segbench.errors import UserError, unknown
+
+VOID = 255
+Pixels = npt.NDArray[np.uint8]
+
+
+class Dataset(ABC):
+    """One split of a data set: images and label maps by index.
+
+    A subclass sets ``classes``, ``palette`` and ``splits``, and its constructor takes the split and whatever else it
+    needs; those parameters are then keys under ``data:`` in a sweep.
+
+    Attributes:
+        classes: names of the K classes, in label order.
+        palette: (K, 3) RGB, 0 to 255.
+        splits: names of the splits that there are.
+        ids: a name for each image, unique within the split.
+    """
+
+    classes: tuple[str, ...]
+    palette: Sequence[tuple[int, int, int]]
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    ids: Sequence[str]
+
+    def __init__(self, split: str) -> None:
+        if split not in self.splits:
+            raise unknown("split", split, self.splits)
+        self.split = split
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        """Image (H, W, 3) uint8 RGB and labels (H, W) uint8, classes 0 to K-1, 255 void. The caller may not change them.
+
+        Raises:
+            UserError: unreadable or truncated file, sizes that differ, or a label out of range; the file is named.
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash that changes when the data do, and not when they are moved."""
+
+
+def read_image(path: Path) -> Pixels:
+    """(H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: the file is missing, no image, or breaks off before its end.
+    """
+    data = _read_whole(path)
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise UserError(f"{path} is not an image that can be read")
+    return np.asarray(image, np.uint8)
+
+
+def read_labels(path: Path) -> Pixels:
+    """(H, W) uint8, the values as stored: palette images give their indices, not colours.
+
+    Raises:
+        UserError: the file is missing, broken, or not a single-channel 8-bit image.
+    """
+    data = _read_whole(path)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode not in ("L", "P"):
+                raise UserError(f"{path} has mode {image.mode}; a label map is one 8-bit channel (grey or palette)")
+            return np.array(image, np.uint8)
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path} is not an image that can be read: {error}") from None
+
+
+def check_pair(
+    image: Pixels, labels: Pixels, num_classes: int, image_path: Path, labels_path: Path, void: int = VOID
+) -> None:
+    """Raise a `UserError` where the sizes differ or a label, as stored, is neither a class nor void."""
+    if image.shape[:2] != labels.shape:
+        (h, w), (hl, wl) = image.shape[:2], labels.shape
+        raise UserError(f"{image_path} is {w}x{h} but its labels {labels_path} are {wl}x{hl}")
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    wrong = [int(v) for v in present if num_classes <= v != void]
+    if wrong:
+        raise UserError(f"{labels_path} holds label {wrong[0]}; allowed are 0 to {num_classes - 1}, and {void} for void")
+
+
+def hash_files(pairs: Sequence[tuple[str, Path, Path]]) -> str:
+    """Hash over (id, image, labels): ids, the sizes of the image files in bytes, and the content of the label files."""
+    digest = hashlib.sha256()
+    for name, image, labels in pairs:
+        digest.update(f"{name}\0{os.stat(image).st_size}\0".encode())
+        digest.update(hashlib.sha256(labels.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _read_whole(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not data:
+        raise UserError(f"{path} is empty (0 bytes)")
+    # Decoders fill the rest of a truncated picture with grey and say nothing, so look for the end mark.
+    tail = data[-4096:]
+    png, jpeg = data.startswith(b"\x89PNG"), data.startswith(b"\xff\xd8")
+    if (png and struct.pack(">I", 0) + b"IEND" not in tail) or (jpeg and b"\xff\xd9" not in tail):
+        raise UserError(f"{path} is truncated: it breaks off after {len(data)} bytes")
+    return data

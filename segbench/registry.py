@@ -1,0 +1,194 @@
+"""Decoders and data sets by name: built in (one file each), announced by an entry point, or a class in a user's file.
+
+Nothing here imports torch, nor any plug-in that was not asked for.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pydantic
+
+from segbench.errors import UserError, suggest, unknown
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be plugged in: how it is called, where the built-in ones live, and the class that each must subclass."""
+
+    label: str
+    package: str
+    base: str
+    helpers: frozenset[str]
+    skipped_params: frozenset[str]
+
+    @property
+    def folder(self) -> Path:
+        return Path(__file__).parent / self.package.rpartition(".")[2]
+
+    def builtin(self) -> dict[str, str]:
+        """Name -> first line of the file's docstring. Read as text; nothing is imported."""
+        files = sorted(f for f in self.folder.glob("*.py") if f.stem not in self.helpers)
+        return {f.stem: (ast.get_docstring(ast.parse(f.read_text("utf-8"))) or "").partition("\n")[0] for f in files}
+
+    def announced(self) -> dict[str, importlib.metadata.EntryPoint]:
+        """Name -> entry point, for what installed packages announce."""
+        return {e.name: e for e in importlib.metadata.entry_points(group=self.package)}
+
+    def load(self, name: str) -> type[Any]:
+        """The class of that name, ``path/to/file.py:Class`` or ``package.module:Class``.
+
+        Raises:
+            UserError: unknown name, missing file or class, an import that fails, or a class of another kind.
+        """
+        if ":" in name:
+            cls = self._load_path(name)
+        elif name in self.builtin():
+            module = importlib.import_module(f"{self.package}.{name}")
+            cls = next(c for c in vars(module).values() if self._ours(c) and c.__module__ == module.__name__)
+        elif name in self.announced():
+            try:
+                cls = self.announced()[name].load()
+            except Exception as error:
+                raise UserError(f"{self.label} '{name}' of an installed package does not import: {_brief(error)}") from error
+        else:
+            hint = "" if not name.endswith(".py") else f"; write {name}:ClassName for a class in a file"
+            error = unknown(self.label, name, [*self.builtin(), *self.announced()])
+            raise UserError(f"{error}{hint}")
+        if not self._ours(cls):
+            raise UserError(f"{self.label} '{name}' is no subclass of {self.base.replace(':', '.')}")
+        return cls
+
+    def _ours(self, candidate: object) -> bool:
+        module, _, attribute = self.base.partition(":")
+        base = getattr(importlib.import_module(module), attribute)
+        return isinstance(candidate, type) and issubclass(candidate, base) and not inspect.isabstract(candidate)
+
+    def _load_path(self, name: str) -> Any:
+        where, _, attribute = name.rpartition(":")
+        try:
+            module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's module raises while it is imported
+            raise UserError(f"{self.label} '{name}' does not import: {_brief(error)}") from error
+        if not hasattr(module, attribute):
+            classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+            raise UserError(
+                f"{where} has no class '{attribute}'{suggest(attribute, classes)}; it has: {', '.join(classes) or 'none'}"
+            )
+        return getattr(module, attribute)
+
+
+DECODERS = Kind(
+    "decoder",
+    "segbench.decoders",
+    "segbench.decoders.base:Decoder",
+    frozenset({"__init__", "base"}),
+    frozenset({"channels", "strides", "num_classes"}),
+)
+DATASETS = Kind(
+    "data set",
+    "segbench.data",
+    "segbench.data.base:Dataset",
+    frozenset({"__init__", "base", "pipeline"}),
+    frozenset({"split"}),
+)
+
+
+def _brief(error: BaseException) -> str:
+    """Type, message and the innermost line of the user's own file, in one line."""
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent))]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own and not isinstance(error, SyntaxError) else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"no such file: {path} (looked in {Path.cwd()})")
+    full = path.resolve()
+    name = f"segbench_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, full)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def source_hash(cls: type[Any]) -> str:
+    """Hash of the source files that define ``cls`` and the segbench or plug-in classes that it derives from."""
+    digest = hashlib.sha256()
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch") or base is object:
+            continue
+        file = inspect.getsourcefile(base)
+        if file and not file.startswith(sys.base_prefix + "/lib"):
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Parameter]:
+    """The constructor's named parameters, those of the base classes too where ``**kwargs`` passes them on."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        own = list(inspect.signature(base.__init__, eval_str=True).parameters.values())[1:]
+        for p in own:
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in skipped:
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
+def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """``params`` validated against the constructor's annotations, with its defaults filled in.
+
+    Raises:
+        UserError: a parameter that the constructor does not take, lacks, or of another type than annotated.
+    """
+    known = parameters(cls, kind.skipped_params)
+    for key in params:
+        if key not in known:
+            there = f"it takes: {', '.join(known)}" if known else "it takes none"
+            raise UserError(f"{kind.label} '{name}' has no parameter '{key}'{suggest(key, known)}; {there}")
+    fields = {
+        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+        for p in known.values()
+    }
+    model = pydantic.create_model("Params", __config__=pydantic.ConfigDict(arbitrary_types_allowed=True), **fields)  # type: ignore[call-overload]
+    try:
+        checked = model(**params)
+    except pydantic.ValidationError as error:
+        raise UserError(f"{kind.label} '{name}': {describe(error.errors()[0])}") from None
+    return {key: getattr(checked, key) for key in known}
+
+
+def describe(error: Any) -> str:
+    """One pydantic error in words: the place, what was wanted and what was found."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Assertion failed, ")
+    if error["type"] in ("value_error", "assertion_error"):
+        return f"{place + ': ' if place else ''}{message}"
+    return f"{place} should be {message}, not {error['input']!r}"
