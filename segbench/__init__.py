@@ -1,0 +1,18 @@
+"""segbench: which upsampling should a segmentation decoder use? Measured side by side, with evidence."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Decoder", "PyramidDecoder", "__version__"]
+
+if TYPE_CHECKING:
+    from segbench.decoders.base import Decoder, PyramidDecoder
+
+
+def __getattr__(name: str) -> Any:
+    """`Decoder` and `PyramidDecoder` import torch, so they are imported when first asked for."""
+    if name in ("Decoder", "PyramidDecoder"):
+        from segbench.decoders import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module 'segbench' has no attribute '{name}'")

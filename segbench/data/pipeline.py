@@ -83,8 +83,10 @@ def _collate(samples: list[tuple[Pixels, Pixels]]) -> Batch:
     return images.contiguous(), torch.from_numpy(np.stack([labels for _, labels in samples]))  # (B, H, W) uint8
 
 
+cv2.setNumThreads(0)  # OpenCV keeps threads that do not survive a fork; cohorts and loader workers are processes
+
+
 def _single_thread(_: int) -> None:
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
 

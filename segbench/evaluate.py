@@ -1,0 +1,102 @@
+"""Whole-image inference -> integer counts per image: the one evaluation, in training and for the final figures."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from segbench.data.base import Dataset
+from segbench.data.pipeline import evaluation_images
+from segbench.encoders import Encoder
+from segbench.lockstep import pad_to_stride
+from segbench.metrics import Counts, Truth
+from segbench.metrics.counts import Int64s
+
+
+@dataclass
+class Evaluation:
+    """What one decoder's predictions on a split count up to.
+
+    Attributes:
+        ids: of the N images.
+        counts: of each image.
+        seconds: of the decoder for each image, from features to labels.
+        failure: traceback, once it failed; the counts are then not whole.
+    """
+
+    ids: list[str] = field(default_factory=list)
+    counts: list[Counts] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    def arrays(self) -> dict[str, Int64s]:
+        """``region`` (N, 3, K), ``boundary`` (N, R, 3, K), ``widths_px`` (N, R), ``confusion`` (K, K): all int64."""
+        return {
+            "region": np.stack([c.region for c in self.counts]),
+            "boundary": np.stack([c.boundary for c in self.counts]),
+            "widths_px": np.stack([c.widths_px for c in self.counts]),
+            "confusion": np.sum([c.confusion for c in self.counts], axis=0),
+        }
+
+
+@torch.no_grad()
+def evaluate(
+    encoder: Encoder,
+    decoders: Mapping[str, nn.Module],
+    dataset: Dataset,
+    boundary_ratios: Sequence[float],
+    workers: int = 0,
+    after_image: Callable[[int], None] = lambda done: None,
+) -> tuple[dict[str, Evaluation], float]:
+    """Count the predictions of every decoder on every image of a split, at full resolution.
+
+    Each image is padded to a multiple of the largest stride with the mean colour; the logits are cropped to the labels'
+    size before the argmax. Each image is counted once. A decoder that raises ends its own evaluation only.
+
+    Args:
+        decoders: any key -> decoder, on the encoder's device.
+        after_image: called with the number of images done.
+
+    Returns:
+        key -> `Evaluation`, and the encoder's mean seconds per image.
+    """
+    was_training = {module: module.training for module in [encoder, *decoders.values()]}
+    for module in was_training:
+        module.eval()
+    device = next(encoder.parameters()).device
+    results = {key: Evaluation() for key in decoders}
+    encoder_s = []
+    for index, pixels, labels in evaluation_images(dataset, workers):
+        clock = _now(device)
+        image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
+        image = pad_to_stride(encoder.normalise(image), max(encoder.strides))
+        features = encoder(image)
+        encoder_s.append(_now(device) - clock)
+        truth = Truth(labels, len(dataset.classes), boundary_ratios)
+        for key, decoder in decoders.items():
+            result = results[key]
+            if result.failure is not None:
+                continue
+            try:
+                clock = _now(device)
+                logits = decoder(features, image)[0, :, : labels.shape[0], : labels.shape[1]]  # (K, H, W)
+                prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()  # (H, W)
+                result.seconds.append(_now(device) - clock)
+                result.counts.append(truth.count(prediction))
+                result.ids.append(dataset.ids[index])
+            except Exception:  # a plug-in can raise anything; it ends its own run only
+                result.failure = traceback.format_exc()
+        after_image(index + 1)
+    for module, mode in was_training.items():
+        module.train(mode)
+    return results, float(np.mean(encoder_s))
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

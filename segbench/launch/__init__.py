@@ -1,0 +1,1 @@
+"""Who runs a cohort, and where."""

@@ -1,0 +1,193 @@
+"""The LightningModule that trains a cohort: one batch, one encoder pass, every decoder."""
+
+import hashlib
+import math
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segbench.config import RecipeConfig
+from segbench.data.base import VOID
+from segbench.encoders import Encoder
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of 63 bits that is a function of ``parts``: randomness is a function here, not a state."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def lr_factor(recipe: RecipeConfig, step: int) -> float:
+    """Learning rate of a step, 0 to steps - 1, relative to the peak: linear warm-up, then cosine, poly or constant."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * done)) / 2
+    return (1 - done) ** recipe.power if recipe.schedule == "poly" else 1.0
+
+
+def pad_to_stride(images: Tensor, stride: int) -> Tensor:
+    """(B, C, H, W) padded below and to the right with zeros, the mean colour, to multiples of ``stride``."""
+    height, width = images.shape[-2:]
+    return F.pad(images, (0, -width % stride, 0, -height % stride))
+
+
+@dataclass
+class Member:
+    """One run of the cohort while it trains.
+
+    Attributes:
+        name: seeds its dropout, so a function of the decoder, not of its label.
+        history: rows of step, loss (mean since the last row) and lr.
+        train_s: seconds in its own forward, backward and optimizer.
+        failure: traceback, once it failed; it then takes no further part.
+    """
+
+    name: str
+    decoder: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+    train_s: float = 0.0
+    failure: str | None = None
+    losses: list[float] = field(default_factory=list)
+
+
+class Diverged(RuntimeError):
+    """A loss or gradient that is not finite."""
+
+
+class Lockstep(pl.LightningModule):
+    """Trains the decoders of a cohort side by side.
+
+    With a frozen encoder no decoder's gradient reaches another, and the optimizers work element by element; so each
+    decoder gets exactly the weights that it would have got alone.
+
+    Args:
+        encoder: shared; trainable only in a cohort of one.
+        members: run key -> `Member`.
+        recipe: as in the config.
+        seed: of the runs.
+        start_step: the first step to train, above 0 after a resume.
+        after_step: called with the number of steps done; returns True to stop.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        members: Mapping[str, Member],
+        recipe: RecipeConfig,
+        seed: int,
+        start_step: int = 0,
+        lr_factor_encoder: float = 1.0,
+        after_step: Callable[[int], bool] = lambda step: False,
+    ) -> None:
+        super().__init__()
+        if encoder.trainable and len(members) > 1:
+            raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
+        self.automatic_optimization = False
+        self.encoder, self.members, self.recipe, self.seed = encoder, dict(members), recipe, seed
+        self.decoders = nn.ModuleDict({key: m.decoder for key, m in self.members.items()})
+        self.steps_done, self.after_step, self.lr_factor_encoder = start_step, after_step, lr_factor_encoder
+        self.shared_s = 0.0
+        self.row_every = max(1, recipe.steps // 200)
+        weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.optimizer_states: dict[str, Any] = {}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        optimizers = []
+        for key, member in self.members.items():
+            groups = [{"params": list(member.decoder.parameters()), "factor": 1.0}]
+            if self.encoder.trainable:
+                groups.append({"params": list(self.encoder.parameters()), "factor": self.lr_factor_encoder})
+            r = self.recipe
+            optimizer: torch.optim.Optimizer = (
+                torch.optim.AdamW(groups, lr=r.lr, weight_decay=r.weight_decay)
+                if r.optimizer == "adamw"
+                else torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay)
+            )
+            if key in self.optimizer_states:
+                optimizer.load_state_dict(self.optimizer_states[key])
+            optimizers.append(optimizer)
+        return optimizers
+
+    def on_train_start(self) -> None:
+        self.encoder.train()  # stays in eval mode where it is frozen
+        self._clock = time.perf_counter()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
+        image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
+        features = self.encoder(image)
+        optimizers: Any = self.optimizers(use_pl_optimizer=True)
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        self._tick()
+        for member, optimizer in zip(self.members.values(), optimizers, strict=True):
+            if member.failure is None:
+                try:
+                    self._train(member, optimizer, features, image, labels)
+                except Exception as error:  # a plug-in can raise anything; it ends its own run only
+                    if _out_of_memory(error):
+                        raise
+                    member.failure = traceback.format_exc()
+                    optimizer.zero_grad(set_to_none=True)
+                member.train_s += self._tick(own=True)
+        self.steps_done += 1
+        alive = any(m.failure is None for m in self.members.values())
+        if self.after_step(self.steps_done) or not alive:
+            self.trainer.should_stop = True
+        self._clock = time.perf_counter() if self.steps_done == 1 else self._clock
+
+    def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
+        factor = lr_factor(self.recipe, self.steps_done)
+        for group in optimizer.param_groups:
+            group["lr"] = self.recipe.lr * factor * group["factor"]
+        torch.manual_seed(derived_seed(self.seed, member.name, self.steps_done))
+        logits = member.decoder(features, image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
+        losses = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
+        loss = losses / self._denominator(labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            last = member.losses[-1] if member.losses else (member.history[-1]["loss"] if member.history else None)
+            raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
+        optimizer.zero_grad(set_to_none=True)
+        self.manual_backward(loss)
+        if self.recipe.clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(
+                [p for g in optimizer.param_groups for p in g["params"]], self.recipe.clip_norm, error_if_nonfinite=False
+            )
+            if not torch.isfinite(norm):
+                raise Diverged(f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}")
+        optimizer.step()
+        member.losses.append(value)
+        if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
+            mean = sum(member.losses) / len(member.losses)
+            member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
+            member.losses = []
+
+    def _denominator(self, labels: Tensor) -> Tensor:
+        """What turns the summed loss into a mean over the pixels that are not void; 1 where all are."""
+        counted = labels != VOID
+        if self.class_weights is None:
+            return counted.sum().clamp(min=1)
+        assert isinstance(self.class_weights, Tensor)
+        return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+    def _tick(self, own: bool = False) -> float:
+        """Seconds since the last tick; those that belong to no member go to ``shared_s``."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        self.shared_s += 0.0 if own else elapsed
+        return elapsed
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -1,0 +1,112 @@
+"""SweepConfig -> runs -> cohorts: keys, what is done, what is to do. Imports no torch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segbench.config import DecoderConfig, SweepConfig, expand_grid
+
+if TYPE_CHECKING:
+    from segbench.probe import Facts
+
+RESULT_VERSION = 1  # raise when the same config would give other numbers
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (data, encoder, decoder, recipe, seed).
+
+    Attributes:
+        key: hash of everything that changes its numbers, and of nothing else.
+        variant: the grid values that set it apart, empty without a grid.
+        config: of its variant.
+        folder: where it is kept.
+    """
+
+    key: str
+    decoder: DecoderConfig
+    seed: int
+    variant: dict[str, Any]
+    config: SweepConfig
+    facts: "Facts"
+    folder: Path
+
+    @property
+    def title(self) -> str:
+        return self.decoder.title
+
+    @property
+    def name(self) -> str:
+        return f"{self.title}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Runs that share data, encoder, recipe and seed, and that stand at the same step: trained in lockstep."""
+
+    runs: tuple[Run, ...]
+    start_step: int
+
+    @property
+    def name(self) -> str:
+        first = self.runs[0]
+        variant = "".join(f" {k.rpartition('.')[2]}={v}" for k, v in first.variant.items())
+        return f"seed {first.seed}{variant}" + (f" {first.title}" if first.config.encoder.trainable else "")
+
+
+def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], "Facts"]) -> list[Run]:
+    """Every run of the sweep, in the order of its table. ``probe`` is called once for each variant."""
+    runs = []
+    for variant, resolved in expand_grid(config):
+        facts = probe(resolved)
+        for seed in config.seeds:
+            for decoder in config.decoders:
+                key = run_key(resolved, facts, decoder, seed)
+                folder = Path(config.runs_dir) / config.name / f"{_safe(decoder.title)}-s{seed}-{key}"
+                runs.append(Run(key, decoder, seed, variant, resolved, facts, _existing(folder, key)))
+    keys = [r.key for r in runs]
+    same = [r for r in runs if keys.count(r.key) > 1]
+    if same:
+        from segbench.errors import UserError
+
+        names = ", ".join(sorted({r.title for r in same}))
+        raise UserError(f"decoders {names} are the same decoder with the same parameters; a sweep holds each run once")
+    return runs
+
+
+def run_key(config: SweepConfig, facts: "Facts", decoder: DecoderConfig, seed: int) -> str:
+    """Hash of all that changes the numbers of a run: not of names, paths, worker counts or other runs."""
+    own = facts.decoders[decoder.title]
+    parts = {
+        "version": RESULT_VERSION,
+        "data": [config.data.name, facts.fingerprints],
+        "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude={"weights"})],
+        "decoder": [own.class_name, own.params, own.source],
+        "recipe": config.recipe.model_dump(),
+        "evaluation": config.evaluation.model_dump(exclude={"every"}),
+        "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int]) -> list[Cohort]:
+    """Group runs that can share batches; ``step_of`` gives the step at which each goes on."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        alone = run.key if run.config.encoder.trainable else ""
+        groups.setdefault((json.dumps(run.variant, sort_keys=True, default=str), run.seed, step_of(run), alone), []).append(run)
+    return [Cohort(tuple(group), place[2]) for place, group in groups.items()]
+
+
+def _existing(folder: Path, key: str) -> Path:
+    """The folder that already holds this key, whatever label it had then; else ``folder``."""
+    there = sorted(folder.parent.glob(f"*-{key}")) if folder.parent.is_dir() else []
+    return there[0] if there else folder
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)[:80]

@@ -1,0 +1,334 @@
+"""The metric table: rows are decoders, cells carry their spread; terminal, md, csv, tex and json."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from segbench import store
+from segbench.errors import UserError
+from segbench.metrics import iou, mean_iou, pixel_accuracy
+
+FORMATS = ("terminal", "md", "csv", "tex", "json")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over seeds of a score, with standard deviation and n; a hole where runs are missing.
+
+    Attributes:
+        mean, sd: NaN for a hole; sd also for n = 1.
+        n: seeds that are there.
+        wanted: seeds that the sweep has; the mean is only made where n == wanted.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean paired difference from the baseline over seeds, with the half width of its 95 % interval (Student's t)."""
+
+    mean: float
+    half_width: float
+
+    @property
+    def verdict(self) -> str:
+        if math.isnan(self.mean):
+            return ""
+        if math.isnan(self.half_width):
+            return "one seed"
+        if abs(self.mean) <= self.half_width:
+            return "within noise"
+        return "better" if self.mean > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of cells by row; ``notes`` says what a reader must know."""
+
+    title: str
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    notes: list[str]
+
+
+Score = Callable[[store.Result], float]
+
+
+def scores(results: Sequence[store.Result]) -> dict[str, Score]:
+    """Column name -> score in percent of a run. The name of a boundary column carries ratio and pixels."""
+    found: dict[str, Score] = {"mIoU": lambda r: 100 * float(mean_iou(r.counts["region"].sum(0)))}
+    for i, ratio in enumerate(results[0].row["boundary_ratios"]):
+        widths = sorted({int(w) for r in results for w in r.counts["widths_px"][:, i]})
+        pixels = f"{widths[0]}px" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}px"
+        found[f"BIoU {ratio:g} ({pixels})"] = lambda r, i=i: 100 * float(mean_iou(r.counts["boundary"][:, i].sum(0)))
+    found["pixel acc."] = lambda r: 100 * float(pixel_accuracy(r.counts["region"].sum(0)))
+    return found
+
+
+def per_class(results: Sequence[store.Result], boundary: int | None) -> dict[str, Score]:
+    """Class name -> IoU in percent; Boundary IoU of ratio number ``boundary`` where that is given."""
+
+    def score(index: int) -> Score:
+        if boundary is None:
+            return lambda r: 100 * float(iou(r.counts["region"].sum(0))[index])
+        return lambda r: 100 * float(iou(r.counts["boundary"][:, boundary].sum(0))[index])
+
+    return {name: score(i) for i, name in enumerate(results[0].row["classes"])}
+
+
+def summarise(values: dict[int, float], wanted: Sequence[int]) -> Cell:
+    """``values``: seed -> score. No mean over holes."""
+    there = [values[s] for s in wanted if s in values]
+    whole = len(there) == len(wanted)
+    mean = float(np.mean(there)) if whole else math.nan
+    sd = float(np.std(there, ddof=1)) if whole and len(there) > 1 else math.nan
+    return Cell(mean, sd, len(there), len(wanted))
+
+
+def paired(values: dict[int, float], baseline: dict[int, float], wanted: Sequence[int]) -> Difference:
+    """Difference by seed: both were trained on the same batches, so that what they share cancels."""
+    if not all(s in values and s in baseline for s in wanted):
+        return Difference(math.nan, math.nan)
+    gaps = np.array([values[s] - baseline[s] for s in wanted])
+    if len(gaps) < 2:
+        return Difference(float(gaps[0]), math.nan)
+    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
+    return Difference(float(gaps.mean()), float(half))
+
+
+def make_table(folder: Path, classes: bool = False, boundary: int | None = None) -> Table:
+    """The table of a sweep's folder, made from its run folders alone.
+
+    Args:
+        folder: ``runs/<sweep>``.
+        classes: one column per class in place of the summary.
+        boundary: with ``classes``: Boundary IoU at ratio number ``boundary`` in place of IoU.
+
+    Raises:
+        UserError: no sweep there, no finished run, or rows that must not stand in one table.
+    """
+    manifest = store.read_json(folder / store.MANIFEST)
+    if manifest is None:
+        raise UserError(f"{folder} holds no sweep ({store.MANIFEST} is missing)")
+    planned = manifest["runs"]
+    results = {p["key"]: store.read_result(folder / p["folder"]) for p in planned}
+    there = [r for r in results.values() if r is not None]
+    if not there:
+        raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
+    _refuse_mixed(planned, results)
+    columns = per_class(there, boundary) if classes else scores(there)
+    seeds, base = manifest["config"]["seeds"], manifest["config"]["baseline"]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for p in planned:
+        groups.setdefault(json.dumps(p["variant"]), []).append(p)
+    rows = []
+    for variant, members in groups.items():
+        titles = list(dict.fromkeys(p["decoder"] for p in members))
+        values = {
+            (title, column): {
+                p["seed"]: score(r) for p in members if p["decoder"] == title and (r := results[p["key"]]) is not None
+            }
+            for title in titles
+            for column, score in columns.items()
+        }
+        for title in titles:
+            finished = [r for p in members if p["decoder"] == title and (r := results[p["key"]]) is not None]
+            row: dict[str, Any] = {"decoder": title, "variant": json.loads(variant), "n": len(finished)}
+            for column in columns:
+                row[column] = summarise(values[title, column], seeds)
+                if not classes and column != "pixel acc." and base in titles and title != base:
+                    row[f"Δ {column}"] = paired(values[title, column], values[base, column], seeds)
+            if not classes:
+                row |= _costs(finished)
+            rows.append(row)
+    row0 = there[0].row
+    trained = "fine-tuned" if row0["encoder_trainable"] else "frozen"
+    what = "IoU per class" if boundary is None else f"Boundary IoU {row0['boundary_ratios'][boundary]:g} per class"
+    title = f"{folder.name}: {row0['data']}, {row0['images']} images, {trained} {row0['encoder']}, {row0['steps']} steps"
+    return Table(f"{title}{f', {what}' if classes else ''}", list(columns), rows, _notes(there, planned, folder, seeds, base, classes))
+
+
+def _refuse_mixed(planned: list[dict[str, Any]], results: dict[str, store.Result | None]) -> None:
+    """Rows of one group must share encoder and evaluation data, or their difference means nothing."""
+    for name in ("encoder_hash", "features_hash"):
+        seen: dict[str, set[str]] = {}
+        for p in planned:
+            if (r := results[p["key"]]) is not None:
+                seen.setdefault(json.dumps(p["variant"]), set()).add(r.row[name])
+        mixed = [values for values in seen.values() if len(values) > 1]
+        if mixed:
+            raise UserError(f"rows with different {name} ({', '.join(sorted(mixed[0]))}) cannot stand in one table")
+
+
+def _costs(finished: list[store.Result]) -> dict[str, Any]:
+    if not finished:
+        return {"params": math.nan, "MACs": math.nan, "train s": math.nan, "eval ms": math.nan}
+    mean = {k: float(np.mean([r.row[k] for r in finished])) for k in ("train_s", "eval_ms_per_image")}
+    row = finished[0].row
+    return {"params": row["parameters"], "MACs": row["macs"], "train s": mean["train_s"], "eval ms": mean["eval_ms_per_image"]}
+
+
+def _notes(
+    there: list[store.Result], planned: list[dict[str, Any]], folder: Path, seeds: list[int], base: str, classes: bool
+) -> list[str]:
+    row = there[0].row
+    notes = [f"Mean ± sd in percent over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; last checkpoint."]
+    if not classes:
+        shared = float(np.mean([r.row["train_shared_s"] for r in there]))
+        encoder = float(np.mean([r.row["eval_encoder_ms_per_image"] for r in there]))
+        notes += [
+            f"Δ: from {base}, paired by seed, with its 95 % interval (Student's t over seeds).",
+            f"MACs: of the decoder alone on a 512x512 image. Train s and eval ms: of the decoder alone; data and encoder took "
+            f"{shared:.0f} s more of each cohort's training, the encoder {encoder:.0f} ms more of each evaluated image.",
+        ]
+    total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
+    absent = [name for name, c in zip(row["classes"], total.T, strict=True) if not c.any()]
+    if absent:
+        notes.append(f"Not there and never predicted, so left out of the means: {', '.join(absent)}.")
+    for p in planned:
+        status = store.read_json(folder / p["folder"] / store.STATUS) or {}
+        if not store.is_done(folder / p["folder"]):
+            reason = f": {status['reason']}" if "reason" in status else ""
+            notes.append(f"Missing: {p['decoder']}-s{p['seed']}, {status.get('state', 'not started')}{reason}")
+    return notes
+
+
+def as_json(table: Table) -> str:
+    """Everything, unrounded."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Cell | Difference):
+            value = vars(value) | ({"verdict": value.verdict} if isinstance(value, Difference) else {})
+            return {k: plain(v) for k, v in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    rows = [{k: plain(v) for k, v in row.items()} for row in table.rows]
+    return json.dumps({"title": table.title, "rows": rows, "notes": table.notes}, indent=1, ensure_ascii=False)
+
+
+def as_csv(table: Table) -> str:
+    """One line a decoder, a column for each number, unrounded."""
+    lines = []
+    for row in table.rows:
+        line: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, Cell):
+                line |= {key: value.mean, f"{key} sd": value.sd}
+            elif isinstance(value, Difference):
+                line |= {key: value.mean, f"{key} ±": value.half_width, f"{key} verdict": value.verdict}
+            elif key == "variant":
+                line |= value
+            else:
+                line[key] = value
+        lines.append(line)
+    out = io.StringIO()
+    fields = list(dict.fromkeys(k for line in lines for k in line))
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()} for line in lines)
+    return out.getvalue()
+
+
+def grid(table: Table) -> tuple[list[str], list[list[str]]]:
+    """Header and cells as rounded text, for everything that people read."""
+    variants = list(dict.fromkeys(k for row in table.rows for k in row["variant"]))
+    with_gaps = [c for column in table.columns for c in (column, f"Δ {column}") if any(c in row for row in table.rows)]
+    costs = [c for c in ("params", "MACs", "train s", "eval ms") if c in table.rows[0]]
+    header = ["decoder", *(v.rpartition(".")[2] for v in variants), "n", *with_gaps, *costs]
+    body = []
+    for row in table.rows:
+        line = [row["decoder"], *(str(row["variant"].get(v, "")) for v in variants), str(row["n"])]
+        line += [_text(row.get(column)) for column in with_gaps]
+        body.append(line + [_cost(c, row[c]) for c in costs])
+    return header, body
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Difference):
+        if math.isnan(value.mean):
+            return "-"
+        interval = "" if math.isnan(value.half_width) else f" ± {value.half_width:.2f}"
+        return f"{value.mean:+.2f}{interval} {value.verdict}"
+    if math.isnan(value.mean):
+        return "-" if value.n == value.wanted else f"{value.n} of {value.wanted} runs"
+    return f"{value.mean:.2f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.2f}")
+
+
+def _cost(column: str, value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    if column == "params":
+        return f"{value / 1e6:.2f} M"
+    return f"{value / 1e9:.2f} G" if column == "MACs" else f"{value:.1f}"
+
+
+def as_md(table: Table) -> str:
+    header, body = grid(table)
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
+    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {n}" for n in table.notes)]) + "\n"
+
+
+def as_tex(table: Table) -> str:
+    """A booktabs tabular, best mean of each score in bold."""
+    header, body = grid(table)
+    best = {}
+    for column in table.columns:
+        means = [row[column].mean for row in table.rows]
+        if not all(math.isnan(m) for m in means):
+            best[header.index(column)] = int(np.nanargmax(means))
+    lines = []
+    for number, line in enumerate(body):
+        cells = [_tex(cell) for cell in line]
+        for column, winner in best.items():
+            if winner == number:
+                cells[column] = rf"\textbf{{{cells[column]}}}"
+        lines.append(" & ".join(cells) + r" \\")
+    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(map(_tex, header)) + r" \\", r"\midrule"]
+    notes = [f"% {note}" for note in (table.title, *table.notes)]
+    return "\n".join([*notes, *top, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+    return escaped.replace("±", r"$\pm$").replace("Δ", r"$\Delta$").replace("σ", r"$\sigma$")
+
+
+def print_terminal(table: Table, console: Any) -> None:
+    """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score."""
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    header, body = grid(table)
+    shown = RichTable(title=table.title, title_justify="left", header_style="bold")
+    for i, name in enumerate(header):
+        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    best = {c: max((row[c].mean for row in table.rows if not math.isnan(row[c].mean)), default=None) for c in table.columns}
+    styles = {"better": "green", "worse": "red", "within noise": "dim", "one seed": "dim", "": ""}
+    for row, line in zip(table.rows, body, strict=True):
+        cells = []
+        for name, cell in zip(header, line, strict=True):
+            value = row.get(name)
+            style = styles[value.verdict] if isinstance(value, Difference) else ""
+            if isinstance(value, Cell) and value.mean == best[name]:
+                style = "bold"
+            cells.append(Text(cell, style=style))
+        shown.add_row(*cells)
+    console.print(shown)
+    for note in table.notes:
+        console.print(note, style="dim", highlight=False, markup=False)

@@ -1,0 +1,143 @@
+"""Run folders: written atomically, read back. `result.json` comes last and alone means done. Imports no torch."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+
+from segbench.errors import UserError
+
+RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
+MANIFEST = "sweep.json"
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a failure to write below ``path`` into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk is full: cannot write {path}; what was finished is kept, make room and start again") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file whole or not at all: to a temporary name, synced, then renamed.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    write_text(path, yaml.safe_dump(json.loads(json.dumps(value, default=str)), sort_keys=False))
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where there is none.
+
+    Raises:
+        UserError: the file is there and is not JSON.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it to have it made again") from None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, read back: the row of ``result.json`` and its integer counts."""
+
+    row: dict[str, Any]
+    counts: dict[str, npt.NDArray[np.int64]]
+    folder: Path
+
+
+def is_done(folder: Path) -> bool:
+    return (folder / RESULT).is_file()
+
+
+def read_result(folder: Path) -> Result | None:
+    """The finished run in ``folder``, or None.
+
+    Raises:
+        UserError: its files cannot be read.
+    """
+    row = read_json(folder / RESULT)
+    if row is None:
+        return None
+    try:
+        with np.load(folder / COUNTS) as arrays:
+            counts = {name: arrays[name] for name in ("region", "boundary", "widths_px", "confusion")}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / COUNTS} cannot be read ({error}); remove {folder} to have it made again") from None
+    return Result(row, counts, folder)
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:08d}.pt"
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint file, oldest first."""
+    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.glob("checkpoint-*.pt"))}
+
+
+def set_status(folder: Path, state: str, **details: Any) -> None:
+    """``state`` is one of running, stopped, failed, done."""
+    write_json(folder / STATUS, {"state": state, **details})
+
+
+def fail(folder: Path, reason: str, traceback: str = "") -> None:
+    """Mark a run as failed: never done, tried again by the next call."""
+    write_text(folder / TRACEBACK, traceback or reason + "\n")
+    set_status(folder, "failed", reason=reason)
+
+
+def newest_sweep(runs_dir: Path) -> Path:
+    """The sweep folder that was planned last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(runs_dir.glob(f"*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(f"no sweep in {runs_dir}; `make sweep` (or `segbench sweep`) runs one")
+    return found[-1].parent
