@@ -61,7 +61,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
     data = {which: open_data(config, which) for which in ("train", "val")}
     members, failures, optimizer_states = {}, {}, {}
     for run in cohort.runs:
-        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), seed)
+        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), seed, config.decoder_defaults)
         member = Member(type(decoder).__name__, decoder)
         if cohort.start_step:
             optimizer_states[run.key] = _load_checkpoint(run, cohort.start_step, member, encoder)
@@ -137,6 +137,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
 def run_config(run: Run) -> dict[str, Any]:
     """The config of one run alone, resolved: a sweep file that would make it again."""
     values = run.config.model_dump()
+    values["decoder_defaults"] = {}
     values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
     return values | {"seeds": [run.seed]}
 

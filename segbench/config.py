@@ -113,7 +113,7 @@ class TrainerConfig(Section):
 class LaunchConfig(Section):
     """Where and how cohorts run; changes no number."""
 
-    jobs: PositiveInt = Field(1, description="cohorts at a time")
+    jobs: PositiveInt | None = Field(None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU")
     threads: PositiveInt | None = Field(None, description="threads of each; default: the machine's cores over jobs")
     workers: Annotated[int, Field(ge=0)] = Field(0, description="data loader processes of each; 0 loads in the cohort's own")
     checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
@@ -126,6 +126,7 @@ class SweepConfig(Section):
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
     decoders: list[DecoderConfig] = Field(min_length=1)
+    decoder_defaults: dict[str, Any] = Field({}, description="parameters for every decoder that takes them, such as width: 32")
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
     grid: dict[str, list[Any]] = Field({}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]")
     recipe: RecipeConfig

@@ -1,7 +1,9 @@
 """Look at what a sweep names before it starts: encoder, decoders and data, built once, in a process of its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError
 from segbench.lockstep import derived_seed
 from segbench.registry import DATASETS, DECODERS, check_params, source_hash
+from segbench.registry import parameters as parameters_of
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,27 @@ def open_data(config: SweepConfig, which: str) -> Dataset:
     return dataset
 
 
-def build_decoder(config: DecoderConfig, encoder: Encoder, num_classes: int, seed: int) -> nn.Module:
+def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class and every parameter's value: its own, else the sweep's default, else the constructor's.
+
+    Raises:
+        UserError: the class cannot be loaded, or a parameter does not fit it.
+    """
+    cls = DECODERS.load(config.name)
+    known = parameters_of(cls, DECODERS.skipped_params)
+    shared = {k: v for k, v in defaults.items() if k in known}
+    return cls, check_params(DECODERS, config.name, cls, shared | config.params)
+
+
+def build_decoder(
+    config: DecoderConfig, encoder: Encoder, num_classes: int, seed: int, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> nn.Module:
     """The decoder with the initial weights of that seed: a function of (seed, class name).
 
     Raises:
         UserError: the class cannot be loaded, its parameters do not fit, or its constructor raises.
     """
-    cls = DECODERS.load(config.name)
-    params = check_params(DECODERS, config.name, cls, config.params)
+    cls, params = decoder_params(config, defaults)
     torch.manual_seed(derived_seed(seed, cls.__name__))
     try:
         decoder: nn.Module = cls(encoder.channels, encoder.strides, num_classes, **params)
@@ -94,7 +110,7 @@ def probe(config: SweepConfig) -> Facts:
         classes,
         {which: d.fingerprint() for which, d in data.items()},
         {which: len(d) for which, d in data.items()},
-        {d.title: _look_at(d, encoder, len(classes)) for d in config.decoders},
+        {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
     )
 
 
@@ -113,8 +129,8 @@ def resolve_accelerator(name: str) -> str:
     return wanted
 
 
-def _look_at(config: DecoderConfig, encoder: Encoder, num_classes: int) -> DecoderFacts:
-    decoder = build_decoder(config, encoder, num_classes, seed=0)
+def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encoder, num_classes: int) -> DecoderFacts:
+    decoder = build_decoder(config, encoder, num_classes, 0, defaults)
     largest = max(encoder.strides)
     size = (2 * largest, 3 * largest)
     features, image = fake_inputs(encoder.channels, encoder.strides, size)
@@ -126,8 +142,7 @@ def _look_at(config: DecoderConfig, encoder: Encoder, num_classes: int) -> Decod
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
         raise UserError(f"decoder '{config.name}' returns {shape}; wanted logits of {(1, num_classes, *size)}")
-    cls = type(decoder)
-    params = check_params(DECODERS, config.name, cls, config.params)
+    cls, params = decoder_params(config, defaults)
     cost = macs(decoder, encoder.channels, encoder.strides)
     return DecoderFacts(cls.__name__, params, source_hash(cls), parameters(decoder), cost)
 
@@ -145,7 +160,7 @@ def check_files(config: SweepConfig, marker: Path) -> None:
     for which in ("train", "val"):
         dataset = open_data(config, which)
         done = marker.with_name(f"{marker.name}-{dataset.fingerprint()[:16]}")
-        if done.exists():
+        if done.exists() or not dataset.from_files:
             continue
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):

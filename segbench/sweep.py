@@ -70,8 +70,10 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     for resolved in {json_key(r): r.config for r in todo}.values():
         local.call(_check_files_there, resolved, folder / ".checked")
     cohorts = make_cohorts(todo, lambda run: max(store.checkpoints(run.folder), default=0))
-    threads = config.launch.threads or max(1, (os.cpu_count() or 1) // config.launch.jobs)
-    code = _run(cohorts, config.launch.jobs, threads, console)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = config.launch.jobs or (min(2, cores) if runs[0].facts.accelerator == "cpu" else 1)
+    threads = config.launch.threads or max(1, cores // jobs)
+    code = _run(cohorts, jobs, threads, console)
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {folder}")
     return folder, code

@@ -31,11 +31,13 @@ class Dataset(ABC):
         palette: (K, 3) RGB, 0 to 255.
         splits: names of the splits that there are.
         ids: a name for each image, unique within the split.
+        from_files: False where nothing is read that could be broken.
     """
 
     classes: tuple[str, ...]
     palette: Sequence[tuple[int, int, int]]
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    from_files: ClassVar[bool] = True
     ids: Sequence[str]
 
     def __init__(self, split: str) -> None:
