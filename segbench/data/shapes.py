@@ -62,7 +62,7 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Pixel
     image = _texture(rng, height, width, _colour(rng))
     labels = np.zeros((height, width), np.uint8)
     number = max(3, round(rng.uniform(0.8, 1.2) * 14 * np.sqrt(height * width) / 192))
-    kinds = rng.permutation(np.resize([1, 2, 3, 4, 5, 5, 6, 6], number))
+    kinds = np.concatenate([rng.permutation([1, 2, 3, 4, 5, 5, 6, 6]) for _ in range(0, number, 8)])[:number]
     for kind in sorted(kinds, key=lambda k: k >= 5):  # the thin ones on top
         _draw(rng, image, labels, int(kind))
     noise = rng.normal(0, rng.uniform(1, 5), image.shape)

@@ -1,0 +1,216 @@
+"""Does a decoder keep the contract? The same checks for a newcomer's plug-in and, in the tests, for the built-in ones."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segbench.cost import COST_SIZE, fake_inputs, macs, parameters
+from segbench.registry import DECODERS, check_params
+
+CHANNELS, STRIDES, NUM_CLASSES = (24, 40, 112, 320), (4, 8, 16, 32), 7  # tf_efficientnet_lite0's pyramid
+Build = Callable[..., nn.Module]
+
+
+class Broken(Exception):
+    """A check that does not hold; the message says what was found and what was wanted."""
+
+
+def builder(name: str, params: Mapping[str, Any]) -> Build:
+    """``build(channels, strides, seed=0)`` for a decoder by name.
+
+    Raises:
+        UserError: it cannot be loaded, or a parameter does not fit.
+    """
+    cls = DECODERS.load(name)
+    checked = check_params(DECODERS, name, cls, params)
+
+    def build(channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        return cls(channels, strides, NUM_CLASSES, **checked)  # type: ignore[no-any-return]
+
+    return build
+
+
+def shapes(build: Build) -> str:
+    """Logits (B, K, H, W) at even and odd image sizes, for batches of 1 and 2."""
+    decoder = build().eval()
+    for batch, size in ((1, (64, 96)), (2, (65, 97)), (1, (33, 47)), (1, (127, 70))):
+        logits = _forward(decoder, *_inputs(size, batch))
+        wanted = (batch, NUM_CLASSES, *size)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise Broken(f"a {size[0]}x{size[1]} image gives {found}; wanted {wanted}")
+    return "64x96, 65x97, 33x47 and 127x70"
+
+
+def strides(build: Build) -> str:
+    """Any increasing list of strides, a single one included."""
+    for some in ((16,), (14,), (2, 4, 8), (4, 16), (8, 16, 32)):
+        channels = CHANNELS[: len(some)]
+        decoder = build(channels, some).eval()
+        logits = _forward(decoder, *fake_inputs(channels, some, (112, 224)))
+        if tuple(logits.shape) != (1, NUM_CLASSES, 112, 224):
+            raise Broken(f"strides {some}: a 112x224 image gives {tuple(logits.shape)}")
+    return "(16), (14), (2, 4, 8), (4, 16), (8, 16, 32)"
+
+
+def finite(build: Build) -> str:
+    """No NaN or infinity, in training and in eval mode, for features of ordinary and of large size."""
+    decoder = build()
+    for mode in (True, False):
+        for factor in (1.0, 100.0):
+            features, image = _inputs((64, 96), 2)
+            logits = _forward(decoder.train(mode), [f * factor for f in features], image)
+            bad = int((~torch.isfinite(logits)).sum())
+            if bad:
+                raise Broken(f"{bad} logits are not finite for features of standard deviation {factor:g}")
+    return "features of standard deviation 1 and 100"
+
+
+def gradients(build: Build) -> str:
+    """Every parameter gets a gradient that is finite and not all zero."""
+    decoder = build().train()
+    features, image = _inputs((64, 96), 2)
+    logits = decoder(features, image)
+    logits.backward(torch.randn_like(logits))
+    unused = [name for name, p in decoder.named_parameters() if p.requires_grad and p.grad is None]
+    grads = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
+    bad = [name for name, g in grads.items() if not torch.isfinite(g).all()]
+    zero = [name for name, g in grads.items() if not g.any()]
+    for names, what in ((unused, "get no gradient"), (bad, "get one that is not finite"), (zero, "get zero everywhere")):
+        if names:
+            raise Broken(f"{len(names)} parameters {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    return f"{len(grads)} tensors"
+
+
+def repeatable(build: Build) -> str:
+    """Two eval passes over one input are bit-equal."""
+    decoder = build().eval()
+    features, image = _inputs((65, 97), 2)
+    gap = (_forward(decoder, features, image) - _forward(decoder, features, image)).abs().max()
+    if gap != 0:
+        raise Broken(f"two eval passes differ by up to {float(gap):.3g}; is a dropout always on?")
+    return "bit-equal"
+
+
+def seeded(build: Build) -> str:
+    """One seed gives one set of initial weights and one training pass."""
+    outputs = []
+    for _ in range(2):
+        decoder = build(seed=5).train()
+        torch.manual_seed(6)
+        outputs.append(_forward(decoder, *_inputs((64, 96), 2)))
+    gap = (outputs[0] - outputs[1]).abs().max()
+    if gap != 0:
+        raise Broken(f"two builds from one seed differ by up to {float(gap):.3g}; draw random numbers from torch alone")
+    return "bit-equal"
+
+
+def batch_independent(build: Build) -> str:
+    """In eval mode an image's logits do not depend on its neighbours in the batch."""
+    decoder = build().eval()
+    features, image = _inputs((64, 96), 3)
+    together = _forward(decoder, features, image)
+    alone = torch.cat([_forward(decoder, [f[i : i + 1] for f in features], image[i : i + 1]) for i in range(3)])
+    gap = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-9))
+    if gap > 1e-4:
+        raise Broken(f"logits change by {gap:.1%} of their largest with the batch; does a layer normalise over it in eval mode?")
+    return f"up to {gap:.0e} of the largest logit"
+
+
+def bf16(build: Build) -> str:
+    """A training step under bf16 autocast."""
+    decoder = build().train()
+    features, image = _inputs((65, 97), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = decoder(features, image)
+    logits.float().square().mean().backward()
+    if not torch.isfinite(logits).all():
+        raise Broken("logits are not finite")
+    return str(logits.dtype).removeprefix("torch.")
+
+
+def exportable(build: Build) -> str:
+    """`torch.export` takes it, and the exported program gives the same logits."""
+    decoder = build().eval()
+    features, image = _inputs((64, 96))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(decoder, (features, image))
+    gap = float((_forward(program.module(), features, image) - _forward(decoder, features, image)).abs().max())
+    if gap > 1e-5:
+        raise Broken(f"the exported program's logits differ by up to {gap:.3g}")
+    return "torch.export"
+
+
+def cost(build: Build) -> str:
+    """Parameters, MACs and time; nothing to fail."""
+    decoder = build()
+    height, width = COST_SIZE
+    count = macs(decoder, CHANNELS, STRIDES)
+    features, image = _inputs((256, 256), 2)
+    times = {}
+    for _ in range(3):
+        start = time.perf_counter()
+        logits = decoder.train()(features, image)
+        forward = time.perf_counter()
+        logits.sum().backward()
+        end = time.perf_counter()
+        times = {"forward": forward - start, "backward": end - forward}
+    return (
+        f"{parameters(decoder):,} parameters, {count / 1e9:.2f} G MACs at {height}x{width}, "
+        f"{1000 * times['forward']:.0f} ms forward and {1000 * times['backward']:.0f} ms backward for 2 x 256x256"
+    )
+
+
+CHECKS: dict[str, Callable[[Build], str]] = {
+    "logits of the right shape at odd sizes": shapes,
+    "any list of strides": strides,
+    "finite output": finite,
+    "gradient to every parameter": gradients,
+    "two eval passes equal": repeatable,
+    "deterministic under a seed": seeded,
+    "independent of the batch in eval mode": batch_independent,
+    "bf16 autocast": bf16,
+    "exports": exportable,
+    "cost": cost,
+}
+
+
+def check_decoder(name: str, params: Mapping[str, Any], say: Callable[[str], None]) -> int:
+    """Run every check and say, line by line, what passed and what is wrong.
+
+    Returns:
+        0 where all passed, else 1.
+
+    Raises:
+        UserError: the decoder cannot be loaded at all.
+    """
+    build = builder(name, params)
+    failed = 0
+    for title, check in CHECKS.items():
+        try:
+            verdict, detail = "pass", check(build)
+        except Broken as broken:
+            verdict, detail = "FAIL", str(broken)
+        except Exception as error:  # a plug-in can raise anything
+            verdict, detail = "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        failed += verdict == "FAIL"
+        say(f"{verdict}  {title}: {detail}")
+    say(f"{name}: {'keeps the contract' if not failed else f'{failed} of {len(CHECKS)} checks failed'}")
+    return 1 if failed else 0
+
+
+def _inputs(size: tuple[int, int], batch: int = 1) -> tuple[list[Tensor], Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return fake_inputs(CHANNELS, STRIDES, size, batch)
+
+
+def _forward(decoder: nn.Module, features: list[Tensor], image: Tensor) -> Any:
+    with torch.no_grad():
+        return decoder(features, image)

@@ -1,0 +1,75 @@
+"""Shared by all tests: tiny sweeps, the command line as a user runs it, and real data where it is there."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from segbench.config import SweepConfig, build_config
+
+ROOT = Path(__file__).parent.parent
+REAL_DATA = Path(os.environ.get("SEGBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+torch.set_num_threads(1)  # tests run beside each other and beside cohorts; more threads on a busy machine only wait
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """A sweep that runs in seconds: random encoder weights, 4 steps on 64-px scenes."""
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"name": "shapes", "size": 64, "train": 6, "val": 3},
+        "encoder": {"weights": "imagenet"},
+        "decoders": ["bilinear", "nearest"],
+        "decoder_defaults": {"width": 8},
+        "seeds": [0],
+        "recipe": {"steps": 4, "batch_size": 2, "crop": 64},
+        "launch": {"jobs": 1, "threads": 1},
+    }
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
+    return values
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., SweepConfig]:
+    return lambda **changes: build_config(tiny(runs_dir=str(tmp_path / "runs"), **changes))
+
+
+@pytest.fixture
+def write_sweep(tmp_path: Path) -> Callable[..., Path]:
+    """Write a sweep file under ``tmp_path`` whose runs go there too."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), **changes)))
+        return path
+
+    return write
+
+
+def segbench(*args: object, cwd: Path = ROOT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own."""
+    command = [sys.executable, "-m", "segbench.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def camvid_root() -> Path:
+    root = REAL_DATA / "camvid"
+    if not root.is_dir():
+        pytest.skip(f"CamVid is not at {root}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def voc_masks() -> Path:
+    root = REAL_DATA / "voc2012_masks"
+    if not root.is_dir():
+        pytest.skip(f"the VOC 2012 label maps are not at {root}")
+    return root
