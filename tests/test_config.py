@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segbench.config import build_config, expand_grid, load_config
+from segbench.errors import UserError
+from tests.conftest import ROOT, tiny
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "my_sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+GOOD = "data: {name: shapes}\ndecoders: [bilinear]\nrecipe: {steps: 10}\n"
+
+
+def test_name_is_that_of_the_file(tmp_path):
+    assert load_config(write(tmp_path, GOOD)).name == "my_sweep"
+
+
+def test_overrides_are_yaml_values(tmp_path):
+    config = load_config(
+        write(tmp_path, GOOD),
+        ["recipe.lr=1e-3", "seeds=[1,2]", "data.size=96", "decoders=[nearest, {name: subpixel, params: {init: plain}}]", "encoder.trainable=true"],
+    )
+    assert (config.recipe.lr, config.seeds, config.data.params) == (0.001, [1, 2], {"size": 96})
+    assert [d.title for d in config.decoders] == ["nearest", "subpixel"]
+    assert config.decoders[1].params == {"init": "plain"}
+    assert config.encoder.trainable is True
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("configs/*.yaml")), ids=lambda p: p.name)
+def test_shipped_configs_are_valid(config):
+    assert load_config(config).decoders
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        (GOOD + "recipes: 1\n", [], r"my_sweep\.yaml, line 4: unknown key 'recipes' \(did you mean 'recipe'\?\)"),
+        (GOOD, ["recipe.step=4"], r"unknown key 'recipe.step' \(did you mean 'steps'\?\); recipe has: steps, batch_size"),
+        ("data: {name: shapes}\ndecoders: [bilinear]\nrecipe:\n  steps: many\n", [], r"line 4: recipe\.steps should be a valid integer.*'many'"),
+        (GOOD, ["recipe.steps=0"], r"recipe\.steps should be greater than 0, not 0"),
+        (GOOD, ["recipe.optimizer=adam"], r"recipe\.optimizer should be 'adamw' or 'sgd', not 'adam'"),
+        (GOOD, ["recipe.scale=[2,1]"], r"scale should be \[smallest, largest\], not \[2.0, 1.0\]"),
+        (GOOD, ["recipe.warmup_steps=10"], r"warmup_steps \(10\) should be less than steps \(10\)"),
+        (GOOD, ["decoders=[bilinear, bilinear]"], r"two are called 'bilinear'; give one of them a label"),
+        (GOOD, ["decoders=[]"], r"decoders should have|decoders should be|decoders"),
+        (GOOD, ["decoders=[{name: a, parms: {}}]"], r"unknown key 'decoders\.0\.parms' \(did you mean 'params'\?\)"),
+        (GOOD, ["seeds=[1,1]"], r"seeds: \[1, 1\] holds one twice"),
+        (GOOD, ["recipe.steps=1", "recipe.steps=2"], r"overrides contradict each other: recipe\.steps=1 and recipe\.steps=2"),
+        (GOOD, ["recipe={steps: 3}", "recipe.lr=1"], r"overrides contradict each other"),
+        (GOOD, ["recipe.steps"], r"should look like key=value"),
+        (GOOD, ["recipe.steps=[1"], r"is not a YAML value"),
+        (GOOD, ["data.name.x=1"], r"data\.name is a value, not a section"),
+        (GOOD, ["trainer.precision=16-mixed"], r"trainer\.precision should be '32-true', 'bf16-mixed' or '64-true'"),
+        ("data: {name: shapes}\ndecoders: [bilinear]\n", [], r"recipe is missing"),
+        (GOOD + "data: {name: camvid}\n", [], r"line 4: 'data' stands twice"),
+        ("a: [1\n", [], r"is not valid YAML"),
+        ("- 1\n", [], r"should hold keys such as data: and decoders:, not list"),
+        ("", [], r"should hold keys such as data: and decoders:, not NoneType"),
+    ],
+)
+def test_mistakes_are_named_with_their_place(tmp_path, text, overrides, message):
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(write(tmp_path, text), overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read config .*nope\.yaml: No such file"):
+        load_config(tmp_path / "nope.yaml")
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_config(write(tmp_path, "data: !!python/object/apply:os.system ['echo ran']\n"))
+
+
+def test_grid_is_a_product():
+    config = build_config(tiny(grid={"recipe.lr": [0.1, 0.2], "encoder.name": ["a", "b", "c"]}))
+    variants = list(expand_grid(config))
+    assert len(variants) == 6
+    assert variants[4][0] == {"recipe.lr": 0.2, "encoder.name": "b"}
+    assert (variants[4][1].recipe.lr, variants[4][1].encoder.name, variants[4][1].grid) == (0.2, "b", {})
+
+
+def test_grid_takes_only_what_changes_a_run():
+    with pytest.raises(UserError, match="'launch.jobs' cannot vary"):
+        list(expand_grid(build_config(tiny(grid={"launch.jobs": [1, 2]}))))
+
+
+def test_a_config_survives_yaml(tmp_path):
+    config = build_config(tiny())
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
+    assert load_config(path) == config

@@ -1,0 +1,153 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segbench.config import RecipeConfig
+from segbench.encoders import Encoder
+from segbench.lockstep import Lockstep, Member, derived_seed, lr_factor, pad_to_stride
+
+
+def test_schedules():
+    cosine = RecipeConfig(steps=110, warmup_steps=10)
+    assert [round(lr_factor(cosine, s), 4) for s in (0, 4, 9, 10, 60)] == [0.1, 0.5, 1.0, 1.0, 0.5]
+    assert lr_factor(cosine, 109) == pytest.approx((1 + math.cos(math.pi * 99 / 100)) / 2)
+    poly = RecipeConfig(steps=100, schedule="poly", power=0.9)
+    assert lr_factor(poly, 50) == pytest.approx(0.5**0.9)
+    assert lr_factor(RecipeConfig(steps=100, schedule="constant"), 99) == 1
+
+
+def test_schedules_are_torchs():
+    """Cosine and poly equal torch's own schedulers step by step."""
+    for recipe, make in (
+        (RecipeConfig(steps=20, schedule="cosine"), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20)),
+        (RecipeConfig(steps=20, schedule="poly"), lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 20, power=0.9)),
+    ):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = make(optimizer)
+        for step in range(20):
+            assert lr_factor(recipe, step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+            optimizer.step()
+            scheduler.step()
+
+
+def test_derived_seeds_differ_and_repeat():
+    seeds = {derived_seed(s, name, step) for s in (0, 1) for name in ("A", "B") for step in range(50)}
+    assert len(seeds) == 200
+    assert derived_seed(0, "A", 1) == derived_seed(0, "A", 1)
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_padding():
+    assert pad_to_stride(torch.ones(1, 3, 33, 64), 32).shape == (1, 3, 64, 64)
+    assert pad_to_stride(torch.ones(1, 3, 33, 64), 32).sum() == 3 * 33 * 64
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, x):
+        return [self.conv(x)]
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 1)
+
+    def forward(self, features, image):
+        return F.interpolate(self.conv(features[0]), size=image.shape[-2:])
+
+
+def lockstep(recipe, trainable=False, names=("a",)):
+    torch.manual_seed(0)
+    encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3), trainable)
+    torch.manual_seed(1)
+    return Lockstep(encoder, {n: Member(n, Head()) for n in names}, recipe, seed=0)
+
+
+def one_step(module, images, labels):
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda use_pl_optimizer: optimizers
+    module.manual_backward = lambda loss: loss.backward()
+    module._trainer = type("T", (), {"should_stop": False})()
+    module.on_train_start()
+    module.training_step((images, labels), 0)
+    return optimizers
+
+
+IMAGES = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.randint(0, 3, (2, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def by_hand(module, labels, weights=None):
+    x = (IMAGES.float() / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        logits = next(iter(module.members.values())).decoder(module.encoder(x), x)
+    return F.cross_entropy(logits, labels.long(), weights, ignore_index=255)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0]])
+def test_loss_is_torchs_mean_cross_entropy_without_void(weights):
+    labels = LABELS.clone()
+    labels[0, :5] = 255
+    module = lockstep(RecipeConfig(steps=10, class_weights=weights))
+    wanted = by_hand(module, labels, torch.tensor(weights) if weights else None)
+    one_step(module, IMAGES, labels)
+    assert module.members["a"].history[0]["loss"] == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_a_batch_of_void_alone_changes_nothing_and_is_no_failure():
+    module = lockstep(RecipeConfig(steps=10, weight_decay=0))
+    before = {k: v.clone() for k, v in module.decoders.state_dict().items()}
+    one_step(module, IMAGES, torch.full_like(LABELS, 255))
+    assert module.members["a"].failure is None
+    assert all(torch.equal(v, before[k]) for k, v in module.decoders.state_dict().items())
+
+
+def test_clipping_is_by_decoder():
+    """A decoder with a huge gradient does not shrink its neighbour's step."""
+    weights = {}
+    for names in (("a",), ("a", "b")):
+        module = lockstep(RecipeConfig(steps=10, clip_norm=0.01, optimizer="sgd", momentum=0, lr=1.0, weight_decay=0), names=names)
+        with torch.no_grad():
+            torch.manual_seed(2)
+            module.members["a"].decoder.conv.weight.normal_()
+        if "b" in module.members:
+            module.members["b"].decoder.conv.weight.data.mul_(1000)
+        before = module.members["a"].decoder.conv.weight.detach().clone()
+        one_step(module, IMAGES, LABELS)
+        weights[names] = module.members["a"].decoder.conv.weight.detach() - before
+    assert torch.equal(weights["a",], weights["a", "b"])
+    assert 0 < weights["a",].norm() <= 0.0101
+
+
+def test_the_learning_rate_is_set():
+    module = lockstep(RecipeConfig(steps=10, lr=0.3, warmup_steps=3))
+    assert one_step(module, IMAGES, LABELS)[0].param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+def test_a_trainable_encoder_is_never_shared():
+    with pytest.raises(ValueError, match="cannot be shared"):
+        lockstep(RecipeConfig(steps=1), trainable=True, names=("a", "b"))
+
+
+def test_a_trainable_encoder_learns_with_its_own_rate():
+    module = lockstep(RecipeConfig(steps=10, lr=0.1), trainable=True)
+    module.lr_factor_encoder = 0.5
+    before = module.encoder.body.conv.weight.detach().clone()
+    optimizer = one_step(module, IMAGES, LABELS)[0]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.05]
+    assert not torch.equal(module.encoder.body.conv.weight, before)
+
+
+def test_a_frozen_encoder_does_not_move():
+    module = lockstep(RecipeConfig(steps=10, lr=0.1))
+    before = module.encoder.body.conv.weight.detach().clone()
+    one_step(module, IMAGES, LABELS)
+    assert torch.equal(module.encoder.body.conv.weight, before)
+    assert not module.encoder.training

@@ -1,0 +1,333 @@
+"""Whole sweeps in miniature: what is promised of runs, cohorts and their company."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from segbench import store
+from segbench.errors import UserError
+from segbench.plan import make_cohorts
+from segbench.sweep import plan, run_sweep
+from tests.conftest import ROOT, segbench
+
+FIVE = ["bilinear", "nearest", "deconv", "fractional", "subpixel"]
+
+
+def sweep(config):
+    """Run it; the output and exit code, and results by (decoder, seed)."""
+    out = io.StringIO()
+    folder, code = run_sweep(config, Console(file=out, width=200))
+    results = {}
+    for path in folder.glob("*/result.json"):
+        result = store.read_result(path.parent)
+        results[result.row["decoder"], result.row["seed"]] = result
+    return results, code, out.getvalue()
+
+
+def same(a, b):
+    """Weights and counts bit-identical."""
+    weights = [load_file(r.folder / "decoder.safetensors") for r in (a, b)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert all(np.array_equal(a.counts[k], b.counts[k]) for k in a.counts)
+    return True
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory):
+    """Five decoders in one cohort, no loader workers."""
+    from segbench.config import build_config
+    from tests.conftest import tiny
+
+    return sweep(build_config(tiny(decoders=FIVE, runs_dir=str(tmp_path_factory.mktemp("five")))))
+
+
+def test_a_run_is_a_folder(five):
+    results, code, _ = five
+    assert code == 0
+    assert sorted(d for d, _ in results) == sorted(FIVE)
+    folder = results["deconv", 0].folder
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.yaml", "counts.npz", "decoder.safetensors", "environment.json", "history.csv", "result.json", "status.json",
+    ]  # fmt: skip
+    counts = results["deconv", 0].counts
+    assert {k: v.shape for k, v in counts.items()} == {
+        "region": (3, 3, 7), "boundary": (3, 1, 3, 7), "widths_px": (3, 1), "confusion": (7, 7),
+    }  # fmt: skip
+    assert counts["confusion"].sum() == 3 * 64 * 64
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["versions"]["torch"]
+    assert environment["threads"] == 1
+    assert (folder / "history.csv").read_text().splitlines()[0] == "step,loss,lr,val_miou"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("decoder", ["deconv", "subpixel"])
+def test_alone_is_the_same_as_in_company(five, make_config, decoder, workers):
+    alone, code, _ = sweep(make_config(decoders=[decoder], launch={"workers": workers}))
+    assert code == 0
+    assert same(alone[decoder, 0], five[0][decoder, 0])
+
+
+def test_a_run_s_own_config_makes_it_again(five, tmp_path):
+    from segbench.config import load_config
+
+    original = five[0]["subpixel", 0]
+    config = load_config(original.folder / "config.yaml", [f"runs_dir={tmp_path}"])
+    again, _, _ = sweep(config)
+    assert same(again["subpixel", 0], original)
+    assert again["subpixel", 0].row["key"] == original.row["key"]
+
+
+DROPOUT = """
+import torch.nn.functional as F
+from segbench.decoders.bilinear import Bilinear
+
+class Dropping(Bilinear):
+    stop_at = None
+    def forward(self, features, image):
+        return super().forward([F.dropout(f, 0.3, self.training) for f in features], image)
+"""
+
+SLOW = DROPOUT + """
+import time
+class Slow(Dropping):
+    def forward(self, features, image):
+        time.sleep(0.25)
+        return super().forward(features, image)
+Slow.__name__ = "Dropping"  # seeds are drawn by class name
+"""
+
+
+def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
+    """Ctrl-C in mid-training, then the same command: weights and counts as if undisturbed, dropout included."""
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    changes = {"decoders": [f"{plugin}:Slow", "nearest"], "recipe": {"steps": 16, "clip_norm": 1.0}}
+    path = write_sweep(**changes)
+    command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    runs = tmp_path / "runs" / "tiny"
+    deadline = time.monotonic() + 120
+    while not list(runs.glob("*/status.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped" in err
+    assert "Traceback" not in err
+    steps = [max(store.checkpoints(f), default=0) for f in runs.iterdir() if f.is_dir()]
+    assert len(set(steps)) == 1
+    assert 0 < steps[0] < 16
+    assert not list(runs.glob("*/result.json"))
+
+    from segbench.config import load_config
+
+    resumed, code, _ = sweep(load_config(path))
+    assert code == 0
+    undisturbed, _, _ = sweep(load_config(path, [f"runs_dir={tmp_path / 'other'}"]))
+    for key in resumed:
+        assert same(resumed[key], undisturbed[key])
+        assert (resumed[key].folder / "history.csv").read_text() == (undisturbed[key].folder / "history.csv").read_text()
+    assert not list(runs.glob("*/checkpoint*"))
+
+
+def test_done_runs_are_skipped_and_only_the_missing_made(make_config):
+    config = make_config(decoders=["nearest"])
+    first, _, _ = sweep(config)
+    when = (first["nearest", 0].folder / "result.json").stat().st_mtime_ns
+    _, code, out = sweep(config)
+    assert code == 0
+    assert "1 done before, 0 to do" in out
+    more, _, out = sweep(make_config(decoders=["bilinear", "nearest"], seeds=[0, 1]))
+    assert "4 runs, 1 done before, 3 to do" in out
+    assert len(more) == 4
+    assert (first["nearest", 0].folder / "result.json").stat().st_mtime_ns == when
+
+
+def test_the_key(make_config, tmp_path):
+    """What changes numbers makes another run; names, order, place and workers do not."""
+    key = lambda **changes: {r.title: r.key for r in plan(make_config(**changes))}  # noqa: E731
+    base = key()
+    for changes in (
+        {"recipe": {"lr": 0.1}}, {"recipe": {"steps": 5}}, {"seeds": [1]}, {"decoder_defaults": {"width": 4}},
+        {"data": {"seed": 1}}, {"encoder": {"weights": "none"}}, {"evaluation": {"boundary_ratios": [0.1]}},
+        {"encoder": {"trainable": True}},
+    ):  # fmt: skip
+        assert key(**changes)["bilinear"] != base["bilinear"], changes
+    for changes in (
+        {"name": "other"}, {"decoders": ["nearest", "bilinear"]}, {"launch": {"workers": 2, "jobs": 2}},
+        {"baseline": "nearest"}, {"evaluation": {"every": 2}},
+    ):  # fmt: skip
+        assert key(**changes)["bilinear"] == base["bilinear"], changes
+    assert key(decoders=[{"name": "bilinear", "label": "mine"}])["mine"] == base["bilinear"]
+    plugin = tmp_path / "p.py"
+    plugin.write_text(DROPOUT)
+    before = key(decoders=[f"{plugin}:Dropping"])["Dropping"]
+    (tmp_path / "moved").mkdir()
+    plugin.rename(tmp_path / "moved" / "p.py")
+    assert key(decoders=[f"{tmp_path / 'moved' / 'p.py'}:Dropping"])["Dropping"] == before
+    (tmp_path / "moved" / "p.py").write_text(DROPOUT.replace("0.3", "0.4"))
+    assert key(decoders=[f"{tmp_path / 'moved' / 'p.py'}:Dropping"])["Dropping"] != before
+
+
+def test_the_same_decoder_twice_is_one_run(make_config):
+    with pytest.raises(UserError, match="decoders a, bilinear are the same decoder"):
+        plan(make_config(decoders=["bilinear", {"name": "bilinear", "label": "a"}]))
+
+
+def test_a_trainable_encoder_makes_cohorts_of_one(make_config):
+    config = make_config(encoder={"trainable": True})
+    runs = plan(config)
+    assert [len(c.runs) for c in make_cohorts(runs, lambda run: 0)] == [1, 1]
+    results, code, _ = sweep(config)
+    assert code == 0
+    assert results["nearest", 0].row["encoder_trainable"] is True
+    weights = load_file(results["nearest", 0].folder / "decoder.safetensors")
+    assert any(k.startswith("encoder.") for k in weights)
+
+
+FAILING = """
+import os, signal, torch
+from segbench.decoders.bilinear import Bilinear
+
+class Base(Bilinear):
+    passes = 0
+    def forward(self, features, image):
+        self.passes += self.training
+        return self.spoil(super().forward(features, image))
+
+class Nan(Base):
+    def spoil(self, logits):
+        return logits * float("nan") if self.passes == 3 else logits
+
+class Raises(Base):
+    def spoil(self, logits):
+        if self.passes == 2:
+            raise RuntimeError("the plug-in is broken")
+        return logits
+
+class EvalRaises(Base):
+    def spoil(self, logits):
+        if not self.training and self.passes:
+            raise RuntimeError("only in evaluation")
+        return logits
+
+class Dies(Base):
+    def spoil(self, logits):
+        if self.passes == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits
+"""
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [
+        ("Nan", "Diverged: the loss is nan at step 2; the last finite loss was "),
+        ("Raises", "RuntimeError: the plug-in is broken"),
+        ("EvalRaises", "RuntimeError: only in evaluation"),
+    ],
+)
+def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(five, make_config, tmp_path, cls, reason):
+    (tmp_path / "bad.py").write_text(FAILING)
+    config = make_config(decoders=["subpixel", f"{tmp_path / 'bad.py'}:{cls}", "deconv"])
+    results, code, out = sweep(config)
+    assert code == 1
+    assert f"failed {cls}-s0" in out
+    assert sorted(results) == [("deconv", 0), ("subpixel", 0)]
+    assert all(same(results[key], five[0][key]) for key in results)
+    folder = next((tmp_path / "runs" / "tiny").glob(f"{cls}-*"))
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert reason in status["reason"]
+    assert "Traceback" in (folder / "traceback.txt").read_text()
+    _, code, out = sweep(config)  # tried again
+    assert code == 1
+    assert "1 to do" in out
+
+
+def test_a_dead_process_leaves_other_cohorts_standing(make_config, tmp_path):
+    (tmp_path / "bad.py").write_text(FAILING)
+    config = make_config(decoders=[f"{tmp_path / 'bad.py'}:Dies"], seeds=[0], grid={"recipe.steps": [1, 4]})
+    results, code, out = sweep(config)
+    assert code == 1
+    assert [r.row["steps"] for r in results.values()] == [1]
+    assert "the cohort's process died (signal SIGKILL; out of memory?)" in out
+
+
+def test_a_full_disk_loses_nothing(make_config, tmp_path, monkeypatch):
+    """Writing a result meets a full disk: one line, nothing half-written, and the next call goes on."""
+    import errno
+
+    folder = tmp_path / "x"
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(UserError, match="the disk is full: cannot write .*result.json"):
+        store.write_json(folder / "result.json", {"a": 1})
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file system that can be filled")
+def test_a_really_full_disk(tmp_path):
+    """A small tmpfs fills up in mid-sweep."""
+    mount = tmp_path / "small"
+    mount.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(mount)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a file system needs rights that this user lacks")
+    try:
+        from tests.conftest import tiny
+        import yaml
+
+        path = tmp_path / "full.yaml"
+        path.write_text(yaml.safe_dump(tiny(runs_dir=str(mount), decoders=["nearest", "deconv"], decoder_defaults={"width": 16})))
+        done = segbench("sweep", path)
+        assert done.returncode == 2, done.stderr
+        assert "the disk is full: cannot write" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(mount.rglob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=10m", str(mount)], check=True)
+        done = segbench("sweep", path)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_folder_that_cannot_be_written(make_config, tmp_path):
+    (tmp_path / "runs").write_text("a file is in the way")
+    with pytest.raises(UserError, match=r"cannot write .*sweep\.json: (Not a directory|File exists)"):
+        sweep(make_config())
+
+
+def test_evaluation_in_training_is_in_the_history(make_config):
+    results, _, _ = sweep(make_config(decoders=["nearest"], evaluation={"every": 2}))
+    rows = (results["nearest", 0].folder / "history.csv").read_text().splitlines()
+    assert [r for r in rows if r.startswith("2,") and r.split(",")[3]]
+
+
+def test_val_history_changes_no_weight(make_config):
+    """Evaluating in between must not disturb training (batch norm, random state)."""
+    results, _, _ = sweep(make_config(decoders=["deconv"]))
+    again, _, _ = sweep(make_config(decoders=["deconv"], evaluation={"every": 1}, name="every"))
+    assert same(results["deconv", 0], again["deconv", 0])
+
+
+def test_grid_makes_a_table_by_variant(make_config):
+    from segbench.report.table import grid, make_table
+
+    config = make_config(decoders=["bilinear", "nearest"], grid={"recipe.lr": [0.001, 0.01]})
+    results_folder, code = run_sweep(config, Console(file=io.StringIO()))
+    assert code == 0
+    header, body = grid(make_table(results_folder))
+    assert header[:3] == ["decoder", "lr", "n"]
+    assert [line[:2] for line in body] == [["bilinear", "0.001"], ["nearest", "0.001"], ["bilinear", "0.01"], ["nearest", "0.01"]]
