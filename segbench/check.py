@@ -1,4 +1,4 @@
-"""Does a decoder keep the contract? The same checks for a newcomer's plug-in and, in the tests, for the built-in ones."""
+"""Does a decoder keep the contract? The same checks serve a newcomer's plug-in and the tests of the built-in ones."""
 
 import time
 import warnings
@@ -30,7 +30,7 @@ def builder(name: str, params: Mapping[str, Any]) -> Build:
 
     def build(channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        return cls(channels, strides, NUM_CLASSES, **checked)  # type: ignore[no-any-return]
+        return cls(channels, strides, NUM_CLASSES, **checked)
 
     return build
 
@@ -81,7 +81,11 @@ def gradients(build: Build) -> str:
     grads = {name: p.grad for name, p in decoder.named_parameters() if p.grad is not None}
     bad = [name for name, g in grads.items() if not torch.isfinite(g).all()]
     zero = [name for name, g in grads.items() if not g.any()]
-    for names, what in ((unused, "get no gradient"), (bad, "get one that is not finite"), (zero, "get zero everywhere")):
+    for names, what in (
+        (unused, "get no gradient"),
+        (bad, "get one that is not finite"),
+        (zero, "get zero everywhere"),
+    ):
         if names:
             raise Broken(f"{len(names)} parameters {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return f"{len(grads)} tensors"
@@ -118,7 +122,9 @@ def batch_independent(build: Build) -> str:
     alone = torch.cat([_forward(decoder, [f[i : i + 1] for f in features], image[i : i + 1]) for i in range(3)])
     gap = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-9))
     if gap > 1e-4:
-        raise Broken(f"logits change by {gap:.1%} of their largest with the batch; does a layer normalise over it in eval mode?")
+        raise Broken(
+            f"logits change by {gap:.1%} of their largest with the batch; does a layer normalise over it in eval mode?"
+        )
     return f"up to {gap:.0e} of the largest logit"
 
 

@@ -13,7 +13,7 @@ FORMATS = ("terminal", "md", "csv", "tex", "json")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Exit codes: 0 done, 1 some runs or checks failed, 2 a mistake of the user's, 130 interrupted."""
+    """The console script. Exit codes: 0 done, 1 runs or checks failed, 2 a user's mistake, 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
         code: int = args.function(args)
@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("folder", nargs="?", help="a sweep's folder; default: the newest in runs/")
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--per-class", action="store_true", help="IoU of each class")
-    table.add_argument("--boundary", type=int, metavar="N", help="with --per-class: Boundary IoU at ratio number N, from 0")
+    table.add_argument(
+        "--boundary", type=int, metavar="N", help="with --per-class: Boundary IoU at ratio number N, from 0"
+    )
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
 

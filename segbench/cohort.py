@@ -86,9 +86,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
             checkpoint_at[0] = time.monotonic()
         return stop
 
-    module = Lockstep(
-        encoder, members, config.recipe, seed, cohort.start_step, config.encoder.lr_factor, after_step
-    )
+    module = Lockstep(encoder, members, config.recipe, seed, cohort.start_step, config.encoder.lr_factor, after_step)
     module.optimizer_states = optimizer_states
     _fit(module, config, cohort, data["train"])
     for run in cohort.runs:
@@ -144,7 +142,16 @@ def run_config(run: Run) -> dict[str, Any]:
 
 def environment(threads: int, accelerator: str) -> dict[str, Any]:
     """Versions, hardware, threads and the state of the project's git checkout."""
-    names = ("torch", "pytorch_lightning", "segmentation_models_pytorch", "timm", "albumentations", "cv2", "numpy", "torchvision")
+    names = (
+        "torch",
+        "pytorch_lightning",
+        "segmentation_models_pytorch",
+        "timm",
+        "albumentations",
+        "cv2",
+        "numpy",
+        "torchvision",
+    )
     versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
     here = Path(segbench.__file__).parent
     git = {}
@@ -228,7 +235,7 @@ def _load_checkpoint(run: Run, step: int, member: Member, encoder: Encoder) -> d
 
 def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timing: dict[str, Any]) -> None:
     """Write the run's files, ``result.json`` last."""
-    arrays = result.arrays()
+    arrays: dict[str, Any] = result.arrays()
     tensors = {k: v.contiguous().cpu() for k, v in member.decoder.state_dict().items()}
     if encoder.trainable:
         tensors |= {f"encoder.{k}": v.contiguous().cpu() for k, v in encoder.state_dict().items()}

@@ -37,10 +37,14 @@ class EncoderConfig(Section):
     """A pyramid encoder of SMP or timm and where its weights come from."""
 
     name: str = "tf_efficientnet_lite0"
-    weights: str = Field("imagenet", description="imagenet, none (random, from the seed), or a file: .safetensors, .pt, .pth")
+    weights: str = Field(
+        "imagenet", description="imagenet, none (random, from the seed), or a file: .safetensors, .pt, .pth"
+    )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
-    strides: list[PositiveInt] | None = Field(None, description="levels to use; default: every level of stride 4 and more")
+    strides: list[PositiveInt] | None = Field(
+        None, description="levels to use; default: every level of stride 4 and more"
+    )
 
 
 class DecoderConfig(Section):
@@ -113,9 +117,13 @@ class TrainerConfig(Section):
 class LaunchConfig(Section):
     """Where and how cohorts run; changes no number."""
 
-    jobs: PositiveInt | None = Field(None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU")
+    jobs: PositiveInt | None = Field(
+        None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU"
+    )
     threads: PositiveInt | None = Field(None, description="threads of each; default: the machine's cores over jobs")
-    workers: Annotated[int, Field(ge=0)] = Field(0, description="data loader processes of each; 0 loads in the cohort's own")
+    workers: Annotated[int, Field(ge=0)] = Field(
+        0, description="data loader processes of each; 0 loads in the cohort's own"
+    )
     checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
 
 
@@ -126,7 +134,9 @@ class SweepConfig(Section):
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
     decoders: list[DecoderConfig] = Field(min_length=1)
-    decoder_defaults: dict[str, Any] = Field({}, description="parameters for every decoder that takes them, such as width: 32")
+    decoder_defaults: dict[str, Any] = Field(
+        {}, description="parameters for every decoder that takes them, such as width: 32"
+    )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
     grid: dict[str, list[Any]] = Field({}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]")
     recipe: RecipeConfig
@@ -195,7 +205,9 @@ def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConf
         values = config.model_dump() | {"grid": {}}
         for key, value in combination.items():
             if key.split(".")[0] not in ("data", "encoder", "recipe", "evaluation", "trainer"):
-                raise UserError(f"grid: '{key}' cannot vary; keys under data, encoder, recipe, evaluation and trainer can")
+                raise UserError(
+                    f"grid: '{key}' cannot vary; keys under data, encoder, recipe, evaluation and trainer can"
+                )
             _assign(values, key, value)
         yield combination, build_config(values, "grid")
 

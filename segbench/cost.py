@@ -12,7 +12,10 @@ def fake_inputs(
 ) -> tuple[list[Tensor], Tensor]:
     """Random features and image of the shapes that a decoder is called with; ``size`` is the image's."""
     height, width = size
-    features = [torch.randn(batch, c, -(-height // s), -(-width // s), device=device) for c, s in zip(channels, strides, strict=True)]
+    features = [
+        torch.randn(batch, c, -(-height // s), -(-width // s), device=device)
+        for c, s in zip(channels, strides, strict=True)
+    ]
     return features, torch.randn(batch, 3, height, width, device=device)
 
 
@@ -21,7 +24,9 @@ def parameters(decoder: nn.Module) -> int:
     return sum(p.numel() for p in decoder.parameters() if p.requires_grad)
 
 
-def macs(decoder: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], size: tuple[int, int] = COST_SIZE) -> int:
+def macs(
+    decoder: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], size: tuple[int, int] = COST_SIZE
+) -> int:
     """Multiply-accumulates of one image through the decoder alone, half of what torch's flop counter counts.
 
     It counts convolutions, matrix products and attention, not interpolation, normalisation or activations.

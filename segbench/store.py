@@ -26,7 +26,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full: cannot write {path}; what was finished is kept, make room and start again") from error
+            raise UserError(
+                f"the disk is full: cannot write {path}; what was finished is kept, make room and start again"
+            ) from error
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 

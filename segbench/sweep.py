@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from segbench import store
 from segbench.config import SweepConfig
@@ -48,7 +56,7 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     """Run what is missing of a sweep.
 
     Returns:
-        The sweep's folder and an exit code: 0 all done, 1 some runs failed, 2 a mistake in data or folders, 130 interrupted.
+        The sweep's folder and an exit code: 0 done, 1 some runs failed, 2 bad data or folders, 130 interrupted.
 
     Raises:
         UserError: something that would make every run fail; nothing was started.
@@ -59,7 +67,8 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     manifest = {
         "config": config.model_dump(),
         "runs": [
-            {"key": r.key, "decoder": r.title, "seed": r.seed, "variant": r.variant, "folder": r.folder.name} for r in runs
+            {"key": r.key, "decoder": r.title, "seed": r.seed, "variant": r.variant, "folder": r.folder.name}
+            for r in runs
         ],
     }
     store.write_json(folder / store.MANIFEST, manifest)
@@ -127,11 +136,15 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
             for run in ended.cohort.runs:
                 if run.key in failures:
                     where = "" if ended.user_error else f" ({run.folder / store.TRACEBACK})"
-                    console.print(f"[red]failed[/] {run.name}: {failures[run.key]}{where}", highlight=False, markup=True)
+                    console.print(
+                        f"[red]failed[/] {run.name}: {failures[run.key]}{where}", highlight=False, markup=True
+                    )
             if failures:
                 code = max(code, 2 if ended.user_error else 1)
             elif not ended.stopped:
-                progress.console.print(f"[green]done[/] {ended.cohort.name}: {', '.join(r.title for r in ended.cohort.runs)}")
+                progress.console.print(
+                    f"[green]done[/] {ended.cohort.name}: {', '.join(r.title for r in ended.cohort.runs)}"
+                )
 
         whole = local.run_cohorts(cohorts, jobs, threads, on_progress, on_end)
     if not whole:

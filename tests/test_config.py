@@ -24,7 +24,13 @@ def test_name_is_that_of_the_file(tmp_path):
 def test_overrides_are_yaml_values(tmp_path):
     config = load_config(
         write(tmp_path, GOOD),
-        ["recipe.lr=1e-3", "seeds=[1,2]", "data.size=96", "decoders=[nearest, {name: subpixel, params: {init: plain}}]", "encoder.trainable=true"],
+        [
+            "recipe.lr=1e-3",
+            "seeds=[1,2]",
+            "data.size=96",
+            "decoders=[nearest, {name: subpixel, params: {init: plain}}]",
+            "encoder.trainable=true",
+        ],
     )
     assert (config.recipe.lr, config.seeds, config.data.params) == (0.001, [1, 2], {"size": 96})
     assert [d.title for d in config.decoders] == ["nearest", "subpixel"]
@@ -41,8 +47,16 @@ def test_shipped_configs_are_valid(config):
     ("text", "overrides", "message"),
     [
         (GOOD + "recipes: 1\n", [], r"my_sweep\.yaml, line 4: unknown key 'recipes' \(did you mean 'recipe'\?\)"),
-        (GOOD, ["recipe.step=4"], r"unknown key 'recipe.step' \(did you mean 'steps'\?\); recipe has: steps, batch_size"),
-        ("data: {name: shapes}\ndecoders: [bilinear]\nrecipe:\n  steps: many\n", [], r"line 4: recipe\.steps should be a valid integer.*'many'"),
+        (
+            GOOD,
+            ["recipe.step=4"],
+            r"unknown key 'recipe.step' \(did you mean 'steps'\?\); recipe has: steps, batch_size",
+        ),
+        (
+            "data: {name: shapes}\ndecoders: [bilinear]\nrecipe:\n  steps: many\n",
+            [],
+            r"line 4: recipe\.steps should be a valid integer.*'many'",
+        ),
         (GOOD, ["recipe.steps=0"], r"recipe\.steps should be greater than 0, not 0"),
         (GOOD, ["recipe.optimizer=adam"], r"recipe\.optimizer should be 'adamw' or 'sgd', not 'adam'"),
         (GOOD, ["recipe.scale=[2,1]"], r"scale should be \[smallest, largest\], not \[2.0, 1.0\]"),
@@ -51,7 +65,11 @@ def test_shipped_configs_are_valid(config):
         (GOOD, ["decoders=[]"], r"decoders should have|decoders should be|decoders"),
         (GOOD, ["decoders=[{name: a, parms: {}}]"], r"unknown key 'decoders\.0\.parms' \(did you mean 'params'\?\)"),
         (GOOD, ["seeds=[1,1]"], r"seeds: \[1, 1\] holds one twice"),
-        (GOOD, ["recipe.steps=1", "recipe.steps=2"], r"overrides contradict each other: recipe\.steps=1 and recipe\.steps=2"),
+        (
+            GOOD,
+            ["recipe.steps=1", "recipe.steps=2"],
+            r"overrides contradict each other: recipe\.steps=1 and recipe\.steps=2",
+        ),
         (GOOD, ["recipe={steps: 3}", "recipe.lr=1"], r"overrides contradict each other"),
         (GOOD, ["recipe.steps"], r"should look like key=value"),
         (GOOD, ["recipe.steps=[1"], r"is not a YAML value"),

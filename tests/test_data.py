@@ -24,7 +24,9 @@ def small_camvid(tmp_path):
             (tmp_path / folder).mkdir()
         for i in range(number):
             Image.fromarray(rng.integers(0, 255, (36, 48, 3), np.uint8)).save(tmp_path / split / f"{i}.png")
-            Image.fromarray(rng.integers(0, 12, (36, 48)).astype(np.uint8)).save(tmp_path / f"{split}annot" / f"{i}.png")
+            Image.fromarray(rng.integers(0, 12, (36, 48)).astype(np.uint8)).save(
+                tmp_path / f"{split}annot" / f"{i}.png"
+            )
             lines.append(f"/SegNet/CamVid/{split}/{i}.png /SegNet/CamVid/{split}annot/{i}.png")
         (tmp_path / f"{split}.txt").write_text("\n".join(lines) + "\n\n")
     return tmp_path
@@ -127,11 +129,23 @@ def _labels(value):
         ("train/1.png", lambda p: p.write_bytes(b""), r"train/1\.png is empty \(0 bytes\)"),
         ("train/1.png", lambda p: p.write_bytes(b"GIF, or so"), r"train/1\.png is not an image that can be read"),
         ("trainannot/1.png", _truncate, r"trainannot/1\.png is truncated"),
-        ("trainannot/1.png", lambda p: p.write_bytes(b"nothing"), r"trainannot/1\.png is not an image that can be read"),
+        (
+            "trainannot/1.png",
+            lambda p: p.write_bytes(b"nothing"),
+            r"trainannot/1\.png is not an image that can be read",
+        ),
         ("trainannot/1.png", _labels(12), r"trainannot/1\.png holds label 12; allowed are 0 to 10, and 11 for void"),
         ("trainannot/1.png", _labels(255), r"trainannot/1\.png holds label 255; allowed are 0 to 10, and 11 for void"),
-        ("trainannot/1.png", lambda p: Image.new("L", (47, 36)).save(p), r"1\.png is 48x36 but its labels .*1\.png are 47x36"),
-        ("trainannot/1.png", lambda p: Image.new("RGB", (48, 36)).save(p), r"has mode RGB; a label map is one 8-bit channel"),
+        (
+            "trainannot/1.png",
+            lambda p: Image.new("L", (47, 36)).save(p),
+            r"1\.png is 48x36 but its labels .*1\.png are 47x36",
+        ),
+        (
+            "trainannot/1.png",
+            lambda p: Image.new("RGB", (48, 36)).save(p),
+            r"has mode RGB; a label map is one 8-bit channel",
+        ),
     ],
 )
 def test_a_bad_file_is_named(small_camvid, file, spoil, message):

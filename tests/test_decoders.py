@@ -1,4 +1,5 @@
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -29,14 +30,16 @@ VARIANTS = [(name, {}) for name in DECODERS.builtin()] + [
 CASES = [(n, p, c) for n, p in VARIANTS for c in CHECKS.values() if "output_stride" not in p or c.__name__ != "strides"]
 
 
-@pytest.mark.parametrize(("name", "params", "check"), CASES, ids=[f"{n.rpartition(':')[2]}{p or ''}-{c.__name__}" for n, p, c in CASES])
+@pytest.mark.parametrize(
+    ("name", "params", "check"), CASES, ids=[f"{n.rpartition(':')[2]}{p or ''}-{c.__name__}" for n, p, c in CASES]
+)
 def test_contract(name, params, check):
     assert check(builder(name, params))
 
 
 class Guided(PyramidDecoder):
     guided = True
-    seen: list = []
+    seen: ClassVar[list] = []
 
     def upsampler(self, channels, scale, guide_channels):
         outer = self
@@ -88,7 +91,11 @@ def test_steps_between_strides():
     assert builder("fractional", {})((8,), (14,)).steps[0][3].p == 7
 
 
-@pytest.mark.parametrize("factor", [Fraction(3, 2), Fraction(4, 3), Fraction(5, 4), Fraction(5, 3), Fraction(2), Fraction(7, 4), Fraction(2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "factor",
+    [Fraction(3, 2), Fraction(4, 3), Fraction(5, 4), Fraction(5, 3), Fraction(2), Fraction(7, 4), Fraction(2, 3)],
+    ids=str,
+)
 def test_fractional_is_upfirdn(factor):
     """Separable filters: equal to SciPy's zero insertion, filter and decimation along both axes."""
     rng = np.random.default_rng(0)
@@ -110,13 +117,20 @@ def test_fractional_is_upfirdn(factor):
     np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("factor", [Fraction(3, 2), Fraction(4, 3), Fraction(5, 3), Fraction(7, 5), Fraction(3)], ids=str)
+@pytest.mark.parametrize(
+    "factor", [Fraction(3, 2), Fraction(4, 3), Fraction(5, 3), Fraction(7, 5), Fraction(3)], ids=str
+)
 def test_fractional_starts_as_bilinear(factor):
     x = torch.randn(1, 2, 30, 30)
     got = FractionalConv2d(2, 2, factor)(x)
     wanted = F.interpolate(x, scale_factor=float(factor), mode="bilinear", align_corners=False)
     inner = slice(int(factor) + 2, -int(factor) - 3)
-    torch.testing.assert_close(got[..., : wanted.shape[-2], : wanted.shape[-1]][..., inner, inner], wanted[..., inner, inner], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        got[..., : wanted.shape[-2], : wanted.shape[-1]][..., inner, inner],
+        wanted[..., inner, inner],
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 1), (5, 2)])
@@ -150,7 +164,11 @@ def test_subpixel_starts_as_convolution_and_nearest():
     torch.testing.assert_close(up(x), F.interpolate(one(x), scale_factor=2, mode="nearest"), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("module", "largest"), [(DeconvUpsampler(8), 1e-5), (FractionalUpsampler(8), 1e-5), (SubpixelUpsampler(8), 1e-5)], ids=["deconv", "fractional", "subpixel"])
+@pytest.mark.parametrize(
+    ("module", "largest"),
+    [(DeconvUpsampler(8), 1e-5), (FractionalUpsampler(8), 1e-5), (SubpixelUpsampler(8), 1e-5)],
+    ids=["deconv", "fractional", "subpixel"],
+)
 def test_no_checkerboard_at_the_start(module, largest):
     """A constant input comes out constant within each 2x2 cell, away from the border."""
     torch.manual_seed(0)
@@ -183,7 +201,10 @@ def test_check_says_what_is_wrong():
     code = check_decoder("tests.test_decoders:BatchSized", {}, said.append)
     text = "\n".join(said)
     assert code == 1
-    assert "FAIL  logits of the right shape at odd sizes: a 65x97 image gives (2, 7, 68, 100); wanted (2, 7, 65, 97)" in text
+    assert (
+        "FAIL  logits of the right shape at odd sizes: a 65x97 image gives (2, 7, 68, 100); wanted (2, 7, 65, 97)"
+        in text
+    )
     assert "FAIL  gradient to every parameter: 1 parameters get no gradient: forgotten" in text
     assert "FAIL  two eval passes equal: two eval passes differ by up to" in text
     assert "FAIL  independent of the batch in eval mode" in text

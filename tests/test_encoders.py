@@ -111,7 +111,7 @@ def test_bad_weight_files(tmp_path, content, message, capsys):
 
 def test_no_hub_no_random_weights(monkeypatch):
     """Where the hub cannot be reached the error names what works without one."""
-    import segbench.encoders as encoders
+    from segbench import encoders
 
     build = encoders._build
 

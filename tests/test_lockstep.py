@@ -113,7 +113,9 @@ def test_clipping_is_by_decoder():
     """A decoder with a huge gradient does not shrink its neighbour's step."""
     weights = {}
     for names in (("a",), ("a", "b")):
-        module = lockstep(RecipeConfig(steps=10, clip_norm=0.01, optimizer="sgd", momentum=0, lr=1.0, weight_decay=0), names=names)
+        module = lockstep(
+            RecipeConfig(steps=10, clip_norm=0.01, optimizer="sgd", momentum=0, lr=1.0, weight_decay=0), names=names
+        )
         with torch.no_grad():
             torch.manual_seed(2)
             module.members["a"].decoder.conv.weight.normal_()

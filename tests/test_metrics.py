@@ -79,7 +79,9 @@ def test_mean_iou_is_that_of_the_cityscapes_script():
             to_id[label.trainId] = label.id
         for _ in range(5):
             truth = blobs(rng, 60, 90, seen, void=True)
-            prediction = np.where(rng.random(truth.shape) < 0.6, truth % seen, blobs(rng, 60, 90, seen, void=False)).astype(np.uint8)
+            prediction = np.where(
+                rng.random(truth.shape) < 0.6, truth % seen, blobs(rng, 60, 90, seen, void=False)
+            ).astype(np.uint8)
             total += Truth(truth, 19).count(prediction).region
             np.add.at(official, (to_id[truth], to_id[prediction]), 1)  # void has id 0, which the script ignores
         scores = [script.getIouScoreForLabel(label.id, official, args) for label in train]

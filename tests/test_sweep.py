@@ -57,7 +57,8 @@ def test_a_run_is_a_folder(five):
     assert sorted(d for d, _ in results) == sorted(FIVE)
     folder = results["deconv", 0].folder
     assert sorted(p.name for p in folder.iterdir()) == [
-        "config.yaml", "counts.npz", "decoder.safetensors", "environment.json", "history.csv", "result.json", "status.json",
+        "config.yaml", "counts.npz", "decoder.safetensors", "environment.json",
+        "history.csv", "result.json", "status.json",
     ]  # fmt: skip
     counts = results["deconv", 0].counts
     assert {k: v.shape for k, v in counts.items()} == {
@@ -98,7 +99,9 @@ class Dropping(Bilinear):
         return super().forward([F.dropout(f, 0.3, self.training) for f in features], image)
 """
 
-SLOW = DROPOUT + """
+SLOW = (
+    DROPOUT
+    + """
 import time
 class Slow(Dropping):
     def forward(self, features, image):
@@ -106,6 +109,7 @@ class Slow(Dropping):
         return super().forward(features, image)
 Slow.__name__ = "Dropping"  # seeds are drawn by class name
 """
+)
 
 
 def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
@@ -115,7 +119,9 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     changes = {"decoders": [f"{plugin}:Slow", "nearest"], "recipe": {"steps": 16, "clip_norm": 1.0}}
     path = write_sweep(**changes)
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     runs = tmp_path / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while not list(runs.glob("*/status.json")) and time.monotonic() < deadline:
@@ -138,7 +144,9 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     undisturbed, _, _ = sweep(load_config(path, [f"runs_dir={tmp_path / 'other'}"]))
     for key in resumed:
         assert same(resumed[key], undisturbed[key])
-        assert (resumed[key].folder / "history.csv").read_text() == (undisturbed[key].folder / "history.csv").read_text()
+        assert (resumed[key].folder / "history.csv").read_text() == (
+            undisturbed[key].folder / "history.csv"
+        ).read_text()
     assert not list(runs.glob("*/checkpoint*"))
 
 
@@ -282,15 +290,20 @@ def test_a_really_full_disk(tmp_path):
     """A small tmpfs fills up in mid-sweep."""
     mount = tmp_path / "small"
     mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(mount)], capture_output=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(mount)], capture_output=True, check=False
+    )
     if done.returncode:
         pytest.skip("mounting a file system needs rights that this user lacks")
     try:
-        from tests.conftest import tiny
         import yaml
 
+        from tests.conftest import tiny
+
         path = tmp_path / "full.yaml"
-        path.write_text(yaml.safe_dump(tiny(runs_dir=str(mount), decoders=["nearest", "deconv"], decoder_defaults={"width": 16})))
+        path.write_text(
+            yaml.safe_dump(tiny(runs_dir=str(mount), decoders=["nearest", "deconv"], decoder_defaults={"width": 16}))
+        )
         done = segbench("sweep", path)
         assert done.returncode == 2, done.stderr
         assert "the disk is full: cannot write" in done.stderr
@@ -330,4 +343,9 @@ def test_grid_makes_a_table_by_variant(make_config):
     assert code == 0
     header, body = grid(make_table(results_folder))
     assert header[:3] == ["decoder", "lr", "n"]
-    assert [line[:2] for line in body] == [["bilinear", "0.001"], ["nearest", "0.001"], ["bilinear", "0.01"], ["nearest", "0.01"]]
+    assert [line[:2] for line in body] == [
+        ["bilinear", "0.001"],
+        ["nearest", "0.001"],
+        ["bilinear", "0.01"],
+        ["nearest", "0.01"],
+    ]

@@ -50,7 +50,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def read(self, index: int) -> tuple[Pixels, Pixels]:
-        """Image (H, W, 3) uint8 RGB and labels (H, W) uint8, classes 0 to K-1, 255 void. The caller may not change them.
+        """Image (H, W, 3) uint8 RGB and labels (H, W) uint8, classes 0 to K-1, 255 void; not to be written to.
 
         Raises:
             UserError: unreadable or truncated file, sizes that differ, or a label out of range; the file is named.
@@ -100,7 +100,9 @@ def check_pair(
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     wrong = [int(v) for v in present if num_classes <= v != void]
     if wrong:
-        raise UserError(f"{labels_path} holds label {wrong[0]}; allowed are 0 to {num_classes - 1}, and {void} for void")
+        raise UserError(
+            f"{labels_path} holds label {wrong[0]}; allowed are 0 to {num_classes - 1}, and {void} for void"
+        )
 
 
 def hash_files(pairs: Sequence[tuple[str, Path, Path]]) -> str:

@@ -64,4 +64,3 @@ class CamVid(Dataset):
 
     def fingerprint(self) -> str:
         return hash_files([(name, *pair) for name, pair in zip(self.ids, self.pairs, strict=True)])
-

@@ -1,6 +1,7 @@
 """Drawn scenes of discs, polygons, rings, stars, strokes and thin lines: built in, no files, 7 classes."""
 
 import hashlib
+import itertools
 
 import cv2
 import numpy as np
@@ -21,8 +22,8 @@ class Shapes(Dataset):
     A function of (seed, split, index) and the size. Outlines are real-valued polygons; a pixel's coverage is counted on
     8x8 sub-pixels, its colour blended by coverage, its label the topmost shape that covers at least half of it. Thin
     structures are half of what is drawn (strokes of 2 to 5 px, lines of 1 to 4 px): there upsampling shows. Every shape
-    and the background take colours and texture from one distribution, whatever their class; only contrast with what lies
-    beneath is assured.
+    and the background take colours and texture from one distribution, whatever their class; only contrast with what
+    lies beneath is assured.
 
     Args:
         split: ``train`` or ``val``; their scenes are drawn from different random streams.
@@ -34,7 +35,15 @@ class Shapes(Dataset):
 
     from_files = False
     classes = ("background", "disc", "polygon", "ring", "star", "stroke", "line")
-    palette = ((40, 40, 40), (230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180))
+    palette = (
+        (40, 40, 40),
+        (230, 25, 75),
+        (60, 180, 75),
+        (255, 225, 25),
+        (0, 130, 200),
+        (245, 130, 48),
+        (145, 30, 180),
+    )
 
     def __init__(
         self, split: str, size: int | tuple[int, int] = 192, train: int = 256, val: int = 48, seed: int = 0
@@ -79,7 +88,7 @@ def _draw(rng: np.random.Generator, image: Points, labels: Pixels, kind: int) ->
     window = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
     beneath = image[window][alpha > 0]
     colour = _colour(rng, beneath.mean(0) if len(beneath) else None)
-    texture = _texture(rng, *alpha.shape, colour)
+    texture = _texture(rng, alpha.shape[0], alpha.shape[1], colour)
     image[window] += alpha[..., None] * (texture - image[window])
     labels[window][alpha >= 0.5] = kind
 
@@ -159,7 +168,7 @@ def _pen(path: Points, width: float) -> list[Part]:
     t = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     dot = np.stack([np.cos(t), np.sin(t)], 1) * width / 2
     parts: list[Part] = [[point + dot] for point in path]
-    for a, b in zip(path, path[1:], strict=False):
+    for a, b in itertools.pairwise(path):
         along = (b - a) / (np.linalg.norm(b - a) + 1e-9) * width / 2
         across = np.array([-along[1], along[0]])
         parts.append([np.stack([a + across, b + across, b - across, a - across])])

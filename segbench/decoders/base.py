@@ -1,5 +1,6 @@
 """The plug-in contract (`Decoder`) and the skeleton in which only the upsampler differs (`PyramidDecoder`)."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -28,7 +29,7 @@ class Decoder(nn.Module):
         super().__init__()
         if len(channels) != len(strides) or not channels:
             raise ValueError(f"channels and strides must pair up: {list(channels)} and {list(strides)}")
-        if any(a >= b for a, b in zip(strides, strides[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(strides)):
             raise ValueError(f"strides must increase from fine to coarse: {list(strides)}")
         self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
 
@@ -36,7 +37,7 @@ class Decoder(nn.Module):
         """Logits ``(B, K, H, W)``, unbounded floats.
 
         Args:
-            features: ``features[i]`` is ``(B, channels[i], ceil(H / strides[i]), ceil(W / strides[i]))``, fine to coarse.
+            features: ``features[i]`` is ``(B, channels[i], ceil(H/strides[i]), ceil(W/strides[i]))``, fine to coarse.
             image: the normalised input ``(B, 3, H, W)``, for guided upsampling.
         """
         raise NotImplementedError
@@ -77,11 +78,15 @@ class PyramidDecoder(Decoder):
         if width < 1:
             raise ValueError(f"width must be at least 1, not {width}")
         if not 1 <= output_stride <= strides[0]:
-            raise ValueError(f"output_stride must be from 1 to the finest encoder stride {strides[0]}, not {output_stride}")
+            raise ValueError(
+                f"output_stride must be from 1 to the finest encoder stride {strides[0]}, not {output_stride}"
+            )
         self.output_stride = output_stride
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+            nn.Sequential(
+                nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+            )
             for _ in channels
         )
         self.classifier = nn.Conv2d(width, num_classes, 1)
@@ -89,7 +94,9 @@ class PyramidDecoder(Decoder):
         finer = (output_stride, *strides)
         self.ratios = [Fraction(stride, target) for stride, target in zip(strides, finer, strict=False)]
         self.steps = nn.ModuleList(
-            nn.ModuleList(self.upsampler(width if i else num_classes, s, width if i else 3) for s in self._scales(ratio))
+            nn.ModuleList(
+                self.upsampler(width if i else num_classes, s, width if i else 3) for s in self._scales(ratio)
+            )
             for i, ratio in enumerate(self.ratios)
         )
 
@@ -101,7 +108,7 @@ class PyramidDecoder(Decoder):
 
         Args:
             channels: channels in and out.
-            scale: 2; in a class with ``rational = True`` also a `fractions.Fraction` above 1 (the output is then rounded up).
+            scale: 2; with ``rational = True`` also a `fractions.Fraction` above 1, the output size rounded up.
             guide_channels: channels of the guide.
         """
         raise NotImplementedError

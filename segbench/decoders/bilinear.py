@@ -17,11 +17,13 @@ class BilinearUpsampler(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=float(self.scale), mode="bilinear", align_corners=False)  # (B, C, s*h, s*w)
+        return F.interpolate(
+            x, scale_factor=float(self.scale), mode="bilinear", align_corners=False
+        )  # (B, C, s*h, s*w)
 
 
 class Bilinear(PyramidDecoder):
-    """`PyramidDecoder` with bilinear upsampling, as DeepLab has it (Chen et al. 2017, arXiv:1606.00915): the baseline."""
+    """`PyramidDecoder` with bilinear upsampling, as in DeepLab (Chen et al. 2017, arXiv:1606.00915): the baseline."""
 
     def upsampler(self, channels: int, scale: Scale, guide_channels: int) -> nn.Module:
         return BilinearUpsampler(scale)

@@ -59,7 +59,9 @@ class FractionalConv2d(nn.Module):
                 raise ValueError(f"init must be 'bilinear' or 'random', not '{init}'")
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]}, {self.weight.shape[0]}, factor={self.p}/{self.q}, kernel_size={self.kernel_size}"
+        return (
+            f"{self.weight.shape[1]}, {self.weight.shape[0]}, factor={self.p}/{self.q}, kernel_size={self.kernel_size}"
+        )
 
     def _phase(self, residue: int) -> tuple[int, int, int]:
         """Outputs ``n = residue (mod p)`` of one axis: first tap, number of taps, input pixel under the last tap."""
@@ -111,7 +113,7 @@ class FractionalUpsampler(nn.Sequential):
 
 
 class Fractional(PyramidDecoder):
-    """`PyramidDecoder` with fractionally strided convolution; strides that are no powers of 2 get a p/q step of their own.
+    """`PyramidDecoder` with fractionally strided convolution; ratios beside powers of 2 get a p/q step of their own.
 
     Args:
         init: ``bilinear`` or ``random``, see `FractionalConv2d`.
@@ -125,4 +127,8 @@ class Fractional(PyramidDecoder):
         super().__init__(*args, **kwargs)
 
     def upsampler(self, channels: int, scale: Scale, guide_channels: int) -> nn.Module:
-        return FractionalUpsampler(channels, self.init) if scale == 2 else FractionalConv2d(channels, channels, scale, self.init)
+        return (
+            FractionalUpsampler(channels, self.init)
+            if scale == 2
+            else FractionalConv2d(channels, channels, scale, self.init)
+        )

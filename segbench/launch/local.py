@@ -1,5 +1,6 @@
 """Cohorts as processes of this machine, from a preloaded fork server. Imports no torch in the parent."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -80,7 +81,8 @@ def run_cohorts(
     Returns:
         False where it was interrupted.
     """
-    waiting, running = list(cohorts), []
+    waiting = list(cohorts)
+    running: list[_Child] = []
     interrupted = threading.Event()
     previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     previous_term = signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
@@ -126,7 +128,9 @@ def _receive(child: _Child, on_progress: Callable[[Cohort, str, int, int], None]
     except (EOFError, OSError):
         child.process.join()
         if child.ended is None:
-            child.ended = Ended(child.cohort, {}, died=(f"the cohort's process died ({_exit(child.process.exitcode)})", ""))
+            child.ended = Ended(
+                child.cohort, {}, died=(f"the cohort's process died ({_exit(child.process.exitcode)})", "")
+            )
         return False
     if isinstance(message, Ended):
         child.ended = replace(message, cohort=child.cohort)  # ours, not its copy
@@ -142,11 +146,9 @@ def _exit(code: int | None) -> str:
     return f"exit code {code}"
 
 
-def _tell(connection: Connection, message: str) -> None:
-    try:
+def _tell(connection: Connection, message: object) -> None:
+    with contextlib.suppress(OSError):  # it has just ended; the next receive sees that
         connection.send(message)
-    except OSError:
-        pass  # it has just ended; the next receive sees that
 
 
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
@@ -173,7 +175,7 @@ def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
         now = time.monotonic()
         if now - last[0] > 0.2 or done == total:
             last[0] = now
-            _tell(connection, (phase, done, total))  # type: ignore[arg-type]
+            _tell(connection, (phase, done, total))
 
     def should_stop() -> bool:
         try:
@@ -187,6 +189,6 @@ def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
         ended = Ended(cohort, {}, stopped=True)
     except BaseException as error:
         ended = Ended(cohort, {}, died=cohort_failure(error), user_error=isinstance(error, UserError))
-    _tell(connection, ended)  # type: ignore[arg-type]
+    _tell(connection, ended)
     connection.close()
     os._exit(0)  # at once: nothing is left to flush, and threads of libraries may hang at exit

@@ -26,7 +26,7 @@ def boundary_band(labels: Labels, width_px: int) -> Mask:
     """The pixels within ``width_px`` (Chebyshev) of a pixel of another class or of what lies outside the image.
 
     That is the union over classes of the inner bands of Boundary IoU (Cheng et al. 2021,
-    https://arxiv.org/abs/2103.16562), with void left out of it: a pixel is in the band of its own class exactly when the
+    https://arxiv.org/abs/2103.16562), with void left out: a pixel is in the band of its own class exactly when the
     label map, void aside, is not constant in the (2 width_px + 1)² window around it, or that window leaves the image.
 
     Args:

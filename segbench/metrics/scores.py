@@ -31,7 +31,9 @@ def mean_iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
     values = iou(counts)
     present = ~np.isnan(values)
     number = present.sum(-1)
-    return np.divide(np.where(present, values, 0.0).sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0)
+    return np.divide(
+        np.where(present, values, 0.0).sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0
+    )
 
 
 def pixel_accuracy(counts: npt.NDArray[np.integer[Any]]) -> Floats:

@@ -72,9 +72,13 @@ def scores(results: Sequence[store.Result]) -> dict[str, Score]:
     for i, ratio in enumerate(results[0].row["boundary_ratios"]):
         widths = sorted({int(w) for r in results for w in r.counts["widths_px"][:, i]})
         pixels = f"{widths[0]}px" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}px"
-        found[f"BIoU {ratio:g} ({pixels})"] = lambda r, i=i: 100 * float(mean_iou(r.counts["boundary"][:, i].sum(0)))
+        found[f"BIoU {ratio:g} ({pixels})"] = _boundary_score(i)
     found["pixel acc."] = lambda r: 100 * float(pixel_accuracy(r.counts["region"].sum(0)))
     return found
+
+
+def _boundary_score(ratio: int) -> Score:
+    return lambda r: 100 * float(mean_iou(r.counts["boundary"][:, ratio].sum(0)))
 
 
 def per_class(results: Sequence[store.Result], boundary: int | None) -> dict[str, Score]:
@@ -156,8 +160,15 @@ def make_table(folder: Path, classes: bool = False, boundary: int | None = None)
     row0 = there[0].row
     trained = "fine-tuned" if row0["encoder_trainable"] else "frozen"
     what = "IoU per class" if boundary is None else f"Boundary IoU {row0['boundary_ratios'][boundary]:g} per class"
-    title = f"{folder.name}: {row0['data']}, {row0['images']} images, {trained} {row0['encoder']}, {row0['steps']} steps"
-    return Table(f"{title}{f', {what}' if classes else ''}", list(columns), rows, _notes(there, planned, folder, seeds, base, classes))
+    title = (
+        f"{folder.name}: {row0['data']}, {row0['images']} images, {trained} {row0['encoder']}, {row0['steps']} steps"
+    )
+    return Table(
+        f"{title}{f', {what}' if classes else ''}",
+        list(columns),
+        rows,
+        _notes(there, planned, folder, seeds, base, classes),
+    )
 
 
 def _refuse_mixed(planned: list[dict[str, Any]], results: dict[str, store.Result | None]) -> None:
@@ -177,7 +188,12 @@ def _costs(finished: list[store.Result]) -> dict[str, Any]:
         return {"params": math.nan, "MACs": math.nan, "train s": math.nan, "eval ms": math.nan}
     mean = {k: float(np.mean([r.row[k] for r in finished])) for k in ("train_s", "eval_ms_per_image")}
     row = finished[0].row
-    return {"params": row["parameters"], "MACs": row["macs"], "train s": mean["train_s"], "eval ms": mean["eval_ms_per_image"]}
+    return {
+        "params": row["parameters"],
+        "MACs": row["macs"],
+        "train s": mean["train_s"],
+        "eval ms": mean["eval_ms_per_image"],
+    }
 
 
 def _notes(
@@ -190,8 +206,8 @@ def _notes(
         encoder = float(np.mean([r.row["eval_encoder_ms_per_image"] for r in there]))
         notes += [
             f"Δ: from {base}, paired by seed, with its 95 % interval (Student's t over seeds).",
-            f"MACs: of the decoder alone on a 512x512 image. Train s and eval ms: of the decoder alone; data and encoder took "
-            f"{shared:.0f} s more of each cohort's training, the encoder {encoder:.0f} ms more of each evaluated image.",
+            "MACs: of the decoder alone on a 512x512 image. Train s, eval ms: of the decoder alone; data and encoder "
+            f"took {shared:.0f} s more of each cohort, the encoder {encoder:.0f} ms more of each image.",
         ]
     total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
     absent = [name for name, c in zip(row["classes"], total.T, strict=True) if not c.any()]
@@ -237,7 +253,9 @@ def as_csv(table: Table) -> str:
     fields = list(dict.fromkeys(k for line in lines for k in line))
     writer = csv.DictWriter(out, fields, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()} for line in lines)
+    writer.writerows(
+        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()} for line in lines
+    )
     return out.getvalue()
 
 
@@ -294,11 +312,16 @@ def as_tex(table: Table) -> str:
     lines = []
     for number, line in enumerate(body):
         cells = [_tex(cell) for cell in line]
-        for column, winner in best.items():
+        for place, winner in best.items():
             if winner == number:
-                cells[column] = rf"\textbf{{{cells[column]}}}"
+                cells[place] = rf"\textbf{{{cells[place]}}}"
         lines.append(" & ".join(cells) + r" \\")
-    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(map(_tex, header)) + r" \\", r"\midrule"]
+    top = [
+        rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+        r"\toprule",
+        " & ".join(map(_tex, header)) + r" \\",
+        r"\midrule",
+    ]
     notes = [f"% {note}" for note in (table.title, *table.notes)]
     return "\n".join([*notes, *top, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
@@ -318,7 +341,9 @@ def print_terminal(table: Table, console: Any) -> None:
     shown = RichTable(title=table.title, title_justify="left", header_style="bold")
     for i, name in enumerate(header):
         shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    best = {c: max((row[c].mean for row in table.rows if not math.isnan(row[c].mean)), default=None) for c in table.columns}
+    best = {
+        c: max((row[c].mean for row in table.rows if not math.isnan(row[c].mean)), default=None) for c in table.columns
+    }
     styles = {"better": "green", "worse": "red", "within noise": "dim", "one seed": "dim", "": ""}
     for row, line in zip(table.rows, body, strict=True):
         cells = []

@@ -1,0 +1,60 @@
+# Each target sets up .venv first if it is missing or pyproject.toml has changed.
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= configs/default.yaml
+ARGS ?=
+RUN ?=
+FORMAT ?= terminal
+DECODER ?= bilinear
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep table list check test test-fast lint types format bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install segbench and what it needs into .venv
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("segbench needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+sweep: $(READY) ## run CONFIG=configs/default.yaml with ARGS="key=value ..." and print its table
+	@$(BIN)/segbench sweep $(CONFIG) $(ARGS)
+
+table: $(READY) ## the newest sweep's table again, or RUN=runs/name; FORMAT=terminal|md|csv|tex|json
+	@$(BIN)/segbench table $(RUN) --format $(FORMAT) $(ARGS)
+
+list: $(READY) ## decoders, encoders, data sets, and plug-ins that do not import
+	@$(BIN)/segbench list $(ARGS)
+
+check: $(READY) ## does DECODER=path/to/file.py:Class keep the contract?
+	@$(BIN)/segbench check $(DECODER) $(ARGS)
+
+test: $(READY) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## the tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(READY) ## style and common mistakes (ruff)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## types (mypy)
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY) ## speed: one cohort of five decoders against five cohorts of one
+	$(BIN)/python benchmarks/lockstep.py $(ARGS)
+
+clean: ## remove .venv and caches; keeps runs/
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
