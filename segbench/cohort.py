@@ -103,8 +103,8 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
         return failures
 
     report("evaluate", 0, len(data["val"]))
-    device = torch.device({"cuda": "cuda:0"}.get(cohort.runs[0].facts.accelerator, cohort.runs[0].facts.accelerator))
-    module.to(device)
+    index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
+    module.to(torch.device(cohort.runs[0].facts.accelerator, index))
     results, encoder_s = evaluate(
         encoder,
         {key: m.decoder for key, m in alive.items()},

@@ -108,10 +108,19 @@ class TrainerConfig(Section):
     """Passed to Lightning's Trainer."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "cpu"
-    devices: PositiveInt = 1
+    devices: Literal[1] | list[Annotated[int, Field(ge=0)]] = Field(
+        1, description="1, or the index of one, such as [2]"
+    )
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     deterministic: bool | Literal["warn"] = False
     benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
+
+    @field_validator("devices")
+    @classmethod
+    def _one_device(cls, value: Any) -> Any:
+        if value != 1 and len(value) != 1:
+            raise ValueError("a cohort uses one device; launch.jobs runs several cohorts side by side")
+        return value
 
 
 class LaunchConfig(Section):

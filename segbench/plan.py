@@ -87,7 +87,7 @@ def run_key(config: SweepConfig, facts: "Facts", decoder: DecoderConfig, seed: i
         "decoder": [own.class_name, own.params, own.source],
         "recipe": config.recipe.model_dump(),
         "evaluation": config.evaluation.model_dump(exclude={"every"}),
-        "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
+        "trainer": config.trainer.model_dump(exclude={"devices"}) | {"accelerator": facts.accelerator},
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]

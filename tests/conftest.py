@@ -31,7 +31,7 @@ def tiny(**changes: Any) -> dict[str, Any]:
         "recipe": {"steps": 4, "batch_size": 2, "crop": 64},
         "launch": {"jobs": 1, "threads": 1},
     }
-    for key, value in changes.items():
+    for key, value in changes.items():  # sections are merged, all else replaced
         values[key] = {**values[key], **value} if isinstance(value, dict) and key in values else value
     return values
 

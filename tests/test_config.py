@@ -74,6 +74,7 @@ def test_shipped_configs_are_valid(config):
         (GOOD, ["recipe.steps"], r"should look like key=value"),
         (GOOD, ["recipe.steps=[1"], r"is not a YAML value"),
         (GOOD, ["data.name.x=1"], r"data\.name is a value, not a section"),
+        (GOOD, ["trainer.devices=[0,1]"], r"trainer\.devices.*a cohort uses one device; launch\.jobs runs several"),
         (GOOD, ["trainer.precision=16-mixed"], r"trainer\.precision should be '32-true', 'bf16-mixed' or '64-true'"),
         ("data: {name: shapes}\ndecoders: [bilinear]\n", [], r"recipe is missing"),
         (GOOD + "data: {name: camvid}\n", [], r"line 4: 'data' stands twice"),

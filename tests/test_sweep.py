@@ -322,6 +322,14 @@ def test_a_folder_that_cannot_be_written(make_config, tmp_path):
         sweep(make_config())
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions(make_config, precision):
+    results, code, out = sweep(make_config(decoders=FIVE, trainer={"precision": precision}))
+    assert code == 0, out
+    assert len(results) == 5
+    assert all(np.isfinite(r.row["last_loss"]) for r in results.values())
+
+
 def test_evaluation_in_training_is_in_the_history(make_config):
     results, _, _ = sweep(make_config(decoders=["nearest"], evaluation={"every": 2}))
     rows = (results["nearest", 0].folder / "history.csv").read_text().splitlines()

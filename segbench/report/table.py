@@ -132,6 +132,11 @@ def make_table(folder: Path, classes: bool = False, boundary: int | None = None)
     if not there:
         raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
     _refuse_mixed(planned, results)
+    ratios = there[0].row["boundary_ratios"]
+    if boundary is not None and not 0 <= boundary < len(ratios):
+        raise UserError(
+            f"--boundary {boundary}: this sweep has ratios {', '.join(f'{i}: {r:g}' for i, r in enumerate(ratios))}"
+        )
     columns = per_class(there, boundary) if classes else scores(there)
     seeds, base = manifest["config"]["seeds"], manifest["config"]["baseline"]
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -333,27 +338,46 @@ def _tex(text: str) -> str:
 
 
 def print_terminal(table: Table, console: Any) -> None:
-    """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score."""
+    """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score.
+
+    Where one table would be wider than the terminal, the costs stand in a second one.
+    """
+    from rich.measure import Measurement
+
+    header, body = grid(table)
+    first_cost = header.index("params") if "params" in header else len(header)
+    whole = _rich(table, header, body, range(len(header)))
+    if Measurement.get(console, console.options.update(width=10_000), whole).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(_rich(table, header, body, range(first_cost)))
+        if first_cost < len(header):
+            console.print(_rich(table, header, body, [0, *range(first_cost, len(header))], title=False))
+    for note in table.notes:
+        console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _rich(table: Table, header: list[str], body: list[list[str]], columns: Sequence[int], title: bool = True) -> Any:
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    header, body = grid(table)
-    shown = RichTable(title=table.title, title_justify="left", header_style="bold")
-    for i, name in enumerate(header):
-        shown.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    shown = RichTable(
+        title=Text(table.title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold"
+    )
+    for i in columns:
+        shown.add_column(Text(header[i]), justify="left" if i == 0 else "right", overflow="fold")
     best = {
         c: max((row[c].mean for row in table.rows if not math.isnan(row[c].mean)), default=None) for c in table.columns
     }
     styles = {"better": "green", "worse": "red", "within noise": "dim", "one seed": "dim", "": ""}
     for row, line in zip(table.rows, body, strict=True):
         cells = []
-        for name, cell in zip(header, line, strict=True):
-            value = row.get(name)
+        for i in columns:
+            value = row.get(header[i])
             style = styles[value.verdict] if isinstance(value, Difference) else ""
-            if isinstance(value, Cell) and value.mean == best[name]:
+            if isinstance(value, Cell) and value.mean == best[header[i]]:
                 style = "bold"
-            cells.append(Text(cell, style=style))
+            cells.append(Text(line[i], style=style))
         shown.add_row(*cells)
-    console.print(shown)
-    for note in table.notes:
-        console.print(note, style="dim", highlight=False, markup=False)
+    return shown

@@ -1,0 +1,195 @@
+import csv
+import io
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from segbench import store
+from segbench.errors import UserError
+from segbench.report import table as tables
+
+CLASSES = ["sky", "pole", "never"]
+
+
+def counts_of(quality: float, seed: int) -> dict[str, np.ndarray]:
+    """Counts of two images with 100 pixels of each of two classes, ``quality`` of them right."""
+    right = round(100 * quality)
+    region = np.zeros((2, 3, 3), np.int64)
+    region[:, 0, :2] = right + seed, right
+    region[:, 1, :2] = 100 + seed, 100 - seed
+    region[:, 2, :2] = 100
+    boundary = (region // 2)[:, None]
+    return {
+        "region": region,
+        "boundary": boundary,
+        "widths_px": np.full((2, 1), 5),
+        "confusion": np.zeros((3, 3), np.int64),
+    }
+
+
+def write_run(folder, decoder, seed, quality, **changes):
+    """A finished run as a cohort leaves it."""
+    run = folder / f"{decoder}-s{seed}-k{decoder}{seed}"
+    row = {
+        "decoder": decoder, "seed": seed, "data": "shapes", "images": 2, "classes": CLASSES, "boundary_ratios": [0.02],
+        "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "encoder_trainable": False, "steps": 7,
+        "parameters": 1_500_000, "macs": 2_000_000_000, "train_s": 3.0 + seed, "eval_ms_per_image": 4.0,
+        "train_shared_s": 1.0, "eval_encoder_ms_per_image": 2.0, **changes,
+    }  # fmt: skip
+    run.mkdir(parents=True)
+    np.savez(run / "counts.npz", ids=np.array(["a", "b"]), **counts_of(quality, seed))
+    store.write_json(run / "result.json", row)
+    return {"key": f"k{decoder}{seed}", "decoder": decoder, "seed": seed, "variant": {}, "folder": run.name}
+
+
+QUALITY = {
+    "bilinear": (0.50, 0.55, 0.53),
+    "better": (0.60, 0.65, 0.64),
+    "same": (0.51, 0.53, 0.54),
+    "worse": (0.4, 0.44, 0.43),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "my_sweep"
+    runs = [write_run(path, d, s, q) for d, values in QUALITY.items() for s, q in enumerate(values)]
+    store.write_json(path / "sweep.json", {"config": {"seeds": [0, 1, 2], "baseline": "bilinear"}, "runs": runs})
+    return path
+
+
+def by_hand(decoder, seed):
+    """mIoU in percent, worked out anew: classes that never appear are left out."""
+    region = counts_of(QUALITY[decoder][seed], seed)["region"].sum(0).astype(float)
+    return 100 * np.mean([region[0, c] / (region[1, c] + region[2, c] - region[0, c]) for c in (0, 1)])
+
+
+def test_cells_are_mean_and_sd_over_seeds(folder):
+    table = tables.make_table(folder)
+    for row in table.rows:
+        values = [by_hand(row["decoder"], s) for s in range(3)]
+        assert row["mIoU"].mean == pytest.approx(np.mean(values))
+        assert row["mIoU"].sd == pytest.approx(np.std(values, ddof=1))
+        assert (row["mIoU"].n, row["n"]) == (3, 3)
+    assert table.columns == ["mIoU", "BIoU 0.02 (5px)", "pixel acc."]
+
+
+def test_differences_are_paired_t_intervals(folder):
+    rows = {row["decoder"]: row for row in tables.make_table(folder).rows}
+    for name in ("better", "same", "worse"):
+        a, b = ([by_hand(d, s) for s in range(3)] for d in (name, "bilinear"))
+        test = stats.ttest_rel(a, b)
+        interval = test.confidence_interval(0.95)
+        found = rows[name]["Δ mIoU"]
+        assert found.mean - found.half_width == pytest.approx(interval.low)
+        assert found.mean + found.half_width == pytest.approx(interval.high)
+        assert (found.verdict == "within noise") == (test.pvalue > 0.05)
+    assert [rows[n]["Δ mIoU"].verdict for n in ("better", "same", "worse")] == ["better", "within noise", "worse"]
+    assert "Δ mIoU" not in rows["bilinear"]
+
+
+def test_no_mean_over_holes(folder):
+    shutil.rmtree(next(folder.glob("better-s1-*")))
+    store.fail(folder / "better-s1-kbetter1", "ValueError: it broke")
+    table = tables.make_table(folder)
+    row = next(r for r in table.rows if r["decoder"] == "better")
+    assert math.isnan(row["mIoU"].mean)
+    assert row["n"] == 2
+    assert math.isnan(row["Δ mIoU"].mean)
+    assert "Missing: better-s1, failed: ValueError: it broke" in table.notes
+    assert "2 of 3 runs" in tables.as_md(table)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    path = tmp_path / "s"
+    runs = [write_run(path, d, 0, QUALITY[d][0]) for d in ("bilinear", "better")]
+    store.write_json(path / "sweep.json", {"config": {"seeds": [0], "baseline": "bilinear"}, "runs": runs})
+    better = tables.make_table(path).rows[1]
+    assert math.isnan(better["mIoU"].sd)
+    assert better["Δ mIoU"].verdict == "one seed"
+
+
+def test_absent_classes_are_named(folder):
+    assert "Not there and never predicted, so left out of the means: never." in tables.make_table(folder).notes
+
+
+def test_per_class(folder):
+    table = tables.make_table(folder, classes=True)
+    assert table.columns == CLASSES
+    row = table.rows[0]
+    region = [counts_of(QUALITY["bilinear"][s], s)["region"].sum(0) for s in range(3)]
+    assert row["sky"].mean == pytest.approx(np.mean([100 * r[0, 0] / (r[1, 0] + r[2, 0] - r[0, 0]) for r in region]))
+    assert math.isnan(row["never"].mean)
+    assert "Boundary IoU 0.02 per class" in tables.make_table(folder, True, 0).title
+
+
+@pytest.mark.parametrize("name", ["encoder_hash", "features_hash"])
+def test_other_encoders_are_not_mixed(folder, name):
+    shutil.rmtree(next(folder.glob("worse-s2-*")))
+    write_run(folder, "worse", 2, 0.4, **{name: "another"})
+    with pytest.raises(UserError, match=f"rows with different {name} \\(another, [ef]\\) cannot stand in one table"):
+        tables.make_table(folder)
+
+
+def test_json_and_csv_are_whole(folder):
+    table = tables.make_table(folder)
+    rows = json.loads(tables.as_json(table))["rows"]
+    assert rows[1]["mIoU"]["mean"] == table.rows[1]["mIoU"].mean
+    assert rows[1]["Δ mIoU"]["verdict"] == "better"
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv(table))))
+    assert float(lines[1]["mIoU"]) == table.rows[1]["mIoU"].mean
+    assert lines[0]["Δ mIoU"] == ""
+
+
+def test_md_and_tex(folder):
+    table = tables.make_table(folder)
+    lines = tables.as_md(table).splitlines()
+    assert lines[2].startswith("| decoder | n | mIoU | Δ mIoU | BIoU 0.02 (5px) |")
+    assert {line.count("|") for line in lines[2:8]} == {12}
+    tex = tables.as_tex(table)
+    assert tex.count(r"\\") == 5
+    assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert tex.count(r"\textbf{") == 3  # the best of each score
+    assert "±" not in tex.split(r"\toprule")[1]
+
+
+def test_hostile_names_do_no_harm(tmp_path):
+    path = tmp_path / "s"
+    name = r"[bold]a_b|c%{x}\y"
+    runs = [write_run(path, "bilinear", 0, 0.5), write_run(path, "x", 0, 0.6) | {"decoder": name}]
+    store.write_json(path / "sweep.json", {"config": {"seeds": [0], "baseline": "bilinear"}, "runs": runs})
+    table = tables.make_table(path)
+    assert r"\|c%" in tables.as_md(table)
+    assert r"[bold]a\_b|c\%\{x\}\textbackslash{}y" in tables.as_tex(table)
+    out = io.StringIO()
+    tables.print_terminal(table, Console(file=out, width=200))
+    assert name in out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_terminal_fits(folder, width):
+    out = io.StringIO()
+    tables.print_terminal(tables.make_table(folder), Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert all(d in text for d in QUALITY)
+    assert text.count("decoder ") >= (2 if width == 80 else 1)
+
+
+def test_broken_folders_are_explained(folder, tmp_path):
+    with pytest.raises(UserError, match="holds no sweep"):
+        tables.make_table(tmp_path)
+    with pytest.raises(UserError, match="no sweep in .*; `make sweep`"):
+        store.newest_sweep(tmp_path / "nothing")
+    run = next(folder.glob("worse-s2-*"))
+    (run / "counts.npz").write_bytes(b"PK broken")
+    with pytest.raises(UserError, match=r"counts\.npz cannot be read"):
+        tables.make_table(folder)
+    (run / "result.json").write_text('{"decoder": ')
+    with pytest.raises(UserError, match=r"result\.json cannot be read"):
+        tables.make_table(folder)
