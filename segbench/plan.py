@@ -5,14 +5,36 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segbench.config import DecoderConfig, SweepConfig, expand_grid
-
-if TYPE_CHECKING:
-    from segbench.probe import Facts
+from segbench.errors import UserError
 
 RESULT_VERSION = 1  # raise when the same config would give other numbers
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """Of one decoder: class name, every parameter's value, hash of its source, and cost."""
+
+    class_name: str
+    params: dict[str, Any]
+    source: str
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a config's names stand for: all that a run's key needs beside the config itself."""
+
+    accelerator: str
+    encoder_hash: str
+    features_hash: str
+    classes: tuple[str, ...]
+    fingerprints: dict[str, str]
+    sizes: dict[str, int]
+    decoders: dict[str, DecoderFacts]
 
 
 @dataclass(frozen=True)
@@ -31,7 +53,7 @@ class Run:
     seed: int
     variant: dict[str, Any]
     config: SweepConfig
-    facts: "Facts"
+    facts: Facts
     folder: Path
 
     @property
@@ -57,7 +79,7 @@ class Cohort:
         return f"seed {first.seed}{variant}" + (f" {first.title}" if first.config.encoder.trainable else "")
 
 
-def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], "Facts"]) -> list[Run]:
+def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], Facts]) -> list[Run]:
     """Every run of the sweep, in the order of its table. ``probe`` is called once for each variant."""
     runs = []
     for variant, resolved in expand_grid(config):
@@ -70,14 +92,12 @@ def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], "Facts"]) -> l
     keys = [r.key for r in runs]
     same = [r for r in runs if keys.count(r.key) > 1]
     if same:
-        from segbench.errors import UserError
-
         names = ", ".join(sorted({r.title for r in same}))
         raise UserError(f"decoders {names} are the same decoder with the same parameters; a sweep holds each run once")
     return runs
 
 
-def run_key(config: SweepConfig, facts: "Facts", decoder: DecoderConfig, seed: int) -> str:
+def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int) -> str:
     """Hash of all that changes the numbers of a run: not of names, paths, worker counts or other runs."""
     own = facts.decoders[decoder.title]
     parts = {

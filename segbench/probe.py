@@ -1,7 +1,6 @@
 """Look at what a sweep names before it starts: encoder, decoders and data, built once, in a process of its own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,32 +14,9 @@ from segbench.data.base import Dataset
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError
 from segbench.lockstep import derived_seed
+from segbench.plan import DecoderFacts, Facts
 from segbench.registry import DATASETS, DECODERS, check_params, source_hash
 from segbench.registry import parameters as parameters_of
-
-
-@dataclass(frozen=True)
-class DecoderFacts:
-    """Of one decoder: class name, every parameter's value, hash of its source, and cost."""
-
-    class_name: str
-    params: dict[str, Any]
-    source: str
-    parameters: int
-    macs: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a config's names stand for: all that a run's key needs beside the config itself."""
-
-    accelerator: str
-    encoder_hash: str
-    features_hash: str
-    classes: tuple[str, ...]
-    fingerprints: dict[str, str]
-    sizes: dict[str, int]
-    decoders: dict[str, DecoderFacts]
 
 
 def open_data(config: SweepConfig, which: str) -> Dataset:

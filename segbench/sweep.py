@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -19,11 +18,9 @@ from rich.progress import (
 
 from segbench import store
 from segbench.config import SweepConfig
+from segbench.errors import UserError
 from segbench.launch import local
-from segbench.plan import Cohort, Run, make_cohorts, make_runs
-
-if TYPE_CHECKING:
-    from segbench.probe import Facts
+from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -35,12 +32,12 @@ def plan(config: SweepConfig) -> list[Run]:
     return make_runs(config, _probe)
 
 
-def _probe(config: SweepConfig) -> "Facts":
+def _probe(config: SweepConfig) -> Facts:
     facts: Facts = local.call(_probe_there, config)
     return facts
 
 
-def _probe_there(config: SweepConfig) -> "Facts":
+def _probe_there(config: SweepConfig) -> Facts:
     from segbench.probe import probe
 
     return probe(config)
@@ -155,8 +152,6 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
 
 def _try_fail(folder: Path, reason: str, trace: str, console: Console) -> None:
     """Note the failure in the run's folder; where that cannot be written, it has at least been printed."""
-    from segbench.errors import UserError
-
     try:
         store.fail(folder, reason, trace)
     except UserError as error:

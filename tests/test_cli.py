@@ -181,3 +181,14 @@ def test_make_help_explains_each_target():
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in ("sweep", "table", "list", "check", "test", "lint", "types"):
         assert re.search(rf"^  make {target}\b.*\w", out, re.M), target
+
+
+def test_the_runner_itself_never_imports_torch(write_sweep):
+    """It plans, starts processes and reads files; what it does not import it cannot leak."""
+    code = (
+        "import sys; from segbench.cli import main; code = main(sys.argv[1:]); "
+        "sys.exit('torch was imported' if 'torch' in sys.modules else code)"
+    )
+    command = [sys.executable, "-c", code, "sweep", str(write_sweep())]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
