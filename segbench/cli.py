@@ -41,10 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="the table of a sweep, from its run folders")
     table.add_argument("folder", nargs="?", help="a sweep's folder; default: the newest in runs/")
     table.add_argument("--format", choices=FORMATS, default="terminal")
-    table.add_argument("--per-class", action="store_true", help="IoU of each class")
-    table.add_argument(
-        "--boundary", type=int, metavar="N", help="with --per-class: Boundary IoU at ratio number N, from 0"
-    )
+    table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
+    table.add_argument("--per-class", action="store_true", help="the (first) metric of each class")
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
 
@@ -83,7 +81,7 @@ def _table(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
-    table = tables.make_table(folder, args.per_class, args.boundary)
+    table = tables.make_table(folder, args.metric or (), args.per_class)
     if args.format == "terminal":
         tables.print_terminal(table, _console())
     else:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 
 import segbench
 from segbench import store
+from segbench.config import SweepConfig
 from segbench.data.base import Dataset
 from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
@@ -76,7 +77,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
     def after_step(done: int) -> bool:
         report("train", done, config.recipe.steps)
         if every and done % every == 0 and done < config.recipe.steps:
-            _evaluate_midway(module, encoder, data["val"], done)
+            _evaluate_midway(module, encoder, data["val"], config, done)
         stop = should_stop()
         due = time.monotonic() - checkpoint_at[0] > 60 * config.launch.checkpoint_minutes
         if (stop or due) and done < config.recipe.steps:
@@ -109,7 +110,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
         encoder,
         {key: m.decoder for key, m in alive.items()},
         data["val"],
-        config.evaluation.boundary_ratios,
+        config.evaluation,
         config.launch.workers,
         lambda done: report("evaluate", done, len(data["val"])),
     )
@@ -168,7 +169,7 @@ def environment(threads: int, accelerator: str) -> dict[str, Any]:
     }
 
 
-def _fit(module: Lockstep, config: Any, cohort: Cohort, train: Dataset) -> None:
+def _fit(module: Lockstep, config: SweepConfig, cohort: Cohort, train: Dataset) -> None:
     loader = train_loader(train, config.recipe, cohort.runs[0].seed, cohort.start_step, config.launch.workers)
     if not len(loader):
         return
@@ -191,9 +192,11 @@ def _fit(module: Lockstep, config: Any, cohort: Cohort, train: Dataset) -> None:
         raise Stopped
 
 
-def _evaluate_midway(module: Lockstep, encoder: Encoder, val: Dataset, step: int) -> None:
+def _evaluate_midway(module: Lockstep, encoder: Encoder, val: Dataset, config: SweepConfig, step: int) -> None:
     alive = {key: m for key, m in module.members.items() if m.failure is None}
-    results, _ = evaluate(encoder, {key: m.decoder for key, m in alive.items()}, val, [])
+    results, _ = evaluate(
+        encoder, {key: m.decoder for key, m in alive.items()}, val, config.evaluation, config.launch.workers
+    )
     for key, member in alive.items():
         if results[key].failure is None:
             region = results[key].arrays()["region"].sum(0)
@@ -258,7 +261,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "encoder_hash": run.facts.encoder_hash,
         "features_hash": run.facts.features_hash,
         "encoder_trainable": run.config.encoder.trainable,
-        "boundary_ratios": run.config.evaluation.boundary_ratios,
+        "evaluation": run.config.evaluation.model_dump(exclude={"every"}),
         "parameters": facts.parameters,
         "macs": facts.macs,
         "steps": run.config.recipe.steps,

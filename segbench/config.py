@@ -100,7 +100,11 @@ class RecipeConfig(Section):
 class EvaluationConfig(Section):
     """How the predictions on the evaluation split are counted."""
 
-    boundary_ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field([0.02], min_length=1)
+    boundary_ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.02], description="of Boundary IoU, of the diagonal"
+    )
+    tolerances_px: list[Annotated[float, Field(ge=1)]] = Field([3], description="of the boundary F1")
+    trimap_widths_px: list[PositiveInt] = Field([1, 2, 4, 8, 16], description="of the trimap IoU")
     every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
 
 

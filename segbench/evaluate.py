@@ -2,19 +2,22 @@
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
+from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder
 from segbench.lockstep import pad_to_stride
 from segbench.metrics import Counts, Truth
-from segbench.metrics.counts import Int64s
+
+Int64s = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -34,13 +37,10 @@ class Evaluation:
     failure: str | None = None
 
     def arrays(self) -> dict[str, Int64s]:
-        """``region`` (N, 3, K), ``boundary`` (N, R, 3, K), ``widths_px`` (N, R), ``confusion`` (K, K): all int64."""
-        return {
-            "region": np.stack([c.region for c in self.counts]),
-            "boundary": np.stack([c.boundary for c in self.counts]),
-            "widths_px": np.stack([c.widths_px for c in self.counts]),
-            "confusion": np.sum([c.confusion for c in self.counts], axis=0),
-        }
+        """Each attribute of `Counts` with the images first, ``confusion`` (K, K) summed over them; all int64."""
+        per_image = ("region", "boundary", "contour", "trimap", "widths_px")
+        arrays = {name: torch.stack([getattr(c, name) for c in self.counts]).numpy() for name in per_image}
+        return arrays | {"confusion": torch.stack([c.confusion for c in self.counts]).sum(0).numpy()}
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def evaluate(
     encoder: Encoder,
     decoders: Mapping[str, nn.Module],
     dataset: Dataset,
-    boundary_ratios: Sequence[float],
+    protocol: EvaluationConfig,
     workers: int = 0,
     after_image: Callable[[int], None] = lambda done: None,
 ) -> tuple[dict[str, Evaluation], float]:
@@ -59,6 +59,7 @@ def evaluate(
 
     Args:
         decoders: any key -> decoder, on the encoder's device.
+        protocol: what is counted.
         after_image: called with the number of images done.
 
     Returns:
@@ -76,7 +77,13 @@ def evaluate(
         image = pad_to_stride(encoder.normalise(image), max(encoder.strides))
         features = encoder(image)
         encoder_s.append(_now(device) - clock)
-        truth = Truth(labels, len(dataset.classes), boundary_ratios)
+        truth = Truth(
+            torch.from_numpy(labels).to(device),
+            len(dataset.classes),
+            protocol.boundary_ratios,
+            protocol.tolerances_px,
+            protocol.trimap_widths_px,
+        )
         for key, decoder in decoders.items():
             result = results[key]
             if result.failure is not None:
@@ -84,9 +91,9 @@ def evaluate(
             try:
                 clock = _now(device)
                 logits = decoder(features, image)[0, :, : labels.shape[0], : labels.shape[1]]  # (K, H, W)
-                prediction = logits.argmax(0).to(torch.uint8).cpu().numpy()  # (H, W)
+                prediction = logits.argmax(0).to(torch.uint8)  # (H, W)
                 result.seconds.append(_now(device) - clock)
-                result.counts.append(truth.count(prediction))
+                result.counts.append(truth.count(prediction).cpu())
                 result.ids.append(dataset.ids[index])
             except Exception:  # a plug-in can raise anything; it ends its own run only
                 result.failure = traceback.format_exc()

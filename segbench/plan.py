@@ -10,7 +10,7 @@ from typing import Any
 from segbench.config import DecoderConfig, SweepConfig, expand_grid
 from segbench.errors import UserError
 
-RESULT_VERSION = 1  # raise when the same config would give other numbers
+RESULT_VERSION = 2  # raise when the same config would give other numbers
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from segbench.errors import UserError
 
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 MANIFEST = "sweep.json"
+COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def read_result(folder: Path) -> Result | None:
         return None
     try:
         with np.load(folder / COUNTS) as arrays:
-            counts = {name: arrays[name] for name in ("region", "boundary", "widths_px", "confusion")}
+            counts = {name: arrays[name] for name in COUNT_NAMES}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / COUNTS} cannot be read ({error}); remove {folder} to have it made again") from None
     return Result(row, counts, folder)

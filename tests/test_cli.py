@@ -65,9 +65,14 @@ def test_sweep_table_and_formats(write_sweep, tmp_path):
     for name, start in (("md", "**tiny"), ("csv", "decoder,"), ("tex", "% tiny")):
         assert segbench("table", runs / "tiny", "--format", name).stdout.startswith(start)
     assert "ring" in segbench("table", runs / "tiny", "--per-class").stdout
-    assert "Boundary IoU" in segbench("table", runs / "tiny", "--per-class", "--boundary", 0).stdout
-    wrong = segbench("table", runs / "tiny", "--per-class", "--boundary", 1)
+    assert (
+        "BIoU 0.02 (2px) per class" in segbench("table", runs / "tiny", "--per-class", "--metric", "biou@0.02").stdout
+    )
+    some = segbench("table", runs / "tiny", "--metric", "bf1@3", "--metric", "trimap@8", "--format", "csv").stdout
+    assert some.startswith("decoder,n,BF1 (3px),BF1 (3px) sd,trimap (8px),")
+    wrong = segbench("table", runs / "tiny", "--metric", "bf1@4")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "unknown metric 'bf1@4' (did you mean 'bf1@3'?); there is: accuracy, bf1@3, biou@0.02, miou" in wrong.stderr
 
 
 BROKEN = "raise ValueError('at import')\n"

@@ -1,10 +1,22 @@
 import argparse
+import pickle
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
 
-from segbench.metrics import VOID, Counts, Truth, band_width, iou, mean_iou, pixel_accuracy
-from segbench.metrics.counts import boundary_band
+from segbench import metrics
+from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_iou, mean_over_classes, pixel_accuracy
+from segbench.metrics.counts import _extrema, _extrema_by_pooling, boundary_band
+
+
+def count(truth, prediction, classes, *protocol):
+    """Counts of one pair of NumPy label maps, as NumPy arrays."""
+    counts = Truth(torch.from_numpy(truth), classes, *protocol).count(torch.from_numpy(prediction))
+    return type("Arrays", (), {name: value.numpy() for name, value in vars(counts).items()})
 
 
 def brute_force_band(labels, width_px):
@@ -57,7 +69,7 @@ def test_counts_are_those_of_brute_force(seed):
     truth = blobs(rng, height, width, classes, void=seed % 2 == 1)
     prediction = blobs(rng, height, width, classes, void=False)
     ratio = float(rng.choice([0.01, 0.05, 0.15]))
-    counts = Truth(truth, classes, [ratio]).count(prediction)
+    counts = count(truth, prediction, classes, [ratio])
     region, boundary, d = brute_force_counts(truth, prediction, classes, ratio)
     np.testing.assert_array_equal(counts.region, region)
     np.testing.assert_array_equal(counts.boundary[0], boundary)
@@ -82,7 +94,7 @@ def test_mean_iou_is_that_of_the_cityscapes_script():
             prediction = np.where(
                 rng.random(truth.shape) < 0.6, truth % seen, blobs(rng, 60, 90, seen, void=False)
             ).astype(np.uint8)
-            total += Truth(truth, 19).count(prediction).region
+            total += count(truth, prediction, 19).region
             np.add.at(official, (to_id[truth], to_id[prediction]), 1)  # void has id 0, which the script ignores
         scores = [script.getIouScoreForLabel(label.id, official, args) for label in train]
         np.testing.assert_array_equal(iou(total), scores)
@@ -98,15 +110,15 @@ def test_classes_that_face_each_other_across_void_make_a_contour():
     labels = np.zeros((21, 21), np.uint8)
     labels[:, 10] = VOID
     labels[:, 11:] = 1
-    band = boundary_band(labels, 2)
+    band = boundary_band(torch.from_numpy(labels), 2)
     assert band[10].tolist() == [True, True] + [False] * 7 + [True, False, True] + [False] * 7 + [True, True]
     labels[labels == 1] = 0  # void alone makes none
-    assert not boundary_band(labels, 2)[10, 2:-2].any()
+    assert not boundary_band(torch.from_numpy(labels), 2)[10, 2:-2].any()
 
 
 def test_void_counts_nowhere():
     truth = np.full((9, 9), VOID, np.uint8)
-    counts = Truth(truth, 3, [0.1]).count(np.ones((9, 9), np.uint8))
+    counts = count(truth, np.ones((9, 9), np.uint8), 3, [0.1])
     assert counts.region.sum() == counts.boundary.sum() == counts.confusion.sum() == 0
     assert np.isnan(mean_iou(counts.region))
     assert np.isnan(pixel_accuracy(counts.region))
@@ -114,17 +126,17 @@ def test_void_counts_nowhere():
 
 def test_perfect_and_disjoint():
     truth = np.repeat(np.arange(3, dtype=np.uint8), 30).reshape(9, 10)
-    perfect = Truth(truth, 4, [0.1]).count(truth)
+    perfect = count(truth, truth, 4, [0.1])
     assert mean_iou(perfect.region) == mean_iou(perfect.boundary[0]) == pixel_accuracy(perfect.region) == 1
     assert np.isnan(iou(perfect.region)[3])  # never there, never predicted: no score, not 0
-    wrong = Truth(truth, 4, [0.1]).count(((truth + 1) % 3).astype(np.uint8))
+    wrong = count(truth, ((truth + 1) % 3).astype(np.uint8), 4, [0.1])
     assert mean_iou(wrong.region) == mean_iou(wrong.boundary[0]) == 0
 
 
 def test_data_set_level_not_image_level():
     """Counts are added up before the division."""
     small, large = np.zeros((2, 2), np.uint8), np.zeros((2, 8), np.uint8)
-    counts = [Truth(small, 2).count(np.ones_like(small)), Truth(large, 2).count(large)]
+    counts = [count(small, np.ones_like(small), 2), count(large, large, 2)]
     total = sum(c.region for c in counts)
     assert iou(total).tolist() == [16 / 20, 0.0]
 
@@ -140,10 +152,283 @@ def test_data_set_level_not_image_level():
 )
 def test_wrong_maps_are_refused(labels, prediction, message):
     with pytest.raises(ValueError, match=message):
-        Truth(labels, 3).count(prediction)
+        count(labels, prediction, 3)
 
 
 def test_counts_are_64_bit():
-    counts = Truth(np.zeros((4, 4), np.uint8), 2, [0.1]).count(np.zeros((4, 4), np.uint8))
-    assert isinstance(counts, Counts)
-    assert {a.dtype for a in (counts.region, counts.boundary, counts.confusion)} == {np.dtype(np.int64)}
+    counts = Truth(torch.zeros(4, 4, dtype=torch.uint8), 2, [0.1], [2], [1]).count(torch.zeros(4, 4, dtype=torch.uint8))
+    assert {value.dtype for value in vars(counts).values()} == {torch.int64}
+
+
+def test_more_pixels_than_float32_can_count():
+    """2^24 + 6 pixels of one class: float32 would stop at 2^24."""
+    metric = metrics.MeanIoU(2)
+    labels = torch.zeros(1, 2, 2**23 + 3, dtype=torch.uint8)
+    metric.update(labels, labels)
+    assert metric.counts[:, 0].tolist() == [2**24 + 6] * 3
+
+
+def contour_by_hand(labels):
+    """Pixels with another class among their eight neighbours, void and what is outside left out."""
+    contour = np.zeros(labels.shape, bool)
+    for y, x in np.argwhere(labels != VOID):
+        around = labels[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        contour[y, x] = ((around != VOID) & (around != labels[y, x])).any()
+    return contour
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_contour_and_trimap_counts_are_those_of_scipy(seed):
+    """Contours by hand, distances by SciPy's exact Euclidean transform, the trimap by its Chebyshev one."""
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(2, 6))
+    truth = blobs(rng, *rng.integers(6, 40, 2), classes, void=seed % 2 == 1)
+    prediction = np.where(truth == VOID, VOID, blobs(rng, *truth.shape, classes, void=False)).astype(np.uint8)
+    tolerances, widths = [1, 2.5, 5], [1, 3, 8]
+    counts = count(truth, prediction, classes, [], tolerances, widths)
+    contours = [contour_by_hand(m) for m in (prediction, truth)]
+    for i, tolerance in enumerate(tolerances):
+        for c in range(classes):
+            p, t = contours[0] & (prediction == c), contours[1] & (truth == c)
+            far = np.inf
+            to_t = ndimage.distance_transform_edt(~t) if t.any() else np.full(t.shape, far)
+            to_p = ndimage.distance_transform_edt(~p) if p.any() else np.full(p.shape, far)
+            wanted = [(p & (to_t <= tolerance)).sum(), p.sum(), (t & (to_p <= tolerance)).sum(), t.sum()]
+            assert counts.contour[i, :, c].tolist() == wanted
+    # A pixel is in the trimap band when another class lies within that many pixels.
+    for i, width in enumerate(widths):
+        for c in range(classes):
+            near = np.zeros(truth.shape, bool)
+            for other in range(classes):
+                there = truth == other
+                if there.any():
+                    distance = ndimage.distance_transform_cdt(~there, "chessboard")
+                    near |= (truth != other) & (truth != VOID) & (distance <= width)
+            t, p = (truth == c) & near, (prediction == c) & near
+            assert counts.trimap[i, :, c].tolist() == [(t & p).sum(), p.sum(), t.sum()]
+
+
+def test_pooling_gives_the_same_extrema():
+    """What is used on a GPU, run here on the CPU."""
+    rng = np.random.default_rng(0)
+    for width_px in (1, 3, 12):
+        labels = torch.from_numpy(blobs(rng, 40, 50, 9, void=True))
+        labels[:10, :10] = VOID
+        for a, b in zip(_extrema(labels, width_px), _extrema_by_pooling(labels, width_px), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_counts_on_a_gpu_are_those_of_the_cpu():
+    rng = np.random.default_rng(0)
+    truth, prediction = (torch.from_numpy(blobs(rng, 200, 300, 19, void=v)) for v in (True, False))
+    protocol = (19, [0.02, 0.005], [3], [1, 2, 8])
+    there = Truth(truth.cuda(), *protocol).count(prediction.cuda()).cpu()
+    here = Truth(truth, *protocol).count(prediction)
+    assert all(torch.equal(a, b) for a, b in zip(vars(there).values(), vars(here).values(), strict=True))
+
+
+def published_boundary(mask, ratio):
+    """Boundary IoU's band as published: a binary mask, padded by a pixel, eroded d times by 3x3."""
+    height, width = mask.shape
+    d = max(1, round(ratio * np.sqrt(height**2 + width**2)))
+    padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    return mask - cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=d)[1 : height + 1, 1 : width + 1]
+
+
+def published_counts(truth, prediction, classes, ratio):
+    """Class by class. Void is filled with the class at hand, so that it makes no contour, and then not counted."""
+    counts = np.zeros((3, classes), np.int64)
+    void = truth == VOID
+    for c in range(classes):
+        bands = []
+        for labels in (truth, prediction):
+            mask = ((labels == c) | void).astype(np.uint8)
+            bands.append((published_boundary(mask, ratio) > 0) & (labels == c) & ~void)
+        counts[:, c] = (bands[0] & bands[1]).sum(), bands[1].sum(), bands[0].sum()
+    return counts
+
+
+@pytest.mark.slow
+def test_boundary_counts_are_the_published_ones_on_all_voc_masks(voc_masks):
+    """1,449 real label maps, predictions shifted and coarsened; per-class erosions by OpenCV from the definition."""
+    rng = np.random.default_rng(0)
+    files = sorted(voc_masks.glob("*.png"))
+    assert len(files) == 1449
+    for file in files:
+        truth = np.array(Image.open(file))
+        present = np.unique(truth[truth != VOID])
+        renumber = np.full(256, VOID, np.uint8)
+        renumber[present] = np.arange(len(present))
+        truth = renumber[truth]  # only the classes that are there: the rest count zero either way
+        shift = tuple(rng.integers(-4, 5, 2))
+        prediction = np.roll(truth, shift, (0, 1))
+        prediction[prediction == VOID] = rng.integers(0, len(present))
+        counts = count(truth, prediction, len(present), [0.02])
+        np.testing.assert_array_equal(
+            counts.boundary[0], published_counts(truth, prediction, len(present), 0.02), str(file)
+        )
+
+
+@pytest.mark.parametrize("shift", [1, 2, 4])
+def test_shifted_prediction(shift):
+    """A half plane shifted by s px, by hand: the contour is s px off, the band loses s of its d columns."""
+    truth, prediction = np.zeros((2, 200, 200), np.uint8)
+    truth[:, 100:] = prediction[:, 100 + shift :] = 1
+    counts = count(truth, prediction, 2, [], [shift - 0.5, shift], [8])
+    f1 = contour_f1(counts.contour)
+    assert f1[0].tolist() == [0, 0]
+    assert f1[1].tolist() == [1, 1]
+    # Class 1 inside the 16 columns of the trimap: 8 of the truth's, 8 - s of them predicted.
+    assert iou(counts.trimap[0])[1] == pytest.approx((8 - shift) / 8)
+
+
+def test_one_pixel_objects():
+    truth, prediction = np.zeros((2, 21, 21), np.uint8)
+    truth[10, 10] = prediction[10, 12] = 1
+    counts = count(truth, prediction, 2, [0.02], [1, 2], [1])
+    assert contour_f1(counts.contour)[:, 1].tolist() == [0, 1]
+    assert counts.boundary[0, :, 1].tolist() == [0, 1, 1]
+
+
+def test_one_class_has_no_contour():
+    labels = np.zeros((9, 9), np.uint8)
+    counts = count(labels, labels, 2, [0.1], [2], [3])
+    assert counts.contour.sum() == counts.trimap.sum() == 0
+    assert np.isnan(mean_over_classes(contour_f1(counts.contour[0])))
+    assert mean_iou(counts.boundary[0]) == 1  # the image's border is a boundary there
+
+
+def test_f1_is_the_harmonic_mean_of_precision_and_recall():
+    counts = np.array([[3, 0, 0, 0], [4, 5, 0, 0], [6, 0, 0, 0], [8, 0, 7, 0]])
+    precision, recall = 3 / 4, 6 / 8
+    assert contour_f1(counts)[0] == pytest.approx(2 * precision * recall / (precision + recall))
+    assert contour_f1(counts)[1:3].tolist() == [0, 0]  # contours in one of the two only
+    assert np.isnan(contour_f1(counts)[3])
+
+
+MODULES = [
+    (metrics.MeanIoU, {}, "region", iou, ()),
+    (metrics.BoundaryIoU, {"ratio": 0.05}, "boundary", iou, ([0.05],)),
+    (metrics.BoundaryF1, {"tolerance_px": 2}, "contour", contour_f1, ([], [2])),
+    (metrics.BoundaryF1, {"ratio": 0.05}, "contour", contour_f1, ([], [2])),
+    (metrics.TrimapIoU, {"widths_px": [1, 4]}, "trimap", iou, ([], [], [1, 4])),
+]
+
+
+def batches(number=3, logits=False):
+    rng = np.random.default_rng(7)
+    for _ in range(number):
+        truth = np.stack([blobs(rng, 24, 32, 4, void=True) for _ in range(2)])
+        prediction = np.stack([blobs(rng, 24, 32, 4, void=False) for _ in range(2)])
+        preds = torch.from_numpy(prediction)
+        if logits:
+            preds = torch.nn.functional.one_hot(preds.long(), 5).permute(0, 3, 1, 2).float() * 3
+        yield preds, torch.from_numpy(truth)
+
+
+@pytest.mark.parametrize("logits", [False, True])
+@pytest.mark.parametrize(
+    ("cls", "options", "array", "score", "protocol"), MODULES, ids=lambda v: getattr(v, "__name__", None)
+)
+def test_modules_sum_counts_over_all_images(cls, options, array, score, protocol, logits):
+    metric = cls(5, **options)
+    total = 0
+    for preds, target in batches(logits=logits):
+        metric.update(preds, target)
+        labels = preds.argmax(1).to(torch.uint8) if logits else preds
+        for p, t in zip(labels, target, strict=True):
+            counts = getattr(count(t.numpy(), p.numpy(), 5, *protocol), array)
+            total = total + (counts[0] if array in ("boundary", "contour") else counts)
+    np.testing.assert_array_equal(metric.per_class().numpy(), score(total))
+    np.testing.assert_array_equal(metric.compute().numpy(), mean_over_classes(score(total)))
+    assert metric.per_class()[..., 4].isnan().all()  # class 4 never appears
+    assert metric.compute().shape == ((2,) if cls is metrics.TrimapIoU else ())
+    again = pickle.loads(pickle.dumps(metric))
+    assert torch.equal(again.compute(), metric.compute())
+    images = [c for preds, target in batches(logits=logits) for c in metric.count_images(preds, target)]
+    assert torch.equal(torch.stack(images).sum(0), metric.counts)
+    metric.reset()
+    assert metric.compute().isnan().all()  # an epoch without images
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "array", "score", "protocol"), MODULES, ids=lambda v: getattr(v, "__name__", None)
+)
+def test_modules_merge_half_finished_epochs(cls, options, array, score, protocol):
+    parts = list(batches(4))
+    whole, a, b = (cls(5, **options) for _ in range(3))
+    for i, (preds, target) in enumerate(parts):
+        whole.update(preds, target)
+        (a if i < 1 else b).update(preds, target)
+    a.merge_state(b)
+    assert torch.equal(a.counts, whole.counts)
+    assert torch.equal(a.compute(), whole.compute())
+
+
+def _in_process(rank, file, queue):
+    torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+    metric = metrics.BoundaryIoU(5, 0.05)
+    for i, (preds, target) in enumerate(batches(3)):
+        if i % 2 == rank:
+            metric.update(preds, target)
+    queue.put((rank, float(metric.compute())))
+    torch.distributed.destroy_process_group()
+
+
+def test_modules_sync_across_processes(tmp_path):
+    """Two processes with two and one batches get the score of all three."""
+    import torch.multiprocessing as mp
+
+    context = mp.get_context("forkserver")
+    queue = context.Queue()
+    processes = [context.Process(target=_in_process, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    scores = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+    alone = metrics.BoundaryIoU(5, 0.05)
+    for preds, target in batches(3):
+        alone.update(preds, target)
+    assert scores == {0: float(alone.compute()), 1: float(alone.compute())}
+
+
+def test_other_void_labels():
+    preds = torch.tensor([[[0, 1, 1], [0, 0, 1]]])
+    target = torch.tensor([[[0, 1, -1], [0, 1, 1]]])
+    assert metrics.MeanIoU(2, ignore_index=-1)(preds, target) == pytest.approx((2 / 3 + 2 / 3) / 2)
+    assert metrics.MeanIoU(2, ignore_index=None)(preds, target.clamp(min=0)) == pytest.approx((2 / 4 + 2 / 4) / 2)
+    assert metrics.boundary_iou(preds, target, 2, ignore_index=-1) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("preds", "target", "message"),
+    [
+        (torch.zeros(1, 4, 4), torch.zeros(1, 4, 4).long(), r"logits should be \(B, 3, H, W\), not \(1, 4, 4\)"),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4).long(), r"logits should be \(B, 3, H, W\)"),
+        (torch.zeros(1, 4, 4).long(), torch.zeros(1, 4, 5).long(), r"target should be \(B, H, W\) integers as preds"),
+        (
+            torch.zeros(1, 4, 4).long(),
+            torch.full((1, 4, 4), 3),
+            r"target holds 3; allowed are 0 to 2, and 255 for void",
+        ),
+        (torch.full((1, 4, 4), -1), torch.zeros(1, 4, 4).long(), r"preds holds -1; allowed are 0 to 2"),
+    ],
+)
+def test_modules_refuse_what_does_not_fit(preds, target, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.MeanIoU(3).update(preds, target)
+
+
+def test_metrics_stand_alone():
+    """Importable without the rest of segbench, scores without torch."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, segbench.metrics as m; m.mean_iou; assert 'torch' not in sys.modules; m.BoundaryF1; "
+        "own = {n for n in sys.modules if n.startswith('segbench.')}; "
+        "assert all(n.startswith('segbench.metrics') for n in own), own"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

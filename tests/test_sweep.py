@@ -63,6 +63,7 @@ def test_a_run_is_a_folder(five):
     counts = results["deconv", 0].counts
     assert {k: v.shape for k, v in counts.items()} == {
         "region": (3, 3, 7), "boundary": (3, 1, 3, 7), "widths_px": (3, 1), "confusion": (7, 7),
+        "contour": (3, 1, 4, 7), "trimap": (3, 5, 3, 7),
     }  # fmt: skip
     assert counts["confusion"].sum() == 3 * 64 * 64
     environment = json.loads((folder / "environment.json").read_text())

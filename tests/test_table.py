@@ -27,6 +27,8 @@ def counts_of(quality: float, seed: int) -> dict[str, np.ndarray]:
     return {
         "region": region,
         "boundary": boundary,
+        "contour": np.repeat(boundary, [1, 2, 1], axis=2),
+        "trimap": np.repeat(boundary, 2, axis=1),
         "widths_px": np.full((2, 1), 5),
         "confusion": np.zeros((3, 3), np.int64),
     }
@@ -36,7 +38,8 @@ def write_run(folder, decoder, seed, quality, **changes):
     """A finished run as a cohort leaves it."""
     run = folder / f"{decoder}-s{seed}-k{decoder}{seed}"
     row = {
-        "decoder": decoder, "seed": seed, "data": "shapes", "images": 2, "classes": CLASSES, "boundary_ratios": [0.02],
+        "decoder": decoder, "seed": seed, "data": "shapes", "images": 2, "classes": CLASSES,
+        "evaluation": {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2]},
         "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "encoder_trainable": False, "steps": 7,
         "parameters": 1_500_000, "macs": 2_000_000_000, "train_s": 3.0 + seed, "eval_ms_per_image": 4.0,
         "train_shared_s": 1.0, "eval_encoder_ms_per_image": 2.0, **changes,
@@ -125,7 +128,7 @@ def test_per_class(folder):
     region = [counts_of(QUALITY["bilinear"][s], s)["region"].sum(0) for s in range(3)]
     assert row["sky"].mean == pytest.approx(np.mean([100 * r[0, 0] / (r[1, 0] + r[2, 0] - r[0, 0]) for r in region]))
     assert math.isnan(row["never"].mean)
-    assert "Boundary IoU 0.02 per class" in tables.make_table(folder, True, 0).title
+    assert "BIoU 0.02 (5px) per class" in tables.make_table(folder, ["biou@0.02"], True).title
 
 
 @pytest.mark.parametrize("name", ["encoder_hash", "features_hash"])

@@ -1,20 +1,20 @@
 """From label maps to integer counts: everything that a score is later made from.
 
-Void (255 in the truth) is never counted and never makes a contour: the prediction is void where the truth is, and void
-pixels take no part in the extrema of a window.
+Void is never counted and never makes a contour: the prediction is void where the truth is, and void pixels take no part
+in the extrema of a window. All classes are counted in one pass: a pixel belongs to the band of its own class exactly
+when the label map is not constant in the window around it, so two sliding extrema replace one erosion per class.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
-import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 VOID = 255
-Labels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-Int64s = npt.NDArray[np.int64]
 
 
 def band_width(ratio: float, height: int, width: int) -> int:
@@ -22,96 +22,208 @@ def band_width(ratio: float, height: int, width: int) -> int:
     return max(1, round(ratio * float(np.hypot(height, width))))
 
 
-def boundary_band(labels: Labels, width_px: int) -> Mask:
-    """The pixels within ``width_px`` (Chebyshev) of a pixel of another class or of what lies outside the image.
+def boundary_band(labels: Tensor, width_px: int, border: bool = True) -> Tensor:
+    """The pixels within ``width_px`` (Chebyshev) of a pixel of another class.
 
-    That is the union over classes of the inner bands of Boundary IoU (Cheng et al. 2021,
-    https://arxiv.org/abs/2103.16562), with void left out: a pixel is in the band of its own class exactly when the
-    label map, void aside, is not constant in the (2 width_px + 1)² window around it, or that window leaves the image.
+    With ``border``, what lies outside the image counts as another class; the result is then the union over classes of
+    the inner bands of Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562), with void left out.
 
     Args:
         labels: (H, W) uint8, classes 0 to 253, 255 void.
         width_px: band width in pixels, at least 1.
+
+    Returns:
+        (H, W) bool, False on void.
     """
+    lowest, highest = _extrema(labels, width_px)
+    band = lowest != highest
+    if border:
+        d = width_px
+        band[:d] = band[-d:] = True
+        band[:, :d] = band[:, -d:] = True
+    return band & (labels != VOID)
+
+
+def _extrema(labels: Tensor, width_px: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest class in the (2 width_px + 1)² window around each pixel, void and what is outside left out."""
+    if labels.device.type == "cpu":
+        kernel = np.ones((2 * width_px + 1, 1), np.uint8)
+        array = labels.numpy()
+        # OpenCV's default border is the lowest value for a maximum and the highest for a minimum, as void must be.
+        lowest = cv2.erode(cv2.erode(array, kernel), kernel.T)  # void is 255 already
+        shifted = array + np.uint8(1)  # void wraps round to 0
+        highest = cv2.dilate(cv2.dilate(shifted, kernel), kernel.T) - np.uint8(1)
+        return torch.from_numpy(lowest), torch.from_numpy(highest)
+    return _extrema_by_pooling(labels, width_px)
+
+
+def _extrema_by_pooling(labels: Tensor, width_px: int) -> tuple[Tensor, Tensor]:
+    """The same by max pooling, for a GPU: exact, since float16 holds every integer up to 2048."""
+    values = labels.to(torch.float16 if labels.device.type == "cuda" else torch.float32)
     void = labels == VOID
-    kernel = np.ones((2 * width_px + 1, 1), np.uint8)
-    # Outside the image counts for neither extremum: OpenCV's default border is the lowest value for a maximum and the
-    # highest for a minimum, as void must be.
-    highest = cv2.dilate(cv2.dilate(np.where(void, np.uint8(0), labels + np.uint8(1)), kernel), kernel.T)
-    lowest = cv2.erode(cv2.erode(np.where(void, np.uint8(255), labels + np.uint8(1)), kernel), kernel.T)
-    band: Mask = highest != lowest
-    d = width_px
-    band[:d] = band[-d:] = True
-    band[:, :d] = band[:, -d:] = True
-    band[void] = False
-    return band
+    stacked = torch.stack([-values, torch.where(void, -1.0, values)])[None]  # (1, 2, H, W)
+    size, d = 2 * width_px + 1, width_px
+    pooled = F.max_pool2d(F.max_pool2d(stacked, (size, 1), 1, (d, 0)), (1, size), 1, (0, d))[0]
+    lowest, highest = -pooled[0], pooled[1]
+    return lowest.to(torch.uint8), torch.where(highest < 0, VOID, highest).to(torch.uint8)
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Pixel counts of one image.
+    """Pixel counts of one image, all int64. K classes, R ratios, T tolerances, W widths.
 
     Attributes:
-        confusion: (K, K) int64, truth by row, prediction by column, void left out.
-        region: (3, K) int64: intersection, predicted, truth.
-        boundary: (R, 3, K) int64: the same inside the boundary bands, for each ratio. Predicted counts the prediction's
-            own band, truth the truth's, intersection the pixels that lie in both and agree.
-        widths_px: (R,) int64, the band widths.
+        confusion: (K, K), truth by row, prediction by column, void left out.
+        region: (3, K): intersection, predicted, truth.
+        boundary: (R, 3, K): the same inside the boundary bands. Predicted counts the prediction's own band, truth the
+            truth's, intersection the pixels that lie in both and agree.
+        contour: (T, 4, K): predicted contour pixels that lie near enough to the truth's contour of that class, all
+            predicted, the truth's that lie near enough to the prediction's, all of the truth's.
+        trimap: (W, 3, K): as region, inside the band around the truth's contours.
+        widths_px: (R,), the band widths of ``boundary``.
     """
 
-    confusion: Int64s
-    region: Int64s
-    boundary: Int64s
-    widths_px: Int64s
+    confusion: Tensor
+    region: Tensor
+    boundary: Tensor
+    contour: Tensor
+    trimap: Tensor
+    widths_px: Tensor
+
+    def cpu(self) -> "Counts":
+        return Counts(**{f.name: getattr(self, f.name).cpu() for f in fields(self)})
 
 
 class Truth:
     """The truth's side of one image's counts, made once and shared by every prediction that is counted against it.
 
     Args:
-        labels: (H, W) uint8, classes 0 to K-1 and 255 for void.
+        labels: (H, W) uint8, classes 0 to K-1 and 255 for void; on the device on which the counts are to be made.
         num_classes: K, at most 254.
-        boundary_ratios: band widths as fractions of the image's diagonal.
+        boundary_ratios: band widths of Boundary IoU, as fractions of the image's diagonal.
+        tolerances_px: of the boundary F1, Euclidean.
+        trimap_widths_px: band widths of the trimap IoU, Chebyshev.
 
     Raises:
         ValueError: a label that is neither a class nor void, or a wrong shape or type.
     """
 
-    def __init__(self, labels: Labels, num_classes: int, boundary_ratios: Sequence[float] = ()) -> None:
-        if labels.ndim != 2 or labels.dtype != np.uint8:
-            raise ValueError(f"labels should be (H, W) uint8, not {labels.shape} {labels.dtype}")
+    def __init__(
+        self,
+        labels: Tensor,
+        num_classes: int,
+        boundary_ratios: Sequence[float] = (),
+        tolerances_px: Sequence[float] = (),
+        trimap_widths_px: Sequence[int] = (),
+    ) -> None:
+        if labels.ndim != 2 or labels.dtype != torch.uint8:
+            raise ValueError(f"labels should be (H, W) uint8, not {tuple(labels.shape)} {labels.dtype}")
         if not 1 <= num_classes <= 254:
             raise ValueError(f"num_classes should be from 1 to 254, not {num_classes}")
         self.labels, self.num_classes = labels, num_classes
-        self.valid: Mask = labels != VOID
-        wrong = labels[self.valid & (labels >= num_classes)]
-        if wrong.size:
-            raise ValueError(f"label {wrong[0]} is neither one of {num_classes} classes nor void ({VOID})")
+        self.void = labels == VOID
+        seen = torch.bincount(labels.flatten(), minlength=256)
+        wrong = seen[num_classes:VOID].nonzero()
+        if len(wrong):
+            raise ValueError(
+                f"label {num_classes + int(wrong[0])} is neither one of {num_classes} classes nor void ({VOID})"
+            )
         self.widths_px = [band_width(r, *labels.shape) for r in boundary_ratios]
         self.bands = [boundary_band(labels, d) for d in self.widths_px]
         self.band_sizes = [self._per_class(labels[band]) for band in self.bands]
+        self.tolerances_px = list(tolerances_px)
+        self.contours = self._contours(labels) if self.tolerances_px else None
+        # A pixel's index in the whole image, where the trimap band of that width holds it.
+        self.trimaps = [boundary_band(labels, w, border=False).flatten().nonzero()[:, 0] for w in trimap_widths_px]
 
-    def _per_class(self, values: Labels) -> Int64s:
-        return np.bincount(values, minlength=self.num_classes).astype(np.int64)
-
-    def count(self, prediction: Labels) -> Counts:
-        """Counts of ``prediction``, (H, W) uint8 with classes 0 to K-1.
+    def count(self, prediction: Tensor) -> Counts:
+        """Counts of ``prediction``, (H, W) uint8 with classes 0 to K-1; what it holds under void does not matter.
 
         Raises:
             ValueError: another shape than the truth's, or a value that is no class where the truth is not void.
         """
         k = self.num_classes
         if prediction.shape != self.labels.shape:
-            raise ValueError(f"prediction is {prediction.shape}, truth {self.labels.shape}")
-        truth, predicted = self.labels[self.valid], prediction[self.valid]
-        if predicted.size and predicted.max() >= k:
-            raise ValueError(f"prediction holds {predicted.max()}, not one of {k} classes")
-        confusion = np.bincount(truth.astype(np.int32) * k + predicted, minlength=k * k).reshape(k, k).astype(np.int64)
-        region = np.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
-        masked = np.where(self.valid, prediction, np.uint8(VOID))
+            raise ValueError(f"prediction is {tuple(prediction.shape)}, truth {tuple(self.labels.shape)}")
+        masked = torch.where(self.void, VOID, prediction)
+        # Void is a class of its own here, cut off below; the prediction is void exactly where the truth is.
+        pairs = self.labels.to(torch.int32) * 256 + masked
+        joint = torch.bincount(pairs.flatten(), minlength=256 * 256).view(256, 256)
+        confusion = joint[:k, :k]
+        outside = joint[:k, k:].sum(0).nonzero()
+        if len(outside):
+            raise ValueError(f"prediction holds {k + int(outside[0])}, not one of {k} classes")
         agree = masked == self.labels
-        boundary = np.zeros((len(self.bands), 3, k), np.int64)
-        for i, (band, size, d) in enumerate(zip(self.bands, self.band_sizes, self.widths_px, strict=True)):
-            own = boundary_band(masked, d)
-            boundary[i] = self._per_class(masked[own & band & agree]), self._per_class(masked[own]), size
-        return Counts(confusion, region, boundary, np.array(self.widths_px, np.int64))
+        boundary = [
+            torch.stack([self._per_class(masked[own & band & agree]), self._per_class(masked[own]), size])
+            for band, size, d in zip(self.bands, self.band_sizes, self.widths_px, strict=True)
+            for own in [boundary_band(masked, d)]
+        ]
+        trimap = []
+        for inside in self.trimaps:
+            here = torch.bincount(pairs.view(-1)[inside], minlength=256 * 256).view(256, 256)[:k, :k]
+            trimap.append(_margins(here))
+        return Counts(
+            confusion,
+            _margins(confusion),
+            _stack(boundary, (0, 3, k)),
+            _stack(self._contour_counts(masked), (0, 4, k)),
+            _stack(trimap, (0, 3, k)),
+            torch.tensor(self.widths_px, dtype=torch.int64),
+        )
+
+    def _per_class(self, values: Tensor) -> Tensor:
+        return torch.bincount(values, minlength=self.num_classes)
+
+    def _contours(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The contour as a label map (void elsewhere), and the indices of its pixels."""
+        on = boundary_band(labels, 1, border=False)
+        return torch.where(on, labels, VOID), on.flatten().nonzero()[:, 0]
+
+    def _contour_counts(self, masked: Tensor) -> list[Tensor]:
+        if self.contours is None:
+            return []
+        truth, predicted = self.contours, self._contours(masked)
+        found = [_nearest(*a, b[0], max(self.tolerances_px)) for a, b in ((predicted, truth), (truth, predicted))]
+        counts = []
+        for tolerance in self.tolerances_px:
+            rows = []
+            for (labels, where), squared in zip((predicted, truth), found, strict=True):
+                classes = labels.view(-1)[where]
+                rows += [self._per_class(classes[squared <= tolerance**2]), self._per_class(classes)]
+            counts.append(torch.stack(rows))
+        return counts
+
+
+def _nearest(labels: Tensor, where: Tensor, other: Tensor, reach_px: float) -> Tensor:
+    """Squared distance in pixels from each contour pixel to the other contour's nearest of its class, up to the reach.
+
+    Most find theirs within a pixel or two: offsets are tried by distance, and who has found drops out.
+    """
+    reach = int(reach_px)
+    width = labels.shape[1]
+    padded = F.pad(other, (reach, reach, reach, reach), value=VOID).flatten()
+    stride = width + 2 * reach
+    centre = (where // width + reach) * stride + where % width + reach
+    classes = labels.flatten()[where]
+    squared = torch.full(where.shape, torch.iinfo(torch.int64).max, device=labels.device)
+    left = torch.arange(len(where), device=labels.device)
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    distance = (dy**2 + dx**2).ravel()
+    offsets = (dy * stride + dx).ravel()
+    for d2 in np.unique(distance[distance <= reach_px**2]):
+        if not len(left):
+            break
+        ring = torch.from_numpy(offsets[distance == d2]).to(labels.device)
+        hit = (padded[centre[left, None] + ring] == classes[left, None]).any(1)
+        squared[left[hit]] = int(d2)
+        left = left[~hit]
+    return squared
+
+
+def _margins(confusion: Tensor) -> Tensor:
+    return torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+
+
+def _stack(parts: list[Tensor], empty: tuple[int, ...]) -> Tensor:
+    return torch.stack(parts) if parts else torch.zeros(empty, dtype=torch.int64)

@@ -22,18 +22,39 @@ def iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
     return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
 
 
+def contour_f1(counts: npt.NDArray[np.integer[Any]]) -> Floats:
+    """Boundary F1 per class, the harmonic mean of precision and recall of contour pixels.
+
+    Args:
+        counts: (..., 4, K): predicted contour pixels within the tolerance, all predicted, the truth's within the
+            tolerance, all of the truth's; summed over the images of the data set.
+
+    Returns:
+        (..., K) in 0 to 1; NaN for a class without a contour in prediction and truth, 0 where only one of them has one.
+    """
+    near, predicted, found, true = np.moveaxis(np.asarray(counts, np.int64), -2, 0).astype(np.float64)
+    # 2PR / (P + R) with P = near / predicted and R = found / true, without dividing by either when it is 0.
+    above, below = 2 * near * found, near * true + found * predicted
+    none = predicted + true == 0
+    return np.where(none, np.nan, np.divide(above, below, out=np.zeros_like(above), where=below > 0))
+
+
+def mean_over_classes(values: Floats) -> Floats:
+    """Mean of (..., K) over the classes that have a score; NaN where none has."""
+    present = ~np.isnan(values)
+    number = present.sum(-1)
+    return np.divide(
+        np.where(present, values, 0.0).sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0
+    )
+
+
 def mean_iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
     """Mean of `iou` over the classes that appear; (...) in 0 to 1, NaN where none does.
 
     The data-set level mIoU of PASCAL VOC (Everingham et al. 2010) and Cityscapes (Cordts et al. 2016), and for boundary
     counts their Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
     """
-    values = iou(counts)
-    present = ~np.isnan(values)
-    number = present.sum(-1)
-    return np.divide(
-        np.where(present, values, 0.0).sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0
-    )
+    return mean_over_classes(iou(counts))
 
 
 def pixel_accuracy(counts: npt.NDArray[np.integer[Any]]) -> Floats:

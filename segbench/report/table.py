@@ -13,8 +13,8 @@ import numpy as np
 from scipy import stats
 
 from segbench import store
-from segbench.errors import UserError
-from segbench.metrics import iou, mean_iou, pixel_accuracy
+from segbench.errors import UserError, unknown
+from segbench.metrics import contour_f1, iou, mean_over_classes, pixel_accuracy
 
 FORMATS = ("terminal", "md", "csv", "tex", "json")
 
@@ -66,30 +66,56 @@ class Table:
 Score = Callable[[store.Result], float]
 
 
-def scores(results: Sequence[store.Result]) -> dict[str, Score]:
-    """Column name -> score in percent of a run. The name of a boundary column carries ratio and pixels."""
-    found: dict[str, Score] = {"mIoU": lambda r: 100 * float(mean_iou(r.counts["region"].sum(0)))}
-    for i, ratio in enumerate(results[0].row["boundary_ratios"]):
+@dataclass(frozen=True)
+class Metric:
+    """A score that can be made from a run's counts.
+
+    Attributes:
+        name: as it is asked for, such as ``biou@0.02``.
+        column: its heading; that of a boundary score carries the pixels.
+        per_class: run -> (K,) in percent, NaN for absent classes; the mean over them is the score.
+    """
+
+    name: str
+    column: str
+    per_class: Callable[[store.Result], Any]
+
+    def mean(self, result: store.Result) -> float:
+        return float(mean_over_classes(self.per_class(result)))
+
+
+def available(results: Sequence[store.Result]) -> list[Metric]:
+    """Every metric that the counts of these runs hold."""
+    protocol = results[0].row["evaluation"]
+    found = [Metric("miou", "mIoU", lambda r: 100 * iou(r.counts["region"].sum(0)))]
+    for i, ratio in enumerate(protocol["boundary_ratios"]):
         widths = sorted({int(w) for r in results for w in r.counts["widths_px"][:, i]})
         pixels = f"{widths[0]}px" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}px"
-        found[f"BIoU {ratio:g} ({pixels})"] = _boundary_score(i)
-    found["pixel acc."] = lambda r: 100 * float(pixel_accuracy(r.counts["region"].sum(0)))
+        found.append(Metric(f"biou@{ratio:g}", f"BIoU {ratio:g} ({pixels})", _part("boundary", i, iou)))
+    for i, tolerance in enumerate(protocol["tolerances_px"]):
+        found.append(Metric(f"bf1@{tolerance:g}", f"BF1 ({tolerance:g}px)", _part("contour", i, contour_f1)))
+    for i, width in enumerate(protocol["trimap_widths_px"]):
+        found.append(Metric(f"trimap@{width}", f"trimap ({width}px)", _part("trimap", i, iou)))
+    found.append(Metric("accuracy", "pixel acc.", lambda r: 100 * pixel_accuracy(r.counts["region"].sum(0))[None]))
     return found
 
 
-def _boundary_score(ratio: int) -> Score:
-    return lambda r: 100 * float(mean_iou(r.counts["boundary"][:, ratio].sum(0)))
+def _part(array: str, index: int, score: Callable[[Any], Any]) -> Callable[[store.Result], Any]:
+    return lambda r: 100 * score(r.counts[array][:, index].sum(0))
 
 
-def per_class(results: Sequence[store.Result], boundary: int | None) -> dict[str, Score]:
-    """Class name -> IoU in percent; Boundary IoU of ratio number ``boundary`` where that is given."""
+def choose(results: Sequence[store.Result], names: Sequence[str]) -> list[Metric]:
+    """The metrics of those names; by default mIoU, every Boundary IoU and pixel accuracy.
 
-    def score(index: int) -> Score:
-        if boundary is None:
-            return lambda r: 100 * float(iou(r.counts["region"].sum(0))[index])
-        return lambda r: 100 * float(iou(r.counts["boundary"][:, boundary].sum(0))[index])
-
-    return {name: score(i) for i, name in enumerate(results[0].row["classes"])}
+    Raises:
+        UserError: a name that these runs' counts do not give.
+    """
+    there = {m.name: m for m in available(results)}
+    wanted = names or [n for n in there if n in ("miou", "accuracy") or n.startswith("biou")]
+    for name in wanted:
+        if name not in there:
+            raise unknown("metric", name, there)
+    return [there[name] for name in wanted]
 
 
 def summarise(values: dict[int, float], wanted: Sequence[int]) -> Cell:
@@ -112,16 +138,16 @@ def paired(values: dict[int, float], baseline: dict[int, float], wanted: Sequenc
     return Difference(float(gaps.mean()), float(half))
 
 
-def make_table(folder: Path, classes: bool = False, boundary: int | None = None) -> Table:
+def make_table(folder: Path, metrics: Sequence[str] = (), classes: bool = False) -> Table:
     """The table of a sweep's folder, made from its run folders alone.
 
     Args:
         folder: ``runs/<sweep>``.
-        classes: one column per class in place of the summary.
-        boundary: with ``classes``: Boundary IoU at ratio number ``boundary`` in place of IoU.
+        metrics: names such as ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``; default: see `choose`.
+        classes: one column per class, of the first of ``metrics``.
 
     Raises:
-        UserError: no sweep there, no finished run, or rows that must not stand in one table.
+        UserError: no sweep there, no finished run, an unknown metric, or rows that must not stand in one table.
     """
     manifest = store.read_json(folder / store.MANIFEST)
     if manifest is None:
@@ -132,12 +158,10 @@ def make_table(folder: Path, classes: bool = False, boundary: int | None = None)
     if not there:
         raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
     _refuse_mixed(planned, results)
-    ratios = there[0].row["boundary_ratios"]
-    if boundary is not None and not 0 <= boundary < len(ratios):
-        raise UserError(
-            f"--boundary {boundary}: this sweep has ratios {', '.join(f'{i}: {r:g}' for i, r in enumerate(ratios))}"
-        )
-    columns = per_class(there, boundary) if classes else scores(there)
+    chosen = choose(there, metrics)
+    columns: dict[str, Score] = {m.column: m.mean for m in chosen}
+    if classes:
+        columns = {name: _of_class(chosen[0], i) for i, name in enumerate(there[0].row["classes"])}
     seeds, base = manifest["config"]["seeds"], manifest["config"]["baseline"]
     groups: dict[str, list[dict[str, Any]]] = {}
     for p in planned:
@@ -145,35 +169,30 @@ def make_table(folder: Path, classes: bool = False, boundary: int | None = None)
     rows = []
     for variant, members in groups.items():
         titles = list(dict.fromkeys(p["decoder"] for p in members))
+        finished = {
+            t: [r for p in members if p["decoder"] == t and (r := results[p["key"]]) is not None] for t in titles
+        }
         values = {
-            (title, column): {
-                p["seed"]: score(r) for p in members if p["decoder"] == title and (r := results[p["key"]]) is not None
-            }
-            for title in titles
-            for column, score in columns.items()
+            t: {c: {r.row["seed"]: score(r) for r in finished[t]} for c, score in columns.items()} for t in titles
         }
         for title in titles:
-            finished = [r for p in members if p["decoder"] == title and (r := results[p["key"]]) is not None]
-            row: dict[str, Any] = {"decoder": title, "variant": json.loads(variant), "n": len(finished)}
+            row: dict[str, Any] = {"decoder": title, "variant": json.loads(variant), "n": len(finished[title])}
             for column in columns:
-                row[column] = summarise(values[title, column], seeds)
+                row[column] = summarise(values[title][column], seeds)
                 if not classes and column != "pixel acc." and base in titles and title != base:
-                    row[f"Δ {column}"] = paired(values[title, column], values[base, column], seeds)
-            if not classes:
-                row |= _costs(finished)
-            rows.append(row)
+                    row[f"Δ {column}"] = paired(values[title][column], values[base][column], seeds)
+            rows.append(row | ({} if classes else _costs(finished[title])))
     row0 = there[0].row
     trained = "fine-tuned" if row0["encoder_trainable"] else "frozen"
-    what = "IoU per class" if boundary is None else f"Boundary IoU {row0['boundary_ratios'][boundary]:g} per class"
     title = (
         f"{folder.name}: {row0['data']}, {row0['images']} images, {trained} {row0['encoder']}, {row0['steps']} steps"
     )
-    return Table(
-        f"{title}{f', {what}' if classes else ''}",
-        list(columns),
-        rows,
-        _notes(there, planned, folder, seeds, base, classes),
-    )
+    title += f", {chosen[0].column} per class" if classes else ""
+    return Table(title, list(columns), rows, _notes(there, planned, folder, seeds, base, classes))
+
+
+def _of_class(metric: Metric, index: int) -> Score:
+    return lambda r: float(metric.per_class(r)[index])
 
 
 def _refuse_mixed(planned: list[dict[str, Any]], results: dict[str, store.Result | None]) -> None:

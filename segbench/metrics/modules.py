@@ -1,0 +1,221 @@
+"""The scores as torchmetrics: ``update(preds, target)``, ``compute()``, sync across processes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from segbench.metrics import scores
+from segbench.metrics.counts import VOID, Counts, Truth, band_width
+
+
+class _FromCounts(Metric):
+    """Sums integer counts over images and makes the score when it is asked for."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, ignore_index: int | None, shape: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 2 <= num_classes <= 254:
+            raise ValueError(f"num_classes should be from 2 to 254, not {num_classes}")
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.add_state("counts", torch.zeros(*shape, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            preds: (B, H, W) integer labels, or (B, K, H, W) floats, of which the argmax is taken.
+            target: (B, H, W) integer labels, 0 to K-1 or ``ignore_index``.
+
+        Raises:
+            ValueError: shapes that do not fit, or a label out of range.
+        """
+        for image in self.count_images(preds, target):
+            self.counts += image
+
+    def count_images(self, preds: Tensor, target: Tensor) -> list[Tensor]:
+        """The counts of each image of a batch, (..., K) int64, without adding them up; arguments as in `update`."""
+        prepared = prepare(preds, target, self.num_classes, self.ignore_index)
+        return [self._pick(self._truth(t).count(p)).to(self.counts.device) for p, t in zip(*prepared, strict=True)]
+
+    def per_class(self) -> Tensor:
+        """(..., K) scores in 0 to 1, float64, NaN for a class that never appears."""
+        return torch.from_numpy(self._score(self.counts.cpu().numpy()))
+
+    def compute(self) -> Tensor:
+        """Mean over the classes that appear, in 0 to 1; NaN where none does."""
+        return torch.from_numpy(scores.mean_over_classes(self._score(self.counts.cpu().numpy())))
+
+    _score = staticmethod(scores.iou)
+
+    def _truth(self, labels: Tensor) -> Truth:
+        raise NotImplementedError
+
+    def _pick(self, counts: Counts) -> Tensor:
+        raise NotImplementedError
+
+
+class MeanIoU(_FromCounts):
+    """Mean intersection over union of the whole data set, as PASCAL VOC and Cityscapes define it.
+
+    Counts are summed over all images before the division; ``torchmetrics.segmentation.MeanIoU`` averages over images
+    instead and knows no void.
+
+    Args:
+        num_classes: K, 2 to 254.
+        ignore_index: the label of pixels that count nowhere, or None.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int | None = 255, **kwargs: Any) -> None:
+        super().__init__(num_classes, ignore_index, (3,), **kwargs)
+
+    def _truth(self, labels: Tensor) -> Truth:
+        return Truth(labels, self.num_classes)
+
+    def _pick(self, counts: Counts) -> Tensor:
+        return counts.region
+
+
+class BoundaryIoU(_FromCounts):
+    """Boundary IoU of the whole data set (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
+
+    IoU of the pixels of a class within d pixels of another class or of the image's border,
+    ``d = max(1, round(ratio * diagonal))`` for each image.
+
+    Args:
+        num_classes: K, 2 to 254.
+        ratio: band width as a fraction of the image's diagonal; 0.02 in the paper, 0.005 for Cityscapes.
+        ignore_index: the label of pixels that count nowhere and make no contour, or None.
+    """
+
+    def __init__(self, num_classes: int, ratio: float = 0.02, ignore_index: int | None = 255, **kwargs: Any) -> None:
+        super().__init__(num_classes, ignore_index, (3,), **kwargs)
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio should be between 0 and 1, not {ratio}")
+        self.ratio = ratio
+
+    def _truth(self, labels: Tensor) -> Truth:
+        return Truth(labels, self.num_classes, boundary_ratios=[self.ratio])
+
+    def _pick(self, counts: Counts) -> Tensor:
+        return counts.boundary[0]
+
+
+class BoundaryF1(_FromCounts):
+    """Boundary F1 of the whole data set: contour pixels that have one of their class within a tolerance.
+
+    Precision is the share of predicted contour pixels near the truth's, recall the share of the truth's near the
+    prediction's (Martin et al. 2004; per class Csurka et al. 2013), each from counts summed over all images.
+
+    Args:
+        num_classes: K, 2 to 254.
+        tolerance_px: largest Euclidean distance in pixels; or
+        ratio: the same as a fraction of the image's diagonal, ``max(1, round(ratio * diagonal))``. One of the two.
+        ignore_index: the label of pixels that count nowhere and make no contour, or None.
+    """
+
+    _score = staticmethod(scores.contour_f1)
+
+    def __init__(
+        self,
+        num_classes: int,
+        tolerance_px: float | None = None,
+        ratio: float | None = None,
+        ignore_index: int | None = 255,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_classes, ignore_index, (4,), **kwargs)
+        if (tolerance_px is None) == (ratio is None):
+            raise ValueError("give either tolerance_px or ratio")
+        if (tolerance_px or ratio or 0) <= 0:
+            raise ValueError("tolerance_px and ratio should be above 0")
+        self.tolerance_px, self.ratio = tolerance_px, ratio
+
+    def _truth(self, labels: Tensor) -> Truth:
+        reach = self.tolerance_px if self.ratio is None else band_width(self.ratio, *labels.shape)
+        assert reach is not None
+        return Truth(labels, self.num_classes, tolerances_px=[reach])
+
+    def _pick(self, counts: Counts) -> Tensor:
+        return counts.contour[0]
+
+
+class TrimapIoU(_FromCounts):
+    """IoU inside bands around the truth's contours, one score for each width (Kohli et al. 2009; Chen et al. 2017).
+
+    Args:
+        num_classes: K, 2 to 254.
+        widths_px: band widths in pixels (Chebyshev), on either side of the contour.
+        ignore_index: the label of pixels that count nowhere and make no contour, or None.
+    """
+
+    def __init__(
+        self, num_classes: int, widths_px: Sequence[int], ignore_index: int | None = 255, **kwargs: Any
+    ) -> None:
+        super().__init__(num_classes, ignore_index, (len(widths_px), 3), **kwargs)
+        if not widths_px or min(widths_px) < 1:
+            raise ValueError(f"widths_px should be a list of widths of at least 1, not {list(widths_px)}")
+        self.widths_px = list(widths_px)
+
+    def _truth(self, labels: Tensor) -> Truth:
+        return Truth(labels, self.num_classes, trimap_widths_px=self.widths_px)
+
+    def _pick(self, counts: Counts) -> Tensor:
+        return counts.trimap
+
+
+def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """A batch as uint8 label maps, void 255.
+
+    Raises:
+        ValueError: shapes that do not fit, or a label out of range.
+    """
+    if preds.is_floating_point():
+        if preds.ndim != 4 or preds.shape[1] != num_classes:
+            raise ValueError(f"logits should be (B, {num_classes}, H, W), not {tuple(preds.shape)}")
+        preds = preds.argmax(1)
+    if target.is_floating_point() or target.ndim != 3 or preds.shape != target.shape:
+        raise ValueError(f"target should be (B, H, W) integers as preds, not {tuple(target.shape)} {target.dtype}")
+    void = target == ignore_index if ignore_index is not None else torch.zeros_like(target, dtype=torch.bool)
+    for name, values in (("target", target[~void]), ("preds", preds[~void])):
+        if values.numel() and (int(values.min()) < 0 or int(values.max()) >= num_classes):
+            bad = int(values.min()) if int(values.min()) < 0 else int(values.max())
+            raise ValueError(f"{name} holds {bad}; allowed are 0 to {num_classes - 1}, and {ignore_index} for void")
+    return torch.where(void, 0, preds).to(torch.uint8), torch.where(void, VOID, target).to(torch.uint8)
+
+
+def _functional(metric: _FromCounts, preds: Tensor, target: Tensor) -> Tensor:
+    metric.to(target.device).update(preds, target)
+    return metric.compute()
+
+
+def mean_iou(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = 255) -> Tensor:
+    """`MeanIoU` of one batch."""
+    return _functional(MeanIoU(num_classes, ignore_index), preds, target)
+
+
+def boundary_iou(
+    preds: Tensor, target: Tensor, num_classes: int, ratio: float = 0.02, ignore_index: int | None = 255
+) -> Tensor:
+    """`BoundaryIoU` of one batch."""
+    return _functional(BoundaryIoU(num_classes, ratio, ignore_index), preds, target)
+
+
+def boundary_f1(
+    preds: Tensor, target: Tensor, num_classes: int, tolerance_px: float, ignore_index: int | None = 255
+) -> Tensor:
+    """`BoundaryF1` of one batch."""
+    return _functional(BoundaryF1(num_classes, tolerance_px, None, ignore_index), preds, target)
+
+
+def trimap_iou(
+    preds: Tensor, target: Tensor, num_classes: int, widths_px: Sequence[int], ignore_index: int | None = 255
+) -> Tensor:
+    """`TrimapIoU` of one batch: one score for each width."""
+    return _functional(TrimapIoU(num_classes, widths_px, ignore_index), preds, target)
