@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.cost import COST_SIZE, fake_inputs, macs, parameters
+from segbench.errors import brief
 from segbench.registry import DECODERS, check_params
 
 CHANNELS, STRIDES, NUM_CLASSES = (24, 40, 112, 320), (4, 8, 16, 32), 7  # tf_efficientnet_lite0's pyramid
@@ -49,13 +50,15 @@ def shapes(build: Build) -> str:
 
 def strides(build: Build) -> str:
     """Any increasing list of strides, a single one included."""
-    for some in ((16,), (14,), (2, 4, 8), (4, 16), (8, 16, 32)):
+    ends_at = getattr(build(), "output_stride", 1)
+    lists = [some for some in ((16,), (14,), (2, 4, 8), (4, 16), (8, 16, 32)) if some[0] >= ends_at]
+    for some in lists:
         channels = CHANNELS[: len(some)]
         decoder = build(channels, some).eval()
         logits = _forward(decoder, *fake_inputs(channels, some, (112, 224)))
         if tuple(logits.shape) != (1, NUM_CLASSES, 112, 224):
             raise Broken(f"strides {some}: a 112x224 image gives {tuple(logits.shape)}")
-    return "(16), (14), (2, 4, 8), (4, 16), (8, 16, 32)"
+    return ", ".join(str(list(some)) for some in lists)
 
 
 def finite(build: Build) -> str:
@@ -112,6 +115,17 @@ def seeded(build: Build) -> str:
     if gap != 0:
         raise Broken(f"two builds from one seed differ by up to {float(gap):.3g}; draw random numbers from torch alone")
     return "bit-equal"
+
+
+def leaves_inputs_alone(build: Build) -> str:
+    """Features and image are shared with other decoders, so that nothing may be done to them in place."""
+    features, image = _inputs((64, 96), 2)
+    for mode in (True, False):
+        _forward(build().train(mode), list(features), image)
+    changed = [f"features[{i}]" for i, f in enumerate(features) if f._version] + (["image"] if image._version else [])
+    if changed:
+        raise Broken(f"{', '.join(changed)} changed in place; is there an inplace=True?")
+    return "unchanged"
 
 
 def batch_independent(build: Build) -> str:
@@ -181,6 +195,7 @@ CHECKS: dict[str, Callable[[Build], str]] = {
     "two eval passes equal": repeatable,
     "deterministic under a seed": seeded,
     "independent of the batch in eval mode": batch_independent,
+    "features and image left as they are": leaves_inputs_alone,
     "bf16 autocast": bf16,
     "exports": exportable,
     "cost": cost,
@@ -204,7 +219,7 @@ def check_decoder(name: str, params: Mapping[str, Any], say: Callable[[str], Non
         except Broken as broken:
             verdict, detail = "FAIL", str(broken)
         except Exception as error:  # a plug-in can raise anything
-            verdict, detail = "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            verdict, detail = "FAIL", brief(error)
         failed += verdict == "FAIL"
         say(f"{verdict}  {title}: {detail}")
     say(f"{name}: {'keeps the contract' if not failed else f'{failed} of {len(CHECKS)} checks failed'}")

@@ -61,7 +61,8 @@ def _sweep(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from segbench.config import load_config
-    from segbench.report.table import make_table, print_terminal
+    from segbench.report.formats import print_terminal
+    from segbench.report.table import make_table
     from segbench.sweep import run_sweep
 
     console = _console()
@@ -77,15 +78,18 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _table(args: argparse.Namespace) -> int:
-    from segbench.report import table as tables
+    from segbench.report import formats
+    from segbench.report.table import make_table
     from segbench.store import newest_sweep
 
     folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
-    table = tables.make_table(folder, args.metric or (), args.per_class)
+    table = make_table(folder, args.metric or (), args.per_class)
     if args.format == "terminal":
-        tables.print_terminal(table, _console())
+        formats.print_terminal(table, _console())
     else:
-        write = {"md": tables.as_md, "csv": tables.as_csv, "tex": tables.as_tex, "json": tables.as_json}[args.format]
+        write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}[
+            args.format
+        ]
         print(write(table).rstrip("\n"))
     return 0
 
@@ -118,9 +122,9 @@ def _list(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
-    from segbench.config import _parse_overrides
+    from segbench.config import parse_overrides
 
-    return check_decoder(args.decoder, _parse_overrides(args.params), print)
+    return check_decoder(args.decoder, parse_overrides(args.params), print)
 
 
 def _console():  # type: ignore[no-untyped-def]

@@ -8,7 +8,6 @@ import platform
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -22,11 +21,11 @@ from safetensors.torch import save
 
 import segbench
 from segbench import store
-from segbench.config import SweepConfig
+from segbench.config import SweepConfig, TrainerConfig
 from segbench.data.base import Dataset
 from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError, brief
 from segbench.evaluate import Evaluation, evaluate
 from segbench.lockstep import Lockstep, Member
 from segbench.metrics import mean_iou
@@ -37,7 +36,11 @@ Report = Callable[[str, int, int], None]  # phase, done, total
 
 
 class Stopped(Exception):
-    """The runner asked to stop; the state is saved."""
+    """The runner asked to stop; the state is saved. Carries the runs that had failed by then."""
+
+    def __init__(self, failures: dict[str, str]) -> None:
+        super().__init__("stopped")
+        self.failures = failures
 
 
 def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], threads: int) -> dict[str, str]:
@@ -45,7 +48,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
 
     Args:
         report: called with phase (``train`` or ``evaluate``), steps or images done, and their total.
-        should_stop: asked after each step.
+        should_stop: asked after each step and each evaluated image.
         threads: of torch, in this process.
 
     Returns:
@@ -55,122 +58,99 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
         Stopped: ``should_stop`` said so; every run's checkpoint is written.
         UserError: the data or the run folders cannot be used.
     """
-    _quiet()
+    quiet()
     torch.set_num_threads(threads)
-    config, seed = cohort.runs[0].config, cohort.runs[0].seed
+    config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
     encoder = build_encoder(config.encoder)
     data = {which: open_data(config, which) for which in ("train", "val")}
-    members, failures, optimizer_states = {}, {}, {}
+    members, optimizer_states = {}, {}
     for run in cohort.runs:
-        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), seed, config.decoder_defaults)
-        member = Member(type(decoder).__name__, decoder)
-        if cohort.start_step:
-            optimizer_states[run.key] = _load_checkpoint(run, cohort.start_step, member, encoder)
-        members[run.key] = member
+        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)
+        members[run.key] = Member(type(decoder).__name__, decoder)
         store.write_yaml(run.folder / "config.yaml", run_config(run))
-        store.write_json(run.folder / "environment.json", environment(threads, run.facts.accelerator))
+        store.write_json(run.folder / "environment.json", environment(threads, config.trainer, run.facts.accelerator))
         store.set_status(run.folder, "running", pid=os.getpid())
+    module = Lockstep(encoder, members, config.recipe, cohort.runs[0].seed, cohort.start_step, config.encoder.lr_factor)
+    if cohort.start_step:
+        for run in cohort.runs:
+            optimizer_states[run.key] = _load_checkpoint(run, cohort.start_step, module)
+        module.optimizer_states = optimizer_states
+    failures: dict[str, str] = {}
 
-    checkpoint_at = [time.monotonic()]
-    every = config.evaluation.every
+    def fail(key: str, failure: Failure) -> None:
+        failures[key] = failure.reason
+        store.fail(runs[key].folder, failure)
 
-    def after_step(done: int) -> bool:
-        report("train", done, config.recipe.steps)
-        if every and done % every == 0 and done < config.recipe.steps:
-            _evaluate_midway(module, encoder, data["val"], config, done)
-        stop = should_stop()
-        due = time.monotonic() - checkpoint_at[0] > 60 * config.launch.checkpoint_minutes
-        if (stop or due) and done < config.recipe.steps:
-            for run in cohort.runs:
-                if members[run.key].failure is None:
-                    _save_checkpoint(run, module, done)
-            checkpoint_at[0] = time.monotonic()
-        return stop
+    _train(cohort, module, data, report, should_stop)
+    for key, member in members.items():
+        if member.failure is not None:
+            fail(key, member.failure)
+    alive = {key: member.decoder for key, member in members.items() if member.failure is None}
 
-    module = Lockstep(encoder, members, config.recipe, seed, cohort.start_step, config.encoder.lr_factor, after_step)
-    module.optimizer_states = optimizer_states
-    _fit(module, config, cohort, data["train"])
-    for run in cohort.runs:
-        failure = members[run.key].failure
-        if failure is not None:
-            failures[run.key] = _last_line(failure)
-            store.fail(run.folder, failures[run.key], failure)
-    alive = {run.key: members[run.key] for run in cohort.runs if run.key not in failures}
-    if alive and module.steps_done < config.recipe.steps:
+    def after_image(done: int) -> None:
+        report("evaluate", done, len(data["val"]))
+        if should_stop():
+            raise Stopped(failures)
+
+    try:
+        if alive and module.steps_done < config.recipe.steps:
+            raise Stopped(failures)
+        index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
+        module.to(torch.device(cohort.runs[0].facts.accelerator, index))
+        results, encoder_s = (
+            evaluate(encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
+            if alive
+            else ({}, 0.0)
+        )
+    except Stopped:
         for key in alive:
-            store.set_status(next(r.folder for r in cohort.runs if r.key == key), "stopped", step=module.steps_done)
-        raise Stopped
-    if not alive:
-        return failures
-
-    report("evaluate", 0, len(data["val"]))
-    index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
-    module.to(torch.device(cohort.runs[0].facts.accelerator, index))
-    results, encoder_s = evaluate(
-        encoder,
-        {key: m.decoder for key, m in alive.items()},
-        data["val"],
-        config.evaluation,
-        config.launch.workers,
-        lambda done: report("evaluate", done, len(data["val"])),
-    )
-    for run in cohort.runs:
-        if run.key not in alive:
+            store.set_status(runs[key].folder, "stopped", step=module.steps_done)
+        raise
+    for key, result in results.items():
+        timing = {
+            "train_s": members[key].train_s,
+            "train_shared_s": module.shared_s,
+            "eval_encoder_ms_per_image": 1000 * encoder_s,
+            "cohort_size": len(cohort.runs),
+        }
+        if result.failure is not None:
+            fail(key, result.failure)
             continue
-        result = results[run.key]
-        if result.failure is None:
-            timing = {
-                "train_s": members[run.key].train_s,
-                "train_shared_s": module.shared_s,
-                "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
-                "eval_encoder_ms_per_image": 1000 * encoder_s,
-                "cohort_size": len(cohort.runs),
-            }
-            _store(run, members[run.key], encoder, result, timing)
-        else:
-            failures[run.key] = _last_line(result.failure)
-            store.fail(run.folder, failures[run.key], result.failure)
+        try:
+            _store(runs[key], members[key], encoder, result, timing)
+        except UserError:
+            raise  # the disk or the folder, which the other runs share
+        except Exception as error:  # weights of a plug-in that cannot be written
+            fail(key, Failure.of(error))
     return failures
 
 
-def run_config(run: Run) -> dict[str, Any]:
-    """The config of one run alone, resolved: a sweep file that would make it again."""
-    values = run.config.model_dump()
-    values["decoder_defaults"] = {}
-    values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
-    return values | {"seeds": [run.seed]}
+def _train(
+    cohort: Cohort, module: Lockstep, data: dict[str, Dataset], report: Report, should_stop: Callable[[], bool]
+) -> None:
+    """The steps that are left, with checkpoints: now and then, at a stop, and at the end, before the evaluation."""
+    config = cohort.runs[0].config
+    steps, every = config.recipe.steps, config.evaluation.every
+    last = time.monotonic()
 
+    def checkpoint(step: int) -> None:
+        for run in cohort.runs:
+            if module.members[run.key].failure is None:
+                _save_checkpoint(run, module, step)
 
-def environment(threads: int, accelerator: str) -> dict[str, Any]:
-    """Versions, hardware, threads and the state of the project's git checkout."""
-    names = (
-        "torch",
-        "pytorch_lightning",
-        "segmentation_models_pytorch",
-        "timm",
-        "albumentations",
-        "cv2",
-        "numpy",
-        "torchvision",
-    )
-    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
-    here = Path(segbench.__file__).parent
-    git = {}
-    for what, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
-        done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=False)
-        git[what] = done.stdout.strip() if done.returncode == 0 else None
-    return {
-        "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
-        "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
-        "threads": threads,
-        "platform": platform.platform(),
-        "git": git,
-    }
+    def after_step(done: int) -> bool:
+        nonlocal last
+        report("train", done, steps)
+        if every and done % every == 0 and done < steps:
+            _evaluate_midway(module, data["val"], config, done)
+        stop = should_stop()
+        if stop or done == steps or time.monotonic() - last > 60 * config.launch.checkpoint_minutes:
+            checkpoint(done)
+            last = time.monotonic()
+        return stop
 
-
-def _fit(module: Lockstep, config: SweepConfig, cohort: Cohort, train: Dataset) -> None:
-    loader = train_loader(train, config.recipe, cohort.runs[0].seed, cohort.start_step, config.launch.workers)
+    module.after_step = after_step
+    loader = train_loader(data["train"], config.recipe, module.seed, cohort.start_step, config.launch.workers)
     if not len(loader):
         return
     trainer = pl.Trainer(
@@ -188,19 +168,57 @@ def _fit(module: Lockstep, config: SweepConfig, cohort: Cohort, train: Dataset) 
         use_distributed_sampler=False,
     )
     trainer.fit(module, loader)
-    if trainer.interrupted:
-        raise Stopped
 
 
-def _evaluate_midway(module: Lockstep, encoder: Encoder, val: Dataset, config: SweepConfig, step: int) -> None:
-    alive = {key: m for key, m in module.members.items() if m.failure is None}
-    results, _ = evaluate(
-        encoder, {key: m.decoder for key, m in alive.items()}, val, config.evaluation, config.launch.workers
+def run_config(run: Run) -> dict[str, Any]:
+    """The config of one run alone, resolved: a sweep file that would make it again."""
+    values = run.config.model_dump()
+    values["decoder_defaults"] = {}
+    values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
+    return values | {"seeds": [run.seed]}
+
+
+def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[str, Any]:
+    """Versions, hardware, threads and the state of the project's git checkout."""
+    names = (
+        "torch",
+        "pytorch_lightning",
+        "segmentation_models_pytorch",
+        "timm",
+        "albumentations",
+        "cv2",
+        "numpy",
+        "torchvision",
     )
-    for key, member in alive.items():
-        if results[key].failure is None:
-            region = results[key].arrays()["region"].sum(0)
-            member.history.append({"step": step, "val_miou": float(mean_iou(region))})
+    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
+    here = Path(segbench.__file__).parent
+    index = trainer.devices[0] if isinstance(trainer.devices, list) else 0
+    git: dict[str, str | None] = {}
+    for what, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
+        try:
+            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+            git[what] = None
+        else:
+            git[what] = done.stdout.strip()
+    return {
+        "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name(index) if accelerator == "cuda" else None,
+        "threads": threads,
+        "platform": platform.platform(),
+        "git": git,
+    }
+
+
+def _evaluate_midway(module: Lockstep, val: Dataset, config: SweepConfig, step: int) -> None:
+    alive = {key: m.decoder for key, m in module.members.items() if m.failure is None}
+    with torch.autocast(module.device.type, enabled=False):  # as the final evaluation
+        results, _ = evaluate(module.encoder, alive, val, config.evaluation, config.launch.workers)
+    for key, result in results.items():
+        if result.failure is None:
+            region = result.arrays()["region"].sum(0)
+            module.members[key].history.append({"step": step, "val_miou": float(mean_iou(region))})
 
 
 def _save_checkpoint(run: Run, module: Lockstep, step: int) -> None:
@@ -217,6 +235,7 @@ def _save_checkpoint(run: Run, module: Lockstep, step: int) -> None:
         "history": member.history,
         "losses": member.losses,
         "train_s": member.train_s,
+        "shared_s": module.shared_s,
     }
     path = store.checkpoint(run.folder, step)
     store.write_atomic(path, lambda file: torch.save(state, file))
@@ -225,13 +244,19 @@ def _save_checkpoint(run: Run, module: Lockstep, step: int) -> None:
             older.unlink(missing_ok=True)
 
 
-def _load_checkpoint(run: Run, step: int, member: Member, encoder: Encoder) -> dict[str, Any]:
+def _load_checkpoint(run: Run, step: int, module: Lockstep) -> dict[str, Any]:
+    """Set the run's member to its checkpoint; returns the optimizer's state."""
     path = store.checkpoint(run.folder, step)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
+    member = module.members[run.key]
     member.decoder.load_state_dict(state["decoder"])
     if state["encoder"] is not None:
-        encoder.load_state_dict(state["encoder"])
+        module.encoder.load_state_dict(state["encoder"])
     member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]
+    module.shared_s = state["shared_s"]
     optimizer: dict[str, Any] = state["optimizer"]
     return optimizer
 
@@ -239,9 +264,10 @@ def _load_checkpoint(run: Run, step: int, member: Member, encoder: Encoder) -> d
 def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timing: dict[str, Any]) -> None:
     """Write the run's files, ``result.json`` last."""
     arrays: dict[str, Any] = result.arrays()
-    tensors = {k: v.contiguous().cpu() for k, v in member.decoder.state_dict().items()}
+    weights = member.decoder.state_dict()
     if encoder.trainable:
-        tensors |= {f"encoder.{k}": v.contiguous().cpu() for k, v in encoder.state_dict().items()}
+        weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
     store.write_atomic(run.folder / "decoder.safetensors", lambda file: file.write(save(tensors)))
     store.write_text(run.folder / "history.csv", _history(member.history))
     store.write_atomic(
@@ -256,7 +282,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "data": run.config.data.name,
         "classes": run.facts.classes,
         "images": len(result.ids),
-        "fingerprints": run.facts.fingerprints,
+        "data_fingerprints": run.facts.data,
         "encoder": run.config.encoder.name,
         "encoder_hash": run.facts.encoder_hash,
         "features_hash": run.facts.features_hash,
@@ -265,7 +291,8 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "parameters": facts.parameters,
         "macs": facts.macs,
         "steps": run.config.recipe.steps,
-        "last_loss": next((h["loss"] for h in reversed(member.history) if "loss" in h), None),
+        "last_loss": member.last_loss,
+        "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **timing,
     }
@@ -283,10 +310,6 @@ def _history(rows: list[dict[str, float]]) -> str:
     return out.getvalue()
 
 
-def _last_line(trace: str) -> str:
-    return trace.strip().rpartition("\n")[2]
-
-
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -295,16 +318,9 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Lightning's banner and tips say nothing that a runner with a table of its own needs."""
-    for name in ("pytorch_lightning", "lightning", "lightning_fabric"):
+    for name in ("pytorch_lightning", "lightning", "lightning_fabric", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     warnings.filterwarnings("ignore", message=".*(lightning|litlogger|LeafSpec).*")
-
-
-def cohort_failure(error: BaseException) -> tuple[str, str]:
-    """One line and the traceback of what ended a whole cohort."""
-    if isinstance(error, UserError):
-        return str(error), ""
-    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))

@@ -38,7 +38,7 @@ class EncoderConfig(Section):
 
     name: str = "tf_efficientnet_lite0"
     weights: str = Field(
-        "imagenet", description="imagenet, none (random, from the seed), or a file: .safetensors, .pt, .pth"
+        "imagenet", description="imagenet, none (random, always the same), or a file: .safetensors, .pt, .pth"
     )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
@@ -115,7 +115,7 @@ class TrainerConfig(Section):
     devices: Literal[1] | list[Annotated[int, Field(ge=0)]] = Field(
         1, description="1, or the index of one, such as [2]"
     )
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     deterministic: bool | Literal["warn"] = False
     benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
 
@@ -143,7 +143,7 @@ class LaunchConfig(Section):
 class SweepConfig(Section):
     """A sweep: its runs are the product of ``decoders``, ``seeds`` and every list in ``grid``."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
     decoders: list[DecoderConfig] = Field(min_length=1)
@@ -151,12 +151,14 @@ class SweepConfig(Section):
         {}, description="parameters for every decoder that takes them, such as width: 32"
     )
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
-    grid: dict[str, list[Any]] = Field({}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]"
+    )
     recipe: RecipeConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     trainer: TrainerConfig = TrainerConfig()
     launch: LaunchConfig = LaunchConfig()
-    baseline: str = "bilinear"
+    baseline: str | None = Field(None, description="what differences are from; default: bilinear, where it takes part")
     runs_dir: str = "runs"
 
     @model_validator(mode="after")
@@ -165,6 +167,10 @@ class SweepConfig(Section):
         twice = sorted({t for t in titles if titles.count(t) > 1})
         if twice:
             raise ValueError(f"decoders: two are called '{twice[0]}'; give one of them a label")
+        if self.baseline is not None and self.baseline not in titles:
+            raise ValueError(
+                f"baseline: there is no '{self.baseline}'{suggest(self.baseline, titles)} among the decoders"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} holds one twice")
         return self
@@ -193,9 +199,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     if not isinstance(values, dict):
         raise UserError(f"config {path} should hold keys such as data: and decoders:, not {type(values).__name__}")
     values.setdefault("name", path.stem)
-    given = _parse_overrides(overrides)
+    given = parse_overrides(overrides)
     for key, value in given.items():
         _assign(values, key, value)
+        lines = {place: line for place, line in lines.items() if place != key and not place.startswith(f"{key}.")}
     return build_config(values, str(path), lines)
 
 
@@ -232,6 +239,8 @@ def _lines(node: yaml.Node, path: Path, place: tuple[str, ...] = ()) -> Iterator
         seen: set[str] = set()
         for key, value in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # loading it says what is wrong
             if key.value in seen:
                 raise UserError(f"{path}, line {line}: '{key.value}' stands twice")
             seen.add(key.value)
@@ -242,7 +251,7 @@ def _lines(node: yaml.Node, path: Path, place: tuple[str, ...] = ()) -> Iterator
             yield from _lines(value, path, (*place, str(i)))
 
 
-def _parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for item in overrides:
         key, equals, text = item.partition("=")
@@ -277,8 +286,7 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
     loc = [part for part in error["loc"] if not str(part).startswith("function-")]
     place = ".".join(str(part) for part in loc)
-    line = next((lines[k] for k in (place, place.rpartition(".")[0]) if k in lines and k), None)
-    where = f"{source}, line {line}" if line and place in lines else source
+    where = f"{source}, line {lines[place]}" if place in lines else source
     if error["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         section = ".".join(str(part) for part in loc[:-1])

@@ -1,7 +1,6 @@
 """Whole-image inference -> integer counts per image: the one evaluation, in training and for the final figures."""
 
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder
+from segbench.errors import Failure
 from segbench.lockstep import pad_to_stride
 from segbench.metrics import Counts, Truth
 
@@ -28,13 +28,13 @@ class Evaluation:
         ids: of the N images.
         counts: of each image.
         seconds: of the decoder for each image, from features to labels.
-        failure: traceback, once it failed; the counts are then not whole.
+        failure: once it failed; the counts are then not whole.
     """
 
     ids: list[str] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    failure: str | None = None
+    failure: Failure | None = None
 
     def arrays(self) -> dict[str, Int64s]:
         """Each attribute of `Counts` with the images first, ``confusion`` (K, K) summed over them; all int64."""
@@ -90,13 +90,15 @@ def evaluate(
                 continue
             try:
                 clock = _now(device)
-                logits = decoder(features, image)[0, :, : labels.shape[0], : labels.shape[1]]  # (K, H, W)
+                logits = decoder(list(features), image)[0, :, : labels.shape[0], : labels.shape[1]]  # (K, H, W)
+                if not torch.isfinite(logits).all():
+                    raise FloatingPointError(f"logits of image {dataset.ids[index]} are not finite")
                 prediction = logits.argmax(0).to(torch.uint8)  # (H, W)
                 result.seconds.append(_now(device) - clock)
                 result.counts.append(truth.count(prediction).cpu())
                 result.ids.append(dataset.ids[index])
-            except Exception:  # a plug-in can raise anything; it ends its own run only
-                result.failure = traceback.format_exc()
+            except Exception as error:  # a plug-in can raise anything; it ends its own run only
+                result.failure = Failure.of(error)
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.encoders import Encoder
+from segbench.errors import Failure
 
 
 def derived_seed(*parts: object) -> int:
@@ -47,15 +47,20 @@ class Member:
         name: seeds its dropout, so a function of the decoder, not of its label.
         history: rows of step, loss (mean since the last row) and lr.
         train_s: seconds in its own forward, backward and optimizer.
-        failure: traceback, once it failed; it then takes no further part.
+        failure: once it failed; it then takes no further part.
     """
 
     name: str
     decoder: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
     train_s: float = 0.0
-    failure: str | None = None
+    failure: Failure | None = None
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def last_loss(self) -> float | None:
+        """The mean loss of the last row of the history that has one."""
+        return next((row["loss"] for row in reversed(self.history) if "loss" in row), None)
 
 
 class Diverged(RuntimeError):
@@ -74,6 +79,7 @@ class Lockstep(pl.LightningModule):
         recipe: as in the config.
         seed: of the runs.
         start_step: the first step to train, above 0 after a resume.
+        lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
         after_step: called with the number of steps done; returns True to stop.
     """
 
@@ -125,7 +131,9 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
+        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         features = self.encoder(image)
+        versions = [t._version for t in (*features, image)]
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self._tick()
@@ -136,26 +144,28 @@ class Lockstep(pl.LightningModule):
                 except Exception as error:  # a plug-in can raise anything; it ends its own run only
                     if _out_of_memory(error):
                         raise
-                    member.failure = traceback.format_exc()
+                    member.failure = Failure.of(error)
                     optimizer.zero_grad(set_to_none=True)
                 member.train_s += self._tick(own=True)
+        if versions != [t._version for t in (*features, image)]:
+            raise RuntimeError("a decoder changed the features or the image in place; the others were trained on that")
         self.steps_done += 1
         alive = any(m.failure is None for m in self.members.values())
         if self.after_step(self.steps_done) or not alive:
             self.trainer.should_stop = True
-        self._clock = time.perf_counter() if self.steps_done == 1 else self._clock
+        self._clock = time.perf_counter()  # what was done after the step is nobody's training time
 
     def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
         factor = lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
         torch.manual_seed(derived_seed(self.seed, member.name, self.steps_done))
-        logits = member.decoder(features, image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
+        logits = member.decoder(list(features), image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
         losses = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
         loss = losses / self._denominator(labels)
         value = float(loss.detach())
         if not math.isfinite(value):
-            last = member.losses[-1] if member.losses else (member.history[-1]["loss"] if member.history else None)
+            last = member.losses[-1] if member.losses else member.last_loss
             raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)

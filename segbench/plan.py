@@ -26,14 +26,17 @@ class DecoderFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a config's names stand for: all that a run's key needs beside the config itself."""
+    """What a config's names stand for: all that a run's key needs beside the config itself.
+
+    ``data`` holds the data set's class name, the hash of its source and the fingerprints of the two splits.
+    """
 
     accelerator: str
     encoder_hash: str
     features_hash: str
     classes: tuple[str, ...]
-    fingerprints: dict[str, str]
-    sizes: dict[str, int]
+    data: list[str]
+    eval_images: int
     decoders: dict[str, DecoderFacts]
 
 
@@ -100,10 +103,11 @@ def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], Facts]) -> lis
 def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int) -> str:
     """Hash of all that changes the numbers of a run: not of names, paths, worker counts or other runs."""
     own = facts.decoders[decoder.title]
+    unused = {"weights"} if config.encoder.trainable else {"weights", "lr_factor"}
     parts = {
         "version": RESULT_VERSION,
-        "data": [config.data.name, facts.fingerprints],
-        "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude={"weights"})],
+        "data": facts.data,
+        "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
         "decoder": [own.class_name, own.params, own.source],
         "recipe": config.recipe.model_dump(),
         "evaluation": config.evaluation.model_dump(exclude={"every"}),

@@ -1,5 +1,6 @@
 """Look at what a sweep names before it starts: encoder, decoders and data, built once, in a process of its own."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -8,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from segbench.config import DecoderConfig, SweepConfig
+from segbench.config import DecoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs, macs, parameters
 from segbench.data.base import Dataset
 from segbench.encoders import Encoder, build_encoder
-from segbench.errors import UserError
+from segbench.errors import UserError, brief
 from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
 from segbench.registry import DATASETS, DECODERS, check_params, source_hash
@@ -30,8 +31,10 @@ def open_data(config: SweepConfig, which: str) -> Dataset:
     split = config.data.train_split if which == "train" else config.data.val_split
     try:
         dataset: Dataset = cls(split, **params)
-    except ValueError as error:
-        raise UserError(f"data set '{config.data.name}': {error}") from None
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in can raise anything
+        raise UserError(f"data set '{config.data.name}': {brief(error)}") from error
     if not len(dataset):
         raise UserError(f"data set '{config.data.name}': split '{split}' is empty")
     return dataset
@@ -66,7 +69,7 @@ def build_decoder(
     try:
         decoder: nn.Module = cls(encoder.channels, encoder.strides, num_classes, **params)
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"decoder '{config.name}' cannot be built: {type(error).__name__}: {error}") from error
+        raise UserError(f"decoder '{config.name}' cannot be built: {brief(error)}") from error
     return decoder
 
 
@@ -76,7 +79,7 @@ def probe(config: SweepConfig) -> Facts:
     Raises:
         UserError: anything that would make every run of the sweep fail.
     """
-    accelerator = resolve_accelerator(config.trainer.accelerator)
+    accelerator = resolve_accelerator(config.trainer)
     data = {which: open_data(config, which) for which in ("train", "val")}
     classes = data["train"].classes
     weights = config.recipe.class_weights
@@ -85,31 +88,41 @@ def probe(config: SweepConfig) -> Facts:
             f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes"
         )
     encoder = build_encoder(config.encoder)
+    largest = max(encoder.strides)
+    if config.recipe.batch_size == 1 and max(config.recipe.crop) <= largest:
+        raise UserError(
+            f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride {largest}) "
+            "one pixel, over which batch normalisation cannot train; take a larger crop or batch"
+        )
     return Facts(
         accelerator,
         encoder.weights_hash,
         encoder.features_hash(),
         classes,
-        {which: d.fingerprint() for which, d in data.items()},
-        {which: len(d) for which, d in data.items()},
+        [type(data["train"]).__name__, source_hash(type(data["train"])), *(d.fingerprint() for d in data.values())],
+        len(data["val"]),
         {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
     )
 
 
-def resolve_accelerator(name: str) -> str:
+def resolve_accelerator(trainer: TrainerConfig) -> str:
     """``cpu``, ``cuda`` or ``mps`` for what the config asks.
 
     Raises:
-        UserError: an accelerator that this machine lacks.
+        UserError: an accelerator, or a device of it, that this machine lacks.
     """
+    name, devices = trainer.accelerator, trainer.devices
     there = [
         n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found
     ]
-    if name == "auto":
-        return (there or ["cpu"])[0]
-    wanted = {"gpu": (there or ["cuda"])[0]}.get(name, name)
+    wanted = {"auto": (there or ["cpu"])[0], "gpu": (there or ["cuda"])[0]}.get(name, name)
     if wanted != "cpu" and wanted not in there:
         raise UserError(f"trainer.accelerator: this machine has no '{name}'; use cpu or auto")
+    number = torch.cuda.device_count() if wanted == "cuda" else 1
+    if isinstance(devices, list) and (wanted == "cpu" or devices[0] >= number):
+        raise UserError(
+            f"trainer.devices: {devices} names no device of '{wanted}' here; use 1, or an index below {number}"
+        )
     return wanted
 
 
@@ -118,19 +131,26 @@ def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encode
     largest = max(encoder.strides)
     size = (2 * largest, 3 * largest)
     features, image = fake_inputs(encoder.channels, encoder.strides, size)
+    tensors = [*features, image]
     try:
         with torch.no_grad():
-            logits = decoder.eval()(features, image)
+            logits = [decoder.train(mode)(list(features), image) for mode in (True, False)][-1]
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(
-            f"decoder '{config.name}' fails on a {size[0]}x{size[1]} image: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(f"decoder '{config.name}' fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
+    if any(t._version for t in tensors):
+        raise UserError(f"decoder '{config.name}' changes features or image in place, which others use too")
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
         raise UserError(f"decoder '{config.name}' returns {shape}; wanted logits of {(1, num_classes, *size)}")
     cls, params = decoder_params(config, defaults)
     cost = macs(decoder, encoder.channels, encoder.strides)
+    params = json.loads(json.dumps(params, default=_plain))  # as it stands in keys and configs
     return DecoderFacts(cls.__name__, params, source_hash(cls), parameters(decoder), cost)
+
+
+def _plain(value: object) -> str:
+    """A name for a value that JSON does not have, the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 def check_files(config: SweepConfig, marker: Path) -> None:

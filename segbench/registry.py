@@ -18,7 +18,7 @@ from typing import Any
 
 import pydantic
 
-from segbench.errors import UserError, suggest, unknown
+from segbench.errors import UserError, brief, suggest, unknown
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,23 @@ class Kind:
         elif name in self.announced():
             try:
                 cls = self.announced()[name].load()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise UserError(
-                    f"{self.label} '{name}' of an installed package does not import: {_brief(error)}"
+                    f"{self.label} '{name}' of an installed package does not import: {_where(error)}"
                 ) from error
         else:
             hint = "" if not name.endswith(".py") else f"; write {name}:ClassName for a class in a file"
             raise UserError(f"{unknown(self.label, name, [*self.builtin(), *self.announced()])}{hint}")
         if not self._ours(cls):
             raise UserError(f"{self.label} '{name}' is no subclass of {self.base.replace(':', '.')}")
+        if inspect.isabstract(cls):
+            raise UserError(f"{self.label} '{name}' lacks: {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
 
     def _ours(self, candidate: object) -> bool:
         module, _, attribute = self.base.partition(":")
         base = getattr(importlib.import_module(module), attribute)
-        return isinstance(candidate, type) and issubclass(candidate, base) and not inspect.isabstract(candidate)
+        return isinstance(candidate, type) and issubclass(candidate, base)
 
     def _load_path(self, name: str) -> Any:
         where, _, attribute = name.rpartition(":")
@@ -80,8 +82,8 @@ class Kind:
             module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         except UserError:
             raise
-        except Exception as error:  # whatever a user's module raises while it is imported
-            raise UserError(f"{self.label} '{name}' does not import: {_brief(error)}") from error
+        except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
+            raise UserError(f"{self.label} '{name}' does not import: {_where(error)}") from error
         if not hasattr(module, attribute):
             classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
             raise UserError(
@@ -107,12 +109,12 @@ DATASETS = Kind(
 )
 
 
-def _brief(error: BaseException) -> str:
-    """Type, message and the innermost line of the user's own file, in one line."""
+def _where(error: BaseException) -> str:
+    """The error in one line, with the innermost line of the user's own file."""
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
     own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent))]
     where = f" ({own[-1].filename}, line {own[-1].lineno})" if own and not isinstance(error, SyntaxError) else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    return brief(error) + where
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -136,14 +138,11 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def source_hash(cls: type[Any]) -> str:
-    """Hash of the source files that define ``cls`` and the segbench or plug-in classes that it derives from."""
+    """Hash of the source files that define ``cls`` and what it derives from, torch and the standard library aside."""
     digest = hashlib.sha256()
     for base in cls.__mro__:
-        if base.__module__.startswith("torch") or base is object:
-            continue
-        file = inspect.getsourcefile(base)
-        if file and not file.startswith(sys.base_prefix + "/lib"):
-            digest.update(Path(file).read_bytes())
+        if base.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}:
+            digest.update(Path(inspect.getsourcefile(base) or "").read_bytes())
     return digest.hexdigest()
 
 
@@ -153,7 +152,14 @@ def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Par
     for base in cls.__mro__:
         if "__init__" not in vars(base):
             continue
-        own = list(inspect.signature(vars(base)["__init__"], eval_str=True).parameters.values())[1:]
+        constructor = vars(base)["__init__"]
+        try:
+            signature = inspect.signature(constructor, eval_str=True)
+        except NameError:  # annotations that only a type checker can resolve
+            signature = inspect.signature(constructor)
+        own = [
+            p.replace(annotation=Any) if isinstance(p.annotation, str) else p for p in signature.parameters.values()
+        ][1:]
         for p in own:
             if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in skipped:
                 found.setdefault(p.name, p)

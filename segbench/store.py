@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError
 
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 MANIFEST = "sweep.json"
@@ -109,7 +110,7 @@ def read_result(folder: Path) -> Result | None:
     try:
         with np.load(folder / COUNTS) as arrays:
             counts = {name: arrays[name] for name in COUNT_NAMES}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / COUNTS} cannot be read ({error}); remove {folder} to have it made again") from None
     return Result(row, counts, folder)
 
@@ -128,10 +129,10 @@ def set_status(folder: Path, state: str, **details: Any) -> None:
     write_json(folder / STATUS, {"state": state, **details})
 
 
-def fail(folder: Path, reason: str, traceback: str = "") -> None:
+def fail(folder: Path, failure: Failure) -> None:
     """Mark a run as failed: never done, tried again by the next call."""
-    write_text(folder / TRACEBACK, traceback or reason + "\n")
-    set_status(folder, "failed", reason=reason)
+    write_text(folder / TRACEBACK, failure.traceback or failure.reason + "\n")
+    set_status(folder, "failed", reason=failure.reason)
 
 
 def newest_sweep(runs_dir: Path) -> Path:

@@ -1,11 +1,14 @@
 """Run a sweep: plan, start what is missing, show progress, keep what ended."""
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,20 +64,14 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     began = time.monotonic()
     runs = plan(config)
     folder = Path(config.runs_dir) / config.name
-    manifest = {
-        "config": config.model_dump(),
-        "runs": [
-            {"key": r.key, "decoder": r.title, "seed": r.seed, "variant": r.variant, "folder": r.folder.name}
-            for r in runs
-        ],
-    }
-    store.write_json(folder / store.MANIFEST, manifest)
     todo = [run for run in runs if not store.is_done(run.folder)]
-    console.print(f"[bold]{config.name}[/]: {len(runs)} runs, {len(runs) - len(todo)} done before, {len(todo)} to do")
+    for variant in {repr(run.variant): run.config for run in todo}.values():
+        local.call(_check_files_there, variant, folder / ".checked")
+    store.write_json(folder / store.MANIFEST, _manifest(config, runs))
+    say = f"[bold]{escape(config.name)}[/]: {len(runs)} runs, {len(runs) - len(todo)} done before, {len(todo)} to do"
+    console.print(say)
     if not todo:
         return folder, 0
-    for resolved in {json_key(r): r.config for r in todo}.values():
-        local.call(_check_files_there, resolved, folder / ".checked")
     cohorts = make_cohorts(todo, lambda run: max(store.checkpoints(run.folder), default=0))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = config.launch.jobs or (min(2, cores) if runs[0].facts.accelerator == "cpu" else 1)
@@ -85,9 +82,12 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     return folder, code
 
 
-def json_key(run: Run) -> str:
-    """What tells variants apart."""
-    return repr(sorted(run.variant.items()))
+def _manifest(config: SweepConfig, runs: Sequence[Run]) -> dict[str, Any]:
+    """What the table needs to know of the sweep: which runs belong to it, done or not."""
+    rows = [
+        {"key": r.key, "decoder": r.title, "seed": r.seed, "variant": r.variant, "folder": r.folder.name} for r in runs
+    ]
+    return {"config": config.model_dump(), "runs": rows}
 
 
 def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -> int:
@@ -102,7 +102,7 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
     )
     with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as progress:
         steps = {id(c): c.runs[0].config.recipe.steps - c.start_step for c in cohorts}
-        images = {id(c): c.runs[0].facts.sizes["val"] for c in cohorts}
+        images = {id(c): c.runs[0].facts.eval_images for c in cohorts}
         # One unit of the whole is a training step; an image of the evaluation costs about a fifth of one.
         total = progress.add_task("whole sweep", total=sum(steps.values()) + sum(images.values()) / 5)
         tasks: dict[int, TaskID] = {}
@@ -110,7 +110,7 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
 
         def on_progress(cohort: Cohort, phase: str, done: int, of: int) -> None:
             place = id(cohort)
-            key = f"{cohort.name}: {phase}"
+            key = escape(f"{cohort.name}: {phase}")
             if place not in tasks:
                 tasks[place] = progress.add_task(key, total=of, completed=done)
             progress.update(tasks[place], description=key, total=of, completed=done)
@@ -125,17 +125,19 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
             units[place] = steps[place] + images[place] / 5
             failures = dict(ended.failures)
             if ended.died:
-                reason, trace = ended.died
                 for run in ended.cohort.runs:
                     if not store.is_done(run.folder):
-                        failures[run.key] = reason
-                        _try_fail(run.folder, reason, trace, console)
+                        failures[run.key] = ended.died.reason
+                        with contextlib.suppress(UserError):  # a full disk: it is at least printed
+                            store.fail(run.folder, ended.died)
+            by_reason: dict[str, list[Run]] = {}
             for run in ended.cohort.runs:
                 if run.key in failures:
-                    where = "" if ended.user_error else f" ({run.folder / store.TRACEBACK})"
-                    console.print(
-                        f"[red]failed[/] {run.name}: {failures[run.key]}{where}", highlight=False, markup=True
-                    )
+                    by_reason.setdefault(failures[run.key], []).append(run)
+            for reason, members in by_reason.items():
+                names = ", ".join(run.name for run in members)
+                where = "" if ended.user_error else f" ({members[0].folder / store.TRACEBACK})"
+                console.print(f"[red]failed[/] {escape(f'{names}: {reason}{where}')}", highlight=False, soft_wrap=True)
             if failures:
                 code = max(code, 2 if ended.user_error else 1)
             elif not ended.stopped:
@@ -148,11 +150,3 @@ def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -
         console.print("[yellow]stopped[/]; the state is saved, the same command goes on from here")
         return 130
     return code
-
-
-def _try_fail(folder: Path, reason: str, trace: str, console: Console) -> None:
-    """Note the failure in the run's folder; where that cannot be written, it has at least been printed."""
-    try:
-        store.fail(folder, reason, trace)
-    except UserError as error:
-        console.print(f"[red]{error}[/]")

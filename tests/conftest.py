@@ -20,7 +20,7 @@ torch.set_num_threads(1)  # tests run beside each other and beside cohorts; more
 
 
 def tiny(**changes: Any) -> dict[str, Any]:
-    """A sweep that runs in seconds: random encoder weights, 4 steps on 64-px scenes."""
+    """A sweep that runs in seconds: 4 steps on 64-px scenes."""
     values: dict[str, Any] = {
         "name": "tiny",
         "data": {"name": "shapes", "size": 64, "train": 6, "val": 3},

@@ -84,7 +84,11 @@ class Half(Decoder):
         return image.new_zeros(image.shape[0], self.num_classes, image.shape[2] // 2, image.shape[3] // 2)
 class Raises(Decoder):
     def forward(self, features, image):
-        raise IndexError("nothing here")
+        raise IndexError("nothing here\\nnor there")
+class InPlace(Decoder):
+    def forward(self, features, image):
+        features[0].relu_()
+        return image.new_zeros(image.shape[0], self.num_classes, *image.shape[2:])
 class Wants(Decoder):
     def __init__(self, channels, strides, num_classes, *, size: int):
         super().__init__(channels, strides, num_classes)
@@ -103,7 +107,7 @@ class Wants(Decoder):
         (["data.name=camvid"], r"data set 'camvid' has no parameter 'size'"),
         (["data={name: camvid, root: /no/such}"], r"data\.root: no folder /no/such; expected: train\.txt"),
         (["data.sice=4"], r"data set 'shapes' has no parameter 'sice' \(did you mean 'size'\?\)"),
-        (["data.train=0"], r"data set 'shapes': size should be at least 8 px and train and val at least 1"),
+        (["data.train=0"], r"shapes: size should be at least 8 px, train and val at least 1"),
         (["recipe.stps=4"], r"unknown key 'recipe\.stps' \(did you mean 'steps'\?\)"),
         (["recipe.class_weights=[1,2]"], r"recipe\.class_weights has 2 values; 'shapes' has 7 classes"),
         (["trainer.accelerator=mps"], r"trainer\.accelerator: this machine has no 'mps'; use cpu or auto"),
@@ -116,7 +120,11 @@ class Wants(Decoder):
         (["decoders=[{tmp}/plain.py:Plan]"], r"has no class 'Plan' \(did you mean 'Plain'\?\); it has: Plain"),
         (["decoders=[{tmp}/plain.py]"], r"write .*plain\.py:ClassName for a class in a file"),
         (["decoders=[{tmp}/shape.py:Half]"], r"returns \(1, 7, 32, 48\); wanted logits of \(1, 7, 64, 96\)"),
-        (["decoders=[{tmp}/shape.py:Raises]"], r"fails on a 64x96 image: IndexError: nothing here"),
+        (["decoders=[{tmp}/shape.py:Raises]"], r"fails on a 64x96 image: IndexError: nothing here nor there"),
+        (["decoders=[{tmp}/shape.py:InPlace]"], r"changes features or image in place"),
+        (["decoders=[{tmp}/exits.py:X]"], r"does not import: SystemExit: 3"),
+        (["recipe.batch_size=1", "recipe.crop=32"], r"batch_size 1 with crop \[32, 32\] leaves the coarsest level"),
+        (["trainer.devices=[0]"], r"trainer\.devices: \[0\] names no device of 'cpu'"),
         (["decoders=[{tmp}/shape.py:Wants]"], r"decoder '.*Wants': size is missing"),
         (["recipe.steps=1", "recipe.steps=2"], r"overrides contradict each other"),
         (["runs_dir=/proc/nothing"], r"cannot write /proc/nothing/tiny/sweep\.json: "),
@@ -127,7 +135,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, overrides, me
     """In process, so that the fork server is shared; the console script itself is run in the tests above and below."""
     from segbench.cli import main
 
-    for name, text in (("broken", BROKEN), ("plain", NO_DECODER), ("shape", WRONG_SHAPE)):
+    for name, text in (("broken", BROKEN), ("plain", NO_DECODER), ("shape", WRONG_SHAPE), ("exits", "exit(3)\n")):
         (tmp_path / f"{name}.py").write_text(text)
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), decoders=["nearest"])))

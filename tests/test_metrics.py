@@ -432,3 +432,26 @@ def test_metrics_stand_alone():
         "assert all(n.startswith('segbench.metrics') for n in own), own"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_worked_example_of_the_docs():
+    """Reads the maps and every number of docs/metrics.md and works them out again."""
+    from fractions import Fraction
+
+    from tests.conftest import ROOT
+
+    text = (ROOT / "docs/metrics.md").read_text("utf-8")
+    maps = text.partition("```\ntruth")[2].partition("```")[0].splitlines()[1:]
+    rows = [[VOID if v == "." else int(v) for v in line.split()] for line in maps]
+    truth, prediction = (np.array([r[i : i + 6] for r in rows], np.uint8) for i in (0, 6))
+    assert truth.shape == prediction.shape == (6, 6)
+    cells = [[c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("| ")]
+    table = cells[cells.index(["class 0", "class 1", "mean"]) + 2 :]
+    counts = count(truth, prediction, 2, [0.02], [1], [1])
+    found = [counts.region, counts.boundary[0], counts.contour[0], counts.trimap[0]]
+    for i, (array, score) in enumerate(zip(found, (iou, iou, contour_f1, iou), strict=True)):
+        numbers, fractions = table[2 * i], table[2 * i + 1]
+        for c in (0, 1):
+            assert [int(v) for v in numbers[c].split(", ")] == array[:, c].tolist()
+            assert float(Fraction(fractions[c])) == pytest.approx(score(array)[c])
+        assert float(fractions[2]) == pytest.approx(mean_over_classes(score(array)), abs=5e-5)

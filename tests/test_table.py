@@ -10,7 +10,8 @@ from rich.console import Console
 from scipy import stats
 
 from segbench import store
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError
+from segbench.report import formats
 from segbench.report import table as tables
 
 CLASSES = ["sky", "pole", "never"]
@@ -98,14 +99,14 @@ def test_differences_are_paired_t_intervals(folder):
 
 def test_no_mean_over_holes(folder):
     shutil.rmtree(next(folder.glob("better-s1-*")))
-    store.fail(folder / "better-s1-kbetter1", "ValueError: it broke")
+    store.fail(folder / "better-s1-kbetter1", Failure("ValueError: it broke"))
     table = tables.make_table(folder)
     row = next(r for r in table.rows if r["decoder"] == "better")
     assert math.isnan(row["mIoU"].mean)
     assert row["n"] == 2
     assert math.isnan(row["Δ mIoU"].mean)
     assert "Missing: better-s1, failed: ValueError: it broke" in table.notes
-    assert "2 of 3 runs" in tables.as_md(table)
+    assert "2 of 3 runs" in formats.as_md(table)
 
 
 def test_one_seed_has_no_interval(tmp_path):
@@ -141,20 +142,20 @@ def test_other_encoders_are_not_mixed(folder, name):
 
 def test_json_and_csv_are_whole(folder):
     table = tables.make_table(folder)
-    rows = json.loads(tables.as_json(table))["rows"]
+    rows = json.loads(formats.as_json(table))["rows"]
     assert rows[1]["mIoU"]["mean"] == table.rows[1]["mIoU"].mean
     assert rows[1]["Δ mIoU"]["verdict"] == "better"
-    lines = list(csv.DictReader(io.StringIO(tables.as_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(formats.as_csv(table))))
     assert float(lines[1]["mIoU"]) == table.rows[1]["mIoU"].mean
     assert lines[0]["Δ mIoU"] == ""
 
 
 def test_md_and_tex(folder):
     table = tables.make_table(folder)
-    lines = tables.as_md(table).splitlines()
+    lines = formats.as_md(table).splitlines()
     assert lines[2].startswith("| decoder | n | mIoU | Δ mIoU | BIoU 0.02 (5px) |")
     assert {line.count("|") for line in lines[2:8]} == {12}
-    tex = tables.as_tex(table)
+    tex = formats.as_tex(table)
     assert tex.count(r"\\") == 5
     assert all(rule in tex for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
     assert tex.count(r"\textbf{") == 3  # the best of each score
@@ -167,17 +168,17 @@ def test_hostile_names_do_no_harm(tmp_path):
     runs = [write_run(path, "bilinear", 0, 0.5), write_run(path, "x", 0, 0.6) | {"decoder": name}]
     store.write_json(path / "sweep.json", {"config": {"seeds": [0], "baseline": "bilinear"}, "runs": runs})
     table = tables.make_table(path)
-    assert r"\|c%" in tables.as_md(table)
-    assert r"[bold]a\_b|c\%\{x\}\textbackslash{}y" in tables.as_tex(table)
+    assert r"\|c%" in formats.as_md(table)
+    assert r"[bold]a\_b|c\%\{x\}\textbackslash{}y" in formats.as_tex(table)
     out = io.StringIO()
-    tables.print_terminal(table, Console(file=out, width=200))
+    formats.print_terminal(table, Console(file=out, width=200))
     assert name in out.getvalue()
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_terminal_fits(folder, width):
     out = io.StringIO()
-    tables.print_terminal(tables.make_table(folder), Console(file=out, width=width))
+    formats.print_terminal(tables.make_table(folder), Console(file=out, width=width))
     text = out.getvalue()
     assert max(map(len, text.splitlines())) <= width
     assert all(d in text for d in QUALITY)
@@ -190,7 +191,7 @@ def test_broken_folders_are_explained(folder, tmp_path):
     with pytest.raises(UserError, match="no sweep in .*; `make sweep`"):
         store.newest_sweep(tmp_path / "nothing")
     run = next(folder.glob("worse-s2-*"))
-    (run / "counts.npz").write_bytes(b"PK broken")
+    (run / "counts.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(UserError, match=r"counts\.npz cannot be read"):
         tables.make_table(folder)
     (run / "result.json").write_text('{"decoder": ')

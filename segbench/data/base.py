@@ -110,7 +110,7 @@ def hash_files(pairs: Sequence[tuple[str, Path, Path]]) -> str:
     digest = hashlib.sha256()
     for name, image, labels in pairs:
         digest.update(f"{name}\0{os.stat(image).st_size}\0".encode())
-        digest.update(hashlib.sha256(labels.read_bytes()).digest())
+        digest.update(hashlib.sha256(_read_whole(labels)).digest())
     return digest.hexdigest()
 
 

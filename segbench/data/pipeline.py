@@ -1,6 +1,7 @@
 """From a data set to batches: augmentation that is a function of (seed, epoch, index), and the loaders."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,7 +90,8 @@ def _collate(samples: list[tuple[Pixels, Pixels]]) -> Batch:
 cv2.setNumThreads(0)  # OpenCV keeps threads that do not survive a fork; cohorts and loader workers are processes
 
 
-def _single_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # blocked in a cohort; the loader ends workers with it
     torch.set_num_threads(1)
 
 
@@ -101,7 +103,7 @@ def train_loader(dataset: Dataset, recipe: RecipeConfig, seed: int, start_step: 
         batch_size=recipe.batch_size,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -113,7 +115,7 @@ def evaluation_images(dataset: Dataset, workers: int) -> Iterator[tuple[int, Pix
         batch_size=None,
         num_workers=workers,
         collate_fn=_as_is,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
     )
 
 

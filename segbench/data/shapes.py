@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segbench.data.base import Dataset, Pixels
+from segbench.errors import UserError
 
 Points = npt.NDArray[np.float64]  # (n, 2) x, y in pixels; (0, 0) is the top left corner of the image
 Part = list[Points]  # outlines, filled by the even-odd rule; a shape is the union of its parts
@@ -51,7 +52,9 @@ class Shapes(Dataset):
         super().__init__(split)
         self.size = (size, size) if isinstance(size, int) else size
         if min(self.size) < 8 or min(train, val) < 1:
-            raise ValueError(f"size should be at least 8 px and train and val at least 1, not {size}, {train}, {val}")
+            raise UserError(
+                f"shapes: size should be at least 8 px, train and val at least 1, not {size}, {train}, {val}"
+            )
         self.seed = seed
         self.ids = [f"{split}-{i:05d}" for i in range(train if split == "train" else val)]
         self._drawn: dict[int, tuple[Pixels, Pixels]] = {}

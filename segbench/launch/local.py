@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError
 from segbench.plan import Cohort
 
+STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 STOP_GRACE_S = 30.0  # for a step in progress and a checkpoint, after which a cohort is killed
 
 
@@ -22,14 +24,15 @@ class Ended:
     """How a cohort ended: every run of it done, but for ``failures`` (run key -> reason).
 
     Attributes:
-        stopped: it was asked to stop and saved its state.
-        died: why the process as a whole ended, with the traceback; the runs that are not done failed with it.
+        stopped: it was asked to stop and saved its state, or was killed because it did not in time.
+        died: why the process as a whole ended; the runs that are not done failed with it.
+        user_error: a mistake of the user's was why.
     """
 
     cohort: Cohort
     failures: dict[str, str]
     stopped: bool = False
-    died: tuple[str, str] | None = None
+    died: Failure | None = None
     user_error: bool = False
 
 
@@ -39,6 +42,7 @@ class _Child:
     connection: Connection
     cohort: Cohort
     ended: Ended | None = None
+    killed: bool = False
 
 
 def context() -> Any:
@@ -50,10 +54,7 @@ def context() -> Any:
 
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own; its result, or its `UserError` raised here."""
-    ours, theirs = multiprocessing.Pipe()
-    process = context().Process(target=_call, args=(theirs, function, args), daemon=True)
-    process.start()
-    theirs.close()
+    process, ours = _spawn(_call, function, args)
     try:
         kind, value = ours.recv()
     except EOFError:
@@ -79,14 +80,13 @@ def run_cohorts(
     """Run every cohort, ``jobs`` at a time. On Ctrl-C the running ones save their state and stop.
 
     Returns:
-        False where it was interrupted.
+        False where it was interrupted before all had ended.
     """
     waiting = list(cohorts)
     running: list[_Child] = []
     interrupted = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    previous_term = signal.signal(signal.SIGTERM, lambda *_: interrupted.set())
-    kill_at = None
+    previous = {s: signal.signal(s, lambda *_: interrupted.set()) for s in STOP_SIGNALS}
+    kill_at, whole = None, True
     try:
         while running or (waiting and not interrupted.is_set()):
             while waiting and len(running) < jobs and not interrupted.is_set():
@@ -98,27 +98,44 @@ def run_cohorts(
                         _tell(child.connection, "stop")
                 elif time.monotonic() > kill_at:
                     for child in running:
+                        child.killed = True
                         child.process.kill()
             for connection in wait([c.connection for c in running], timeout=0.2):
                 child = next(c for c in running if c.connection is connection)
                 if not _receive(child, on_progress):
                     running.remove(child)
                     assert child.ended is not None
+                    whole = whole and not child.ended.stopped
                     on_end(child.ended)
     finally:
         for child in running:
             child.process.kill()
-        signal.signal(signal.SIGINT, previous)
-        signal.signal(signal.SIGTERM, previous_term)
-    return not interrupted.is_set()
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+    return whole and not waiting
 
 
 def _start(cohort: Cohort, threads: int) -> _Child:
-    ours, theirs = multiprocessing.Pipe()
-    process = context().Process(target=_work, args=(theirs, cohort, threads), name=cohort.name)
-    process.start()
-    theirs.close()
+    process, ours = _spawn(_work, cohort, threads)
     return _Child(process, ours, cohort)
+
+
+def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
+    """Start ``target(connection, *args)`` from the fork server; the process and our end of the connection.
+
+    The signals of a stop are blocked meanwhile, and stay so in the children: a terminal sends Ctrl-C, and a batch
+    system its SIGTERM, to every process of the group, but it is the runner that tells the cohorts to stop.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    process = context().Process(target=target, args=(theirs, *args), daemon=target is _call)
+    resource_tracker.ensure_running()  # here, since its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+    return process, ours
 
 
 def _receive(child: _Child, on_progress: Callable[[Cohort, str, int, int], None]) -> bool:
@@ -128,9 +145,8 @@ def _receive(child: _Child, on_progress: Callable[[Cohort, str, int, int], None]
     except (EOFError, OSError):
         child.process.join()
         if child.ended is None:
-            child.ended = Ended(
-                child.cohort, {}, died=(f"the cohort's process died ({_exit(child.process.exitcode)})", "")
-            )
+            reason = f"the cohort's process died ({_exit(child.process.exitcode)})"
+            child.ended = Ended(child.cohort, {}, stopped=child.killed, died=None if child.killed else Failure(reason))
         return False
     if isinstance(message, Ended):
         child.ended = replace(message, cohort=child.cohort)  # ours, not its copy
@@ -152,22 +168,23 @@ def _tell(connection: Connection, message: object) -> None:
 
 
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    from segbench.cohort import _quiet, cohort_failure
+    from segbench.cohort import quiet
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _quiet()
+    for s in STOP_SIGNALS:
+        signal.signal(s, signal.SIG_DFL)  # nothing to save: end at once, without a word
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    quiet()
     try:
         connection.send(("value", function(*args)))
     except UserError as error:
         connection.send(("user_error", str(error)))
     except Exception as error:
-        connection.send(("error", cohort_failure(error)[1]))
+        connection.send(("error", Failure.of(error).traceback))
 
 
 def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
     """The whole life of a cohort's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the runner passes it on
-    from segbench.cohort import Stopped, cohort_failure, run_cohort
+    from segbench.cohort import Stopped, run_cohort
 
     last = [0.0]
 
@@ -185,10 +202,10 @@ def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
 
     try:
         ended = Ended(cohort, run_cohort(cohort, report, should_stop, threads))
-    except Stopped:
-        ended = Ended(cohort, {}, stopped=True)
+    except Stopped as stop:
+        ended = Ended(cohort, stop.failures, stopped=True)
     except BaseException as error:
-        ended = Ended(cohort, {}, died=cohort_failure(error), user_error=isinstance(error, UserError))
+        ended = Ended(cohort, {}, died=Failure.of(error), user_error=isinstance(error, UserError))
     _tell(connection, ended)
     connection.close()
     os._exit(0)  # at once: nothing is left to flush, and threads of libraries may hang at exit

@@ -130,11 +130,17 @@ class Truth:
             )
         self.widths_px = [band_width(r, *labels.shape) for r in boundary_ratios]
         self.bands = [boundary_band(labels, d) for d in self.widths_px]
-        self.band_sizes = [self._per_class(labels[band]) for band in self.bands]
+        self.band_sizes = [self._per_class(labels, band) for band in self.bands]
         self.tolerances_px = list(tolerances_px)
         self.contours = self._contours(labels) if self.tolerances_px else None
-        # A pixel's index in the whole image, where the trimap band of that width holds it.
-        self.trimaps = [boundary_band(labels, w, border=False).flatten().nonzero()[:, 0] for w in trimap_widths_px]
+        # Number of trimap bands that hold a pixel; the wider hold the narrower.
+        self.trimap_order = np.argsort(np.argsort([-w for w in trimap_widths_px], kind="stable"), kind="stable")
+        level = torch.zeros_like(labels, dtype=torch.int32)
+        for width_px in trimap_widths_px:
+            level += boundary_band(labels, width_px, border=False)
+        self.levels = len(trimap_widths_px) + 1
+        # A pixel's place in the joint histogram of level, truth and prediction; void is class K there.
+        self.base = (level * (num_classes + 1) + labels.clamp(max=num_classes)) * (num_classes + 1)
 
     def count(self, prediction: Tensor) -> Counts:
         """Counts of ``prediction``, (H, W) uint8 with classes 0 to K-1; what it holds under void does not matter.
@@ -145,24 +151,22 @@ class Truth:
         k = self.num_classes
         if prediction.shape != self.labels.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, truth {tuple(self.labels.shape)}")
-        masked = torch.where(self.void, VOID, prediction)
-        # Void is a class of its own here, cut off below; the prediction is void exactly where the truth is.
-        pairs = self.labels.to(torch.int32) * 256 + masked
-        joint = torch.bincount(pairs.flatten(), minlength=256 * 256).view(256, 256)
-        confusion = joint[:k, :k]
-        outside = joint[:k, k:].sum(0).nonzero()
-        if len(outside):
-            raise ValueError(f"prediction holds {k + int(outside[0])}, not one of {k} classes")
+        masked = torch.where(self.void, VOID, prediction)  # void exactly where the truth is
+        joint = torch.bincount((self.base + masked.clamp(max=k)).flatten(), minlength=self.levels * (k + 1) ** 2)
+        joint = joint.view(self.levels, k + 1, k + 1)
+        if joint[:, :k, k].any():
+            wrong = prediction[~self.void & (prediction >= k)]
+            raise ValueError(f"prediction holds {int(wrong[0])}, not one of {k} classes")
+        by_level = joint[:, :k, :k]
+        confusion = by_level.sum(0)
         agree = masked == self.labels
         boundary = [
-            torch.stack([self._per_class(masked[own & band & agree]), self._per_class(masked[own]), size])
+            torch.stack([self._per_class(masked, own & band & agree), self._per_class(masked, own), size])
             for band, size, d in zip(self.bands, self.band_sizes, self.widths_px, strict=True)
             for own in [boundary_band(masked, d)]
         ]
-        trimap = []
-        for inside in self.trimaps:
-            here = torch.bincount(pairs.view(-1)[inside], minlength=256 * 256).view(256, 256)[:k, :k]
-            trimap.append(_margins(here))
+        # The widest band holds every level from 1 up, the next every level from 2 up, and so on.
+        trimap = [_margins(by_level[1 + place :].sum(0)) for place in self.trimap_order]
         return Counts(
             confusion,
             _margins(confusion),
@@ -172,53 +176,56 @@ class Truth:
             torch.tensor(self.widths_px, dtype=torch.int64),
         )
 
-    def _per_class(self, values: Tensor) -> Tensor:
-        return torch.bincount(values, minlength=self.num_classes)
+    def _per_class(self, labels: Tensor, where: Tensor) -> Tensor:
+        """Number of pixels of each class where the mask says."""
+        return torch.bincount(torch.where(where, labels, VOID).flatten(), minlength=256)[: self.num_classes]
 
-    def _contours(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The contour as a label map (void elsewhere), and the indices of its pixels."""
-        on = boundary_band(labels, 1, border=False)
-        return torch.where(on, labels, VOID), on.flatten().nonzero()[:, 0]
+    def _contours(self, labels: Tensor) -> Tensor:
+        """The contour as a label map, void elsewhere."""
+        return torch.where(boundary_band(labels, 1, border=False), labels, VOID)
 
     def _contour_counts(self, masked: Tensor) -> list[Tensor]:
         if self.contours is None:
             return []
         truth, predicted = self.contours, self._contours(masked)
-        found = [_nearest(*a, b[0], max(self.tolerances_px)) for a, b in ((predicted, truth), (truth, predicted))]
-        counts = []
-        for tolerance in self.tolerances_px:
-            rows = []
-            for (labels, where), squared in zip((predicted, truth), found, strict=True):
-                classes = labels.view(-1)[where]
-                rows += [self._per_class(classes[squared <= tolerance**2]), self._per_class(classes)]
-            counts.append(torch.stack(rows))
-        return counts
+        rows = []
+        for own, other in ((predicted, truth), (truth, predicted)):
+            every = self._per_class(own, own != VOID)
+            rows.append([(every - self._per_class(own, far), every) for far in _far(own, other, self.tolerances_px)])
+        return [torch.stack([*p, *t]) for p, t in zip(*rows, strict=True)]
 
 
-def _nearest(labels: Tensor, where: Tensor, other: Tensor, reach_px: float) -> Tensor:
-    """Squared distance in pixels from each contour pixel to the other contour's nearest of its class, up to the reach.
+def _far(own: Tensor, other: Tensor, tolerances_px: Sequence[float]) -> list[Tensor]:
+    """For each tolerance the (H, W) bool mask of contour pixels without one of their class in ``other`` that near.
 
-    Most find theirs within a pixel or two: offsets are tried by distance, and who has found drops out.
+    Offsets are tried by distance. While many pixels wait the whole map is compared, a byte a pixel; once few are left,
+    only these.
     """
-    reach = int(reach_px)
-    width = labels.shape[1]
-    padded = F.pad(other, (reach, reach, reach, reach), value=VOID).flatten()
-    stride = width + 2 * reach
-    centre = (where // width + reach) * stride + where % width + reach
-    classes = labels.flatten()[where]
-    squared = torch.full(where.shape, torch.iinfo(torch.int64).max, device=labels.device)
-    left = torch.arange(len(where), device=labels.device)
-    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    distance = (dy**2 + dx**2).ravel()
-    offsets = (dy * stride + dx).ravel()
-    for d2 in np.unique(distance[distance <= reach_px**2]):
-        if not len(left):
-            break
-        ring = torch.from_numpy(offsets[distance == d2]).to(labels.device)
-        hit = (padded[centre[left, None] + ring] == classes[left, None]).any(1)
-        squared[left[hit]] = int(d2)
-        left = left[~hit]
-    return squared
+    height, width = own.shape
+    reach = int(max(tolerances_px))
+    padded = F.pad(other, (reach, reach, reach, reach), value=VOID)
+    dy, dx = np.mgrid[: 2 * reach + 1, : 2 * reach + 1]
+    squared = (dy - reach) ** 2 + (dx - reach) ** 2
+    order = np.argsort(squared, axis=None, kind="stable")
+    waiting = own != VOID
+    left: Tensor | None = None  # indices of those that wait, once they are few
+    far: dict[float, Tensor] = {}
+    done = 0
+    for tolerance in sorted(set(tolerances_px)):
+        upto = int((squared <= tolerance**2).sum())
+        for number, place in enumerate(order[done:upto], done):
+            y, x = divmod(int(place), 2 * reach + 1)
+            if left is None:
+                waiting = waiting & (padded[y : y + height, x : x + width] != own)
+            else:
+                left = left[padded[left // width + y, left % width + x] != own.view(-1)[left]]
+            if left is None and number % 8 == 7 and int(waiting.count_nonzero()) * 100 < waiting.numel():
+                left = waiting.flatten().nonzero()[:, 0]
+        done = max(done, upto)
+        if left is not None:
+            waiting = torch.zeros_like(waiting).view(-1).index_fill(0, left, True).view(height, width)
+        far[tolerance] = waiting
+    return [far[t] for t in tolerances_px]
 
 
 def _margins(confusion: Tensor) -> Tensor:
