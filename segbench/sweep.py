@@ -78,7 +78,9 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     threads = config.launch.threads or max(1, cores // jobs)
     code = _run(cohorts, jobs, threads, console)
     done = sum(store.is_done(run.folder) for run in runs)
-    console.print(f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {folder}")
+    console.print(
+        f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}", soft_wrap=True
+    )
     return folder, code
 
 

@@ -1,5 +1,6 @@
 """The contract of a data set, and reading image files so that a bad one is named. Imports no torch."""
 
+import collections
 import hashlib
 import io
 import os
@@ -61,6 +62,72 @@ class Dataset(ABC):
         """A hash that changes when the data do, and not when they are moved."""
 
 
+class PairedFiles(Dataset):
+    """A data set of image files with a label file each.
+
+    A subclass fills ``pairs`` with (id, image, labels) and may override ``decode``.
+
+    Attributes:
+        void: the stored label of pixels that count nowhere; None where there is none.
+    """
+
+    void: int | None = VOID
+
+    def __init__(self, split: str, pairs: Sequence[tuple[str, Path, Path]]) -> None:
+        super().__init__(split)
+        self.pairs = list(pairs)
+        self.ids = [name for name, _, _ in self.pairs]
+        if not self.pairs:
+            raise UserError(f"split '{split}' is empty")
+        twice = sorted({name for name, n in collections.Counter(self.ids).items() if n > 1})
+        if twice:
+            raise UserError(f"split '{split}' holds '{twice[0]}' twice")
+
+    def decode(self, path: Path) -> Pixels:
+        """(H, W) uint8 labels as stored, to be checked against the classes and ``void``."""
+        return read_labels(path)
+
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        _, image_path, labels_path = self.pairs[index]
+        image, labels = read_image(image_path), self.decode(labels_path)
+        check_pair(image, labels, len(self.classes), image_path, labels_path, self.void)
+        return image, labels if self.void in (VOID, None) else np.where(labels == self.void, np.uint8(VOID), labels)
+
+    def fingerprint(self) -> str:
+        return hash_files(self.pairs)
+
+
+def read_list(path: Path, layout: str) -> list[str]:
+    """The lines of a list file that hold something.
+
+    Raises:
+        UserError: no such file, or it lists nothing.
+    """
+    if not path.is_file():
+        raise UserError(f"no list {path}; {layout}")
+    lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise UserError(f"{path} lists no images")
+    return lines
+
+
+def existing(path: Path, layout: str, listed_in: Path | None = None) -> Path:
+    """``path`` if it is a file, else a `UserError` that shows the layout."""
+    if not path.is_file():
+        raise UserError(f"{f'{listed_in}: ' if listed_in else ''}no file {path}; {layout}")
+    return path
+
+
+def voc_palette(number: int) -> list[tuple[int, int, int]]:
+    """The first colours of PASCAL VOC's palette: the bits of the label spread over the channels, high bits first."""
+    colours = []
+    for label in range(number):
+        # Bit 3 i + c of the label is bit 7 - i of channel c.
+        channels = [sum((label >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3)]
+        colours.append((channels[0], channels[1], channels[2]))
+    return colours
+
+
 def read_image(path: Path) -> Pixels:
     """(H, W, 3) uint8 RGB.
 
@@ -91,7 +158,7 @@ def read_labels(path: Path) -> Pixels:
 
 
 def check_pair(
-    image: Pixels, labels: Pixels, num_classes: int, image_path: Path, labels_path: Path, void: int = VOID
+    image: Pixels, labels: Pixels, num_classes: int, image_path: Path, labels_path: Path, void: int | None = VOID
 ) -> None:
     """Raise a `UserError` where the sizes differ or a label, as stored, is neither a class nor void."""
     if image.shape[:2] != labels.shape:
