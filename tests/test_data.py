@@ -144,7 +144,7 @@ def _labels(value):
         (
             "trainannot/1.png",
             lambda p: Image.new("RGB", (48, 36)).save(p),
-            r"has mode RGB; a label map is one 8-bit channel",
+            r"has mode RGB; a label map is one channel",
         ),
     ],
 )

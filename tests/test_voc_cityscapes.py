@@ -170,3 +170,31 @@ def test_cityscapes_faults_are_named(cityscapes):
     path.unlink()
     with pytest.raises(UserError, match=r"no file .*ulm_000000_000019_gtFine_labelIds\.png"):
         Cityscapes("val", cityscapes)
+
+
+def test_a_sweep_on_the_four_real_voc_pairs(make_config):
+    from tests.test_sweep import sweep
+
+    root = REAL_DATA / "VOCdevkit"
+    if not root.is_dir():
+        pytest.skip(f"VOC 2012 is not at {root}")
+    config = make_config(decoders=["bilinear"])
+    config = config.model_copy(update={"data": type(config.data)(name="voc", root=str(root))})
+    results, code, out = sweep(config)
+    assert code == 0, out
+    counts = results["bilinear", 0].counts
+    assert counts["widths_px"].tolist() == [[12]]  # 375x500 at 0.02
+    truth = np.asarray(Image.open(VOC("val", root).pairs[0][2]))
+    wanted = np.bincount(truth[truth != VOID], minlength=21)
+    np.testing.assert_array_equal(counts["region"][0, 2], wanted)
+
+
+def test_a_sweep_on_a_cityscapes_tree(cityscapes, make_config):
+    from tests.test_sweep import sweep
+
+    config = make_config(decoders=["bilinear"])
+    config = config.model_copy(update={"data": type(config.data)(name="cityscapes", root=str(cityscapes))})
+    results, code, out = sweep(config)
+    assert code == 0, out
+    # One image of 4x34, each id in one column: 4 pixels of each of the 19 classes.
+    assert results["bilinear", 0].counts["region"][:, 2].tolist() == [[4] * 19]

@@ -37,7 +37,7 @@ class Dataset(ABC):
 
     classes: tuple[str, ...]
     palette: Sequence[tuple[int, int, int]]
-    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    splits: tuple[str, ...] = ("train", "val")
     from_files: ClassVar[bool] = True
     ids: Sequence[str]
 
@@ -129,7 +129,7 @@ def voc_palette(number: int) -> list[tuple[int, int, int]]:
 
 
 def read_image(path: Path) -> Pixels:
-    """(H, W, 3) uint8 RGB.
+    """(H, W, 3) uint8 RGB; 16 bits are scaled down, alpha is dropped, a photo is turned as its EXIF data say.
 
     Raises:
         UserError: the file is missing, no image, or breaks off before its end.
@@ -145,16 +145,19 @@ def read_labels(path: Path) -> Pixels:
     """(H, W) uint8, the values as stored: palette images give their indices, not colours.
 
     Raises:
-        UserError: the file is missing, broken, or not a single-channel 8-bit image.
+        UserError: the file is missing, broken, not a single channel, or holds a label above 255.
     """
     data = _read_whole(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode not in ("L", "P"):
-                raise UserError(f"{path} has mode {image.mode}; a label map is one 8-bit channel (grey or palette)")
-            return np.array(image, np.uint8)
-    except (OSError, SyntaxError) as error:
+            if image.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
+                raise UserError(f"{path} has mode {image.mode}; a label map is one channel (grey or palette)")
+            labels = np.array(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is not an image that can be read: {error}") from None
+    if labels.size and int(labels.max()) > VOID:
+        raise UserError(f"{path} holds label {int(labels.max())}; labels go up to {VOID}")
+    return labels.astype(np.uint8)
 
 
 def check_pair(
