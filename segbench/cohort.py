@@ -97,10 +97,10 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
             raise Stopped(failures)
         index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
         module.to(torch.device(cohort.runs[0].facts.accelerator, index))
-        results, encoder_s = (
+        results, shared_s = (
             evaluate(encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
             if alive
-            else ({}, 0.0)
+            else ({}, {})
         )
     except Stopped:
         for key in alive:
@@ -110,7 +110,8 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
         timing = {
             "train_s": members[key].train_s,
             "train_shared_s": module.shared_s,
-            "eval_encoder_ms_per_image": 1000 * encoder_s,
+            "eval_encoder_ms_per_image": 1000 * shared_s["encoder"],
+            "eval_truth_ms_per_image": 1000 * shared_s["truth"],
             "cohort_size": len(cohort.runs),
         }
         if result.failure is not None:
@@ -293,6 +294,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
         "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
+        "eval_count_ms_per_image": 1000 * float(np.mean(result.count_seconds)),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **timing,
     }

@@ -28,12 +28,14 @@ class Evaluation:
         ids: of the N images.
         counts: of each image.
         seconds: of the decoder for each image, from features to labels.
+        count_seconds: of counting for each image, the truth's side aside.
         failure: once it failed; the counts are then not whole.
     """
 
     ids: list[str] = field(default_factory=list)
     counts: list[Counts] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    count_seconds: list[float] = field(default_factory=list)
     failure: Failure | None = None
 
     def arrays(self) -> dict[str, Int64s]:
@@ -51,7 +53,7 @@ def evaluate(
     protocol: EvaluationConfig,
     workers: int = 0,
     after_image: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, Evaluation], float]:
+) -> tuple[dict[str, Evaluation], dict[str, float]]:
     """Count the predictions of every decoder on every image of a split, at full resolution.
 
     Each image is padded to a multiple of the largest stride with the mean colour; the logits are cropped to the labels'
@@ -63,20 +65,22 @@ def evaluate(
         after_image: called with the number of images done.
 
     Returns:
-        key -> `Evaluation`, and the encoder's mean seconds per image.
+        key -> `Evaluation`, and the mean seconds per image of what all share: ``encoder``, and ``truth``, its side of
+        the counts.
     """
     was_training = {module: module.training for module in [encoder, *decoders.values()]}
     for module in was_training:
         module.eval()
     device = next(encoder.parameters()).device
     results = {key: Evaluation() for key in decoders}
-    encoder_s = []
+    encoder_s, truth_s = [], []
     for index, pixels, labels in evaluation_images(dataset, workers):
         clock = _now(device)
         image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         image = pad_to_stride(encoder.normalise(image), max(encoder.strides))
         features = encoder(image)
         encoder_s.append(_now(device) - clock)
+        clock = _now(device)
         truth = Truth(
             torch.from_numpy(labels).to(device),
             len(dataset.classes),
@@ -84,6 +88,7 @@ def evaluate(
             protocol.tolerances_px,
             protocol.trimap_widths_px,
         )
+        truth_s.append(_now(device) - clock)
         for key, decoder in decoders.items():
             result = results[key]
             if result.failure is not None:
@@ -95,14 +100,16 @@ def evaluate(
                     raise FloatingPointError(f"logits of image {dataset.ids[index]} are not finite")
                 prediction = logits.argmax(0).to(torch.uint8)  # (H, W)
                 result.seconds.append(_now(device) - clock)
+                clock = _now(device)
                 result.counts.append(truth.count(prediction).cpu())
+                result.count_seconds.append(_now(device) - clock)
                 result.ids.append(dataset.ids[index])
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 result.failure = Failure.of(error)
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)
-    return results, float(np.mean(encoder_s))
+    return results, {"encoder": float(np.mean(encoder_s)), "truth": float(np.mean(truth_s))}
 
 
 def _now(device: torch.device) -> float:
