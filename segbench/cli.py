@@ -131,7 +131,7 @@ def _console():  # type: ignore[no-untyped-def]
     from rich.console import Console
 
     # Piped output has no width; a table must not be folded to 80 columns for it.
-    return Console() if sys.stdout.isatty() else Console(width=240)
+    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "240")))
 
 
 if __name__ == "__main__":
