@@ -59,17 +59,24 @@ def segbench(*args: object, cwd: Path = ROOT, **kwargs: Any) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False, **kwargs)
 
 
+def real_data(folder: str) -> Path:
+    """A folder of real data; the test skips, saying why, where it is missing."""
+    root = REAL_DATA / folder
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; SEGBENCH_TEST_DATA names the folder that holds {folder}")
+    return root
+
+
 @pytest.fixture(scope="session")
 def camvid_root() -> Path:
-    root = REAL_DATA / "camvid"
-    if not root.is_dir():
-        pytest.skip(f"CamVid is not at {root}")
-    return root
+    return real_data("camvid")
+
+
+@pytest.fixture(scope="session")
+def voc_root() -> Path:
+    return real_data("VOCdevkit")
 
 
 @pytest.fixture(scope="session")
 def voc_masks() -> Path:
-    root = REAL_DATA / "voc2012_masks"
-    if not root.is_dir():
-        pytest.skip(f"the VOC 2012 label maps are not at {root}")
-    return root
+    return real_data("voc2012_masks")

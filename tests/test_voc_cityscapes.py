@@ -7,7 +7,6 @@ from segbench.data.base import VOID, voc_palette
 from segbench.data.cityscapes import TRAIN_IDS, Cityscapes
 from segbench.data.voc import VOC
 from segbench.errors import UserError
-from tests.conftest import REAL_DATA
 
 RNG = np.random.default_rng(0)
 
@@ -110,11 +109,8 @@ def test_broken_mat_is_named(voc):
         VOC("trainaug", top, sbd=sbd, trainaug_images=5).read(2)
 
 
-def test_four_real_voc_pairs():
-    root = REAL_DATA / "VOCdevkit"
-    if not root.is_dir():
-        pytest.skip(f"VOC 2012 is not at {root}")
-    data = VOC("trainval", root)
+def test_four_real_voc_pairs(voc_root):
+    data = VOC("trainval", voc_root)
     assert len(data) == 4
     for i in range(4):
         pixels, labels = data.read(i)
@@ -172,19 +168,16 @@ def test_cityscapes_faults_are_named(cityscapes):
         Cityscapes("val", cityscapes)
 
 
-def test_a_sweep_on_the_four_real_voc_pairs(make_config):
+def test_a_sweep_on_the_four_real_voc_pairs(voc_root, make_config):
     from tests.test_sweep import sweep
 
-    root = REAL_DATA / "VOCdevkit"
-    if not root.is_dir():
-        pytest.skip(f"VOC 2012 is not at {root}")
     config = make_config(decoders=["bilinear"])
-    config = config.model_copy(update={"data": type(config.data)(name="voc", root=str(root))})
+    config = config.model_copy(update={"data": type(config.data)(name="voc", root=str(voc_root))})
     results, code, out = sweep(config)
     assert code == 0, out
     counts = results["bilinear", 0].counts
     assert counts["widths_px"].tolist() == [[12]]  # 375x500 at 0.02
-    truth = np.asarray(Image.open(VOC("val", root).pairs[0][2]))
+    truth = np.asarray(Image.open(VOC("val", voc_root).pairs[0][2]))
     wanted = np.bincount(truth[truth != VOID], minlength=21)
     np.testing.assert_array_equal(counts["region"][0, 2], wanted)
 
