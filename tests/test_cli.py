@@ -103,7 +103,7 @@ class Wants(Decoder):
             r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: bilinear, deconv",
         ),
         (["encoder.name=resnt18"], r"unknown encoder 'resnt18' \(did you mean 'resnet18'\?\)"),
-        (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: camvid, cityscapes, folder"),
+        (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: camvid, city"),
         (["data.name=camvid"], r"data set 'camvid' has no parameter 'size'"),
         (["data={name: camvid, root: /no/such}"], r"data\.root: no folder /no/such; expected: train\.txt"),
         (["data.sice=4"], r"data set 'shapes' has no parameter 'sice' \(did you mean 'size'\?\)"),
