@@ -175,11 +175,11 @@ def _call(connection: Connection, function: Callable[..., Any], args: Sequence[A
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     quiet()
     try:
-        connection.send(("value", function(*args)))
+        _tell(connection, ("value", function(*args)))
     except UserError as error:
-        connection.send(("user_error", str(error)))
+        _tell(connection, ("user_error", str(error)))
     except Exception as error:
-        connection.send(("error", Failure.of(error).traceback))
+        _tell(connection, ("error", Failure.of(error).traceback))
 
 
 def _work(connection: Connection, cohort: Cohort, threads: int) -> None:

@@ -129,7 +129,9 @@ def print_terminal(table: Table, console: Any) -> None:
     Where one table would be wider than the terminal, the costs stand in a second one.
     """
     from rich.measure import Measurement
+    from rich.text import Text
 
+    console.print(Text(table.title, style="bold"), soft_wrap=True)
     header, body = grid(table)
     first_cost = header.index("params") if "params" in header else len(header)
     whole = _rich(table, header, body, range(len(header)))
@@ -138,19 +140,17 @@ def print_terminal(table: Table, console: Any) -> None:
     else:
         console.print(_rich(table, header, body, range(first_cost)))
         if first_cost < len(header):
-            console.print(_rich(table, header, body, [0, *range(first_cost, len(header))], title=False))
+            console.print(_rich(table, header, body, [0, *range(first_cost, len(header))]))
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
 
 
-def _rich(table: Table, header: list[str], body: list[list[str]], columns: Sequence[int], title: bool = True) -> Any:
+def _rich(table: Table, header: list[str], body: list[list[str]], columns: Sequence[int]) -> Any:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(
-        title=Text(table.title) if title else None, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold"
-    )
+    shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
     for i in columns:
         shown.add_column(Text(header[i]), justify="left" if i == 0 else "right", overflow="fold")
     best = {
