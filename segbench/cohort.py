@@ -29,7 +29,7 @@ from segbench.errors import Failure, UserError, brief
 from segbench.evaluate import Evaluation, evaluate
 from segbench.lockstep import Lockstep, Member
 from segbench.metrics import mean_iou
-from segbench.plan import Cohort, Run
+from segbench.plan import Cohort, Run, protocol
 from segbench.probe import build_decoder, open_data
 
 Report = Callable[[str, int, int], None]  # phase, done, total
@@ -288,7 +288,8 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "encoder_hash": run.facts.encoder_hash,
         "features_hash": run.facts.features_hash,
         "encoder_trainable": run.config.encoder.trainable,
-        "evaluation": run.config.evaluation.model_dump(exclude={"every"}),
+        "evaluation": protocol(run.config, run.facts.strides),
+        "evaluation_title": run.config.evaluation.title,
         "parameters": facts.parameters,
         "macs": facts.macs,
         "steps": run.config.recipe.steps,

@@ -98,14 +98,64 @@ class RecipeConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How the predictions on the evaluation split are counted."""
+    """How an image becomes a prediction, and what of it is counted; the same in training and for the final figures."""
 
+    mode: Literal["whole", "slide"] = Field("whole", description="whole images, or windows with averaged logits")
+    window: Size | None = Field(None, description="slide only")
+    stride: Size | None = Field(None, description="slide only; default: two thirds of the window")
+    flip: bool = Field(False, description="test-time augmentation: average with the mirror image")
+    scales: list[Positive] = Field([1.0], min_length=1, description="test-time augmentation: average over these sizes")
+    padding: Literal["mean", "replicate"] = Field(
+        "mean",
+        description="below and to the right, up to a multiple of the largest stride: the mean colour or the edge",
+    )
     boundary_ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         [0.02], description="of Boundary IoU, of the diagonal"
     )
     tolerances_px: list[Annotated[float, Field(ge=1)]] = Field([3], description="of the boundary F1")
     trimap_widths_px: list[PositiveInt] = Field([1, 2, 4, 8, 16], description="of the trimap IoU")
     every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
+
+    @field_validator("window", "stride", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("scales")
+    @classmethod
+    def _once(cls, value: list[float]) -> list[float]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{value} holds one twice")
+        return value
+
+    @model_validator(mode="after")
+    def _windows(self) -> "EvaluationConfig":
+        if self.mode == "whole" and (self.window or self.stride):
+            raise ValueError("window and stride are for mode: slide")
+        if self.mode == "slide" and self.window is None:
+            raise ValueError("mode: slide needs a window, such as window: 512")
+        if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
+            raise ValueError(
+                f"stride {list(self.stride)} is larger than window {list(self.window)}, which would leave gaps"
+            )
+        return self
+
+    @property
+    def steps_px(self) -> tuple[int, int]:
+        """(rows, columns) from one window to the next."""
+        assert self.window is not None
+        return self.stride or (-(-2 * self.window[0] // 3), -(-2 * self.window[1] // 3))
+
+    @property
+    def title(self) -> str:
+        """What sets it apart from one pass over whole images, such as ``flip``; empty where nothing does."""
+        said = []
+        if self.window:
+            said.append(f"slide {self.window[0]}x{self.window[1]} by {self.steps_px[0]}x{self.steps_px[1]}")
+        said += ["flip"] if self.flip else []
+        said += [f"scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != [1.0] else []
+        said += [f"{self.padding} padding"] if self.padding != "mean" else []
+        return ", ".join(said)
 
 
 class TrainerConfig(Section):

@@ -14,8 +14,8 @@ from segbench.data.base import Dataset
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder
 from segbench.errors import Failure
-from segbench.lockstep import pad_to_stride
 from segbench.metrics import Counts, Truth
+from segbench.predict import encode, predict
 
 Int64s = npt.NDArray[np.int64]
 
@@ -56,12 +56,12 @@ def evaluate(
 ) -> tuple[dict[str, Evaluation], dict[str, float]]:
     """Count the predictions of every decoder on every image of a split, at full resolution.
 
-    Each image is padded to a multiple of the largest stride with the mean colour; the logits are cropped to the labels'
-    size before the argmax. Each image is counted once. A decoder that raises ends its own evaluation only.
+    Logits are brought to the labels' size before the argmax, as `segbench.predict` says. Each image is counted once. A
+    decoder that raises ends its own evaluation only.
 
     Args:
         decoders: any key -> decoder, on the encoder's device.
-        protocol: what is counted.
+        protocol: how predictions are made and what is counted.
         after_image: called with the number of images done.
 
     Returns:
@@ -77,8 +77,7 @@ def evaluate(
     for index, pixels, labels in evaluation_images(dataset, workers):
         clock = _now(device)
         image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
-        image = pad_to_stride(encoder.normalise(image), max(encoder.strides))
-        features = encoder(image)
+        views = encode(encoder, image, protocol)
         encoder_s.append(_now(device) - clock)
         clock = _now(device)
         truth = Truth(
@@ -95,10 +94,10 @@ def evaluate(
                 continue
             try:
                 clock = _now(device)
-                logits = decoder(list(features), image)[0, :, : labels.shape[0], : labels.shape[1]]  # (K, H, W)
-                if not torch.isfinite(logits).all():
-                    raise FloatingPointError(f"logits of image {dataset.ids[index]} are not finite")
-                prediction = logits.argmax(0).to(torch.uint8)  # (H, W)
+                scores = predict(decoder, views, labels.shape)  # (K, H, W)
+                if not torch.isfinite(scores).all():
+                    raise FloatingPointError(f"scores of image {dataset.ids[index]} are not finite")
+                prediction = scores.argmax(0).to(torch.uint8)  # (H, W)
                 result.seconds.append(_now(device) - clock)
                 clock = _now(device)
                 result.counts.append(truth.count(prediction).cpu())

@@ -16,6 +16,7 @@ from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.encoders import Encoder
 from segbench.errors import Failure
+from segbench.predict import pad_to_stride
 
 
 def derived_seed(*parts: object) -> int:
@@ -31,12 +32,6 @@ def lr_factor(recipe: RecipeConfig, step: int) -> float:
     if recipe.schedule == "cosine":
         return (1 + math.cos(math.pi * done)) / 2
     return (1 - done) ** recipe.power if recipe.schedule == "poly" else 1.0
-
-
-def pad_to_stride(images: Tensor, stride: int) -> Tensor:
-    """(B, C, H, W) padded below and to the right with zeros, the mean colour, to multiples of ``stride``."""
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % stride, 0, -height % stride))
 
 
 @dataclass

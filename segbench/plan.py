@@ -10,7 +10,7 @@ from typing import Any
 from segbench.config import DecoderConfig, SweepConfig, expand_grid
 from segbench.errors import UserError
 
-RESULT_VERSION = 2  # raise when the same config would give other numbers
+RESULT_VERSION = 3  # raise when the same config would give other numbers
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Facts:
     classes: tuple[str, ...]
     data: list[str]
     eval_images: int
+    strides: tuple[int, ...]
     decoders: dict[str, DecoderFacts]
 
 
@@ -110,11 +111,26 @@ def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int
         "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
         "decoder": [own.class_name, own.params, own.source],
         "recipe": config.recipe.model_dump(),
-        "evaluation": config.evaluation.model_dump(exclude={"every"}),
+        "evaluation": protocol(config, facts.strides),
         "trainer": config.trainer.model_dump(exclude={"devices"}) | {"accelerator": facts.accelerator},
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
+    """All that decides how a prediction is made and counted, for the key and for the row."""
+    evaluation = config.evaluation
+    windows = {"stride": evaluation.steps_px} if evaluation.window else {}
+    return (
+        evaluation.model_dump(exclude={"every"})
+        | windows
+        | {
+            "pad_to_multiple_of": max(strides),
+            "interpolation": "bilinear, align_corners=False",
+            "logits": "at the labels' size, then argmax",
+        }
+    )
 
 
 def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int]) -> list[Cohort]:

@@ -101,6 +101,7 @@ def probe(config: SweepConfig) -> Facts:
         classes,
         [type(data["train"]).__name__, source_hash(type(data["train"])), *(d.fingerprint() for d in data.values())],
         len(data["val"]),
+        encoder.strides,
         {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
     )
 

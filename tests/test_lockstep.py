@@ -7,7 +7,8 @@ from torch import nn
 
 from segbench.config import RecipeConfig
 from segbench.encoders import Encoder
-from segbench.lockstep import Lockstep, Member, derived_seed, lr_factor, pad_to_stride
+from segbench.lockstep import Lockstep, Member, derived_seed, lr_factor
+from segbench.predict import pad_to_stride
 
 
 def test_schedules():

@@ -43,7 +43,7 @@ def write_run(folder, decoder, seed, quality, **changes):
         "evaluation": {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2]},
         "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "encoder_trainable": False, "steps": 7,
         "parameters": 1_500_000, "macs": 2_000_000_000, "train_s": 3.0 + seed, "eval_ms_per_image": 4.0,
-        "train_shared_s": 1.0, "eval_encoder_ms_per_image": 2.0, **changes,
+        "evaluation_title": "", "train_shared_s": 1.0, "eval_encoder_ms_per_image": 2.0, **changes,
     }  # fmt: skip
     run.mkdir(parents=True)
     np.savez(run / "counts.npz", ids=np.array(["a", "b"]), **counts_of(quality, seed))

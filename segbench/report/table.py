@@ -185,6 +185,7 @@ def make_table(folder: Path, metrics: Sequence[str] = (), classes: bool = False)
     title = (
         f"{folder.name}: {said['data']}, {said['images']} images, {trained_as} {said['encoder']}, {said['steps']} steps"
     )
+    title += "".join(sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])}))
     title += f", {chosen[0].column} per class" if classes else ""
     return Table(title, list(columns), rows, _notes(there, planned, folder, seeds, base, classes))
 
