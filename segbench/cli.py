@@ -46,6 +46,29 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
 
+    export = commands.add_parser("export", help="a run's predictions, as the data set's owner takes them")
+    export.add_argument("run", type=Path, help="the folder of a finished run: runs/SWEEP/RUN")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="what differs here, such as data.root=...")
+    export.add_argument("--split", help="default: the one that the run was evaluated on")
+    export.add_argument("--out", type=Path, help="default: RUN/predictions-SPLIT")
+    export.set_defaults(function=_export)
+
+    data = commands.add_parser("data", help="look at a data set before training, or download one")
+    of_data = data.add_subparsers(required=True, metavar="COMMAND")
+    look = of_data.add_parser(
+        "check", help="read every image of a config's data; non-zero where training would mislead"
+    )
+    look.add_argument("config", help="a sweep file, such as configs/voc.yaml")
+    look.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=/data/VOCdevkit")
+    look.add_argument("--picture", metavar="FILE.png", type=Path, help="also draw a few images with their labels")
+    look.add_argument("--processes", type=int, help="that read; default: one for each core")
+    look.set_defaults(function=_data_check)
+    get = of_data.add_parser("get", help="download a data set, or say how to come by it")
+    get.add_argument("name", help="voc, sbd, camvid, cityscapes or ade20k")
+    get.add_argument("folder", nargs="?", type=Path, default=Path("data"), help="where to; default: data")
+    get.add_argument("--url", help="a mirror; the checksum must be the same")
+    get.set_defaults(function=_data_get)
+
     listing = commands.add_parser("list", help="decoders, encoders and data sets, and plug-ins that do not import")
     listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
     listing.set_defaults(function=_list)
@@ -91,6 +114,49 @@ def _table(args: argparse.Namespace) -> int:
             args.format
         ]
         print(write(table).rstrip("\n"))
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segbench.cohort import quiet
+    from segbench.export import export, load_run
+
+    quiet()
+    run = load_run(args.run, args.split, args.overrides)
+    out = args.out or args.run / f"predictions-{run.dataset.split}"
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("predicting", total=len(run.dataset))
+        miou = export(run, out, lambda done, total: progress.update(task, completed=done))
+    print(f"{len(run.dataset)} predictions of {args.run.name} in {out}")
+    if run.dataset.labelled:
+        print(f"mIoU of what was written: {100 * miou:.2f}")
+    return 0
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from segbench.config import load_config
+    from segbench.datacheck import check_data, draw, print_check
+
+    if args.processes is not None and args.processes < 1:
+        raise UserError(f"--processes should be 1 or more, not {args.processes}")
+    config = load_config(args.config, args.overrides)
+    check = check_data(config.data, args.processes, Console(stderr=True))
+    print_check(check, f"{config.data.name}, by {args.config}", _console())
+    if args.picture:
+        draw(check, args.picture)
+        print(f"drawn in {args.picture}")
+    return 1 if check.errors else 0
+
+
+def _data_get(args: argparse.Namespace) -> int:
+    from segbench.download import get
+
+    get(args.name, args.folder, args.url, _console())
     return 0
 
 

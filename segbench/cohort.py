@@ -22,6 +22,7 @@ from safetensors.torch import save
 import segbench
 from segbench import store
 from segbench.config import SweepConfig, TrainerConfig
+from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
@@ -30,7 +31,7 @@ from segbench.evaluate import Evaluation, evaluate
 from segbench.lockstep import Lockstep, Member
 from segbench.metrics import mean_iou
 from segbench.plan import Cohort, Run, protocol
-from segbench.probe import build_decoder, open_data
+from segbench.probe import build_decoder
 
 Report = Callable[[str, int, int], None]  # phase, done, total
 
@@ -62,7 +63,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
     torch.set_num_threads(threads)
     config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
     encoder = build_encoder(config.encoder)
-    data = {which: open_data(config, which) for which in ("train", "val")}
+    data = {which: open_data(config.data, which) for which in ("train", "val")}
     members, optimizer_states = {}, {}
     for run in cohort.runs:
         decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)

@@ -11,33 +11,13 @@ from torch import nn
 
 from segbench.config import DecoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs, macs, parameters
-from segbench.data.base import Dataset
+from segbench.data import open_data
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
 from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
-from segbench.registry import DATASETS, DECODERS, check_params, source_hash
+from segbench.registry import DECODERS, check_params, source_hash
 from segbench.registry import parameters as parameters_of
-
-
-def open_data(config: SweepConfig, which: str) -> Dataset:
-    """The split that is called ``train`` or ``val`` in the config.
-
-    Raises:
-        UserError: unknown data set, split or parameter, or whatever is wrong with the files.
-    """
-    cls = DATASETS.load(config.data.name)
-    params = check_params(DATASETS, config.data.name, cls, config.data.params)
-    split = config.data.train_split if which == "train" else config.data.val_split
-    try:
-        dataset: Dataset = cls(split, **params)
-    except UserError:
-        raise
-    except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"data set '{config.data.name}': {brief(error)}") from error
-    if not len(dataset):
-        raise UserError(f"data set '{config.data.name}': split '{split}' is empty")
-    return dataset
 
 
 def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
@@ -80,7 +60,12 @@ def probe(config: SweepConfig) -> Facts:
         UserError: anything that would make every run of the sweep fail.
     """
     accelerator = resolve_accelerator(config.trainer)
-    data = {which: open_data(config, which) for which in ("train", "val")}
+    data = {which: open_data(config.data, which) for which in ("train", "val")}
+    for dataset in data.values():
+        if not dataset.labelled:
+            raise UserError(
+                f"split '{dataset.split}' of '{config.data.name}' has no labels; `segbench export` predicts it"
+            )
     classes = data["train"].classes
     weights = config.recipe.class_weights
     if weights is not None and len(weights) != len(classes):
@@ -165,7 +150,7 @@ def check_files(config: SweepConfig, marker: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     for which in ("train", "val"):
-        dataset = open_data(config, which)
+        dataset = open_data(config.data, which)
         done = marker.with_name(f"{marker.name}-{dataset.fingerprint()[:16]}")
         if done.exists() or not dataset.from_files:
             continue

@@ -3,6 +3,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from segbench.data.ade20k import ADE20K
 from segbench.data.base import VOID, voc_palette
 from segbench.data.cityscapes import TRAIN_IDS, Cityscapes
 from segbench.data.voc import VOC
@@ -166,6 +167,58 @@ def test_cityscapes_faults_are_named(cityscapes):
     path.unlink()
     with pytest.raises(UserError, match=r"no file .*ulm_000000_000019_gtFine_labelIds\.png"):
         Cityscapes("val", cityscapes)
+
+
+@pytest.fixture
+def ade20k(tmp_path):
+    """One image a split; the label map holds 0 to 150."""
+    root = tmp_path / "ADEChallengeData2016"
+    for split, short in {"training": "train", "validation": "val"}.items():
+        image(root / "images" / split / f"ADE_{short}_00000001.jpg", (151, 4))
+        path = root / "annotations" / split / f"ADE_{short}_00000001.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.tile(np.arange(151, dtype=np.uint8), (4, 1))).save(path)
+    rows = [f"{i}\t0.1\t1\t1\tthing {i}, other name" for i in range(1, 151)]
+    (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]) + "\n")
+    return root
+
+
+def test_ade20k_shifts_its_labels_and_reads_its_names(ade20k):
+    for root in (ade20k, ade20k.parent):
+        data = ADE20K("val", root)
+        assert data.ids == ["ADE_val_00000001"]
+        _, labels = data.read(0)
+        assert labels[0].tolist() == [VOID, *range(150)]
+        assert data.classes[:2] == ("thing 1", "thing 2")
+        assert len(data.classes) == len(data.palette) == len(set(data.palette)) == 150
+    name, picture = data.submission(0, labels[:, 1:])
+    assert name == "ADE_val_00000001.png"
+    assert np.asarray(picture)[0].tolist() == list(range(1, 151))
+
+
+def test_ade20k_faults_are_named(ade20k):
+    path = ade20k / "annotations/training/ADE_train_00000001.png"
+    Image.fromarray(np.full((4, 151), 151, np.uint8)).save(path)
+    with pytest.raises(UserError, match=r"00001\.png holds label 151; allowed are 1 to 150, and 0 for void"):
+        ADE20K("train", ade20k).read(0)
+    path.unlink()
+    with pytest.raises(UserError, match=r"no file .*ADE_train_00000001\.png; expected"):
+        ADE20K("train", ade20k)
+    with pytest.raises(UserError, match="unknown split 'training'"):
+        ADE20K("training", ade20k)
+    (ade20k / "objectInfo150.txt").write_text("Idx\tName\n1\twall\n")
+    with pytest.raises(UserError, match=r"objectInfo150\.txt should list the classes 1 to 150"):
+        ADE20K("val", ade20k)
+    (ade20k / "objectInfo150.txt").unlink()
+    with pytest.raises(UserError, match=r"no file .*objectInfo150\.txt; expected"):
+        ADE20K("val", ade20k)
+
+
+def test_several_missing_files_are_counted(voc):
+    for name in "cd":
+        (voc[1] / "SegmentationClass" / f"{name}.png").unlink()
+    with pytest.raises(UserError, match=r"val\.txt: no file .*c\.png \(and 1 more\); expected"):
+        VOC("val", voc[0])
 
 
 def test_a_sweep_on_the_four_real_voc_pairs(voc_root, make_config):

@@ -1,1 +1,31 @@
-"""Data sets: one file each, behind `segbench.data.base.Dataset`."""
+"""Data sets: one file each, behind `segbench.data.base.Dataset`. Imports no torch."""
+
+from typing import TYPE_CHECKING
+
+from segbench.errors import UserError, brief
+
+if TYPE_CHECKING:
+    from segbench.config import DataConfig
+    from segbench.data.base import Dataset
+
+
+def open_data(config: "DataConfig", which: str) -> "Dataset":
+    """The split that is called ``train`` or ``val`` in the config.
+
+    Raises:
+        UserError: unknown data set, split or parameter, or whatever is wrong with the files.
+    """
+    from segbench.registry import DATASETS, check_params
+
+    cls = DATASETS.load(config.name)
+    params = check_params(DATASETS, config.name, cls, config.params)
+    split = config.train_split if which == "train" else config.val_split
+    try:
+        dataset: Dataset = cls(split, **params)
+    except UserError:
+        raise
+    except Exception as error:  # a plug-in can raise anything
+        raise UserError(f"data set '{config.name}': {brief(error)}") from error
+    if not len(dataset):
+        raise UserError(f"data set '{config.name}': split '{split}' is empty")
+    return dataset

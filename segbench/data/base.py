@@ -19,6 +19,15 @@ from segbench.errors import UserError, unknown
 
 VOID = 255
 Pixels = npt.NDArray[np.uint8]
+Pair = tuple[str, Path, Path | None]  # id, image, labels
+
+
+class SizeMismatch(UserError):
+    """An image and its labels differ in size."""
+
+
+class LabelOutOfRange(UserError):
+    """A stored label is neither a class nor void."""
 
 
 class Dataset(ABC):
@@ -33,12 +42,14 @@ class Dataset(ABC):
         splits: names of the splits that there are.
         ids: a name for each image, unique within the split.
         from_files: False where nothing is read that could be broken.
+        labelled: False for a split without labels, whose predictions can be exported but not scored.
     """
 
     classes: tuple[str, ...]
     palette: Sequence[tuple[int, int, int]]
     splits: tuple[str, ...] = ("train", "val")
     from_files: ClassVar[bool] = True
+    labelled: bool = True
     ids: Sequence[str]
 
     def __init__(self, split: str) -> None:
@@ -57,6 +68,13 @@ class Dataset(ABC):
             UserError: unreadable or truncated file, sizes that differ, or a label out of range; the file is named.
         """
 
+    def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:
+        """File name and picture with which (H, W) uint8 predicted classes are handed in to the data set's owner.
+
+        By default ``<id>.png``, a palette image of the class indices.
+        """
+        return f"{self.ids[index]}.png", palette_image(prediction, self.palette)
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash that changes when the data do, and not when they are moved."""
@@ -65,7 +83,8 @@ class Dataset(ABC):
 class PairedFiles(Dataset):
     """A data set of image files with a label file each.
 
-    A subclass fills ``pairs`` with (id, image, labels) and may override ``decode``.
+    A subclass fills ``pairs`` with (id, image, labels), labels being None in a split that has none, and may override
+    ``decode`` and ``submission``.
 
     Attributes:
         void: the stored label of pixels that count nowhere; None where there is none.
@@ -73,15 +92,18 @@ class PairedFiles(Dataset):
 
     void: int | None = VOID
 
-    def __init__(self, split: str, pairs: Sequence[tuple[str, Path, Path]]) -> None:
+    def __init__(self, split: str, pairs: Sequence[Pair], layout: str = "", listed_in: Path | None = None) -> None:
+        """``layout`` and ``listed_in`` (the list that names the files) say what to do where a file is missing."""
         super().__init__(split)
         self.pairs = list(pairs)
         self.ids = [name for name, _, _ in self.pairs]
         if not self.pairs:
-            raise UserError(f"split '{split}' is empty")
+            raise UserError(f"split '{split}' is empty; {layout}" if layout else f"split '{split}' is empty")
         twice = sorted({name for name, n in collections.Counter(self.ids).items() if n > 1})
         if twice:
             raise UserError(f"split '{split}' holds '{twice[0]}' twice")
+        existing([path for _, *paths in self.pairs for path in paths if path is not None], layout, listed_in)
+        self.labelled = all(labels is not None for _, _, labels in self.pairs)
 
     def decode(self, path: Path) -> Pixels:
         """(H, W) uint8 labels as stored, to be checked against the classes and ``void``."""
@@ -89,7 +111,10 @@ class PairedFiles(Dataset):
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         _, image_path, labels_path = self.pairs[index]
-        image, labels = read_image(image_path), self.decode(labels_path)
+        image = read_image(image_path)
+        if labels_path is None:
+            return image, np.full(image.shape[:2], VOID, np.uint8)
+        labels = self.decode(labels_path)
         check_pair(image, labels, len(self.classes), image_path, labels_path, self.void)
         return image, labels if self.void in (VOID, None) else np.where(labels == self.void, np.uint8(VOID), labels)
 
@@ -111,11 +136,12 @@ def read_list(path: Path, layout: str) -> list[str]:
     return lines
 
 
-def existing(path: Path, layout: str, listed_in: Path | None = None) -> Path:
-    """``path`` if it is a file, else a `UserError` that shows the layout."""
-    if not path.is_file():
-        raise UserError(f"{f'{listed_in}: ' if listed_in else ''}no file {path}; {layout}")
-    return path
+def existing(paths: Sequence[Path], layout: str, listed_in: Path | None = None) -> None:
+    """Raise a `UserError` that names the first of ``paths`` that is no file, and says how many more are not."""
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{f'{listed_in}: ' if listed_in else ''}no file {missing[0]}{more}; {layout}")
 
 
 def voc_palette(number: int) -> list[tuple[int, int, int]]:
@@ -126,6 +152,13 @@ def voc_palette(number: int) -> list[tuple[int, int, int]]:
         channels = [sum((label >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3)]
         colours.append((channels[0], channels[1], channels[2]))
     return colours
+
+
+def palette_image(labels: Pixels, palette: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """A palette PNG's picture of (H, W) labels."""
+    picture = Image.fromarray(labels, "L")
+    picture.putpalette([channel for colour in palette for channel in colour])  # the mode becomes P
+    return picture
 
 
 def read_image(path: Path) -> Pixels:
@@ -166,21 +199,22 @@ def check_pair(
     """Raise a `UserError` where the sizes differ or a label, as stored, is neither a class nor void."""
     if image.shape[:2] != labels.shape:
         (h, w), (hl, wl) = image.shape[:2], labels.shape
-        raise UserError(f"{image_path} is {w}x{h} but its labels {labels_path} are {wl}x{hl}")
+        raise SizeMismatch(f"{image_path} is {w}x{h} but its labels {labels_path} are {wl}x{hl}")
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
     wrong = [int(v) for v in present if num_classes <= v != void]
     if wrong:
-        raise UserError(
+        raise LabelOutOfRange(
             f"{labels_path} holds label {wrong[0]}; allowed are 0 to {num_classes - 1}, and {void} for void"
         )
 
 
-def hash_files(pairs: Sequence[tuple[str, Path, Path]]) -> str:
+def hash_files(pairs: Sequence[Pair]) -> str:
     """Hash over (id, image, labels): ids, the sizes of the image files in bytes, and the content of the label files."""
     digest = hashlib.sha256()
     for name, image, labels in pairs:
         digest.update(f"{name}\0{os.stat(image).st_size}\0".encode())
-        digest.update(hashlib.sha256(_read_whole(labels)).digest())
+        if labels is not None:
+            digest.update(hashlib.sha256(_read_whole(labels)).digest())
     return digest.hexdigest()
 
 

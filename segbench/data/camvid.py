@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segbench.data.base import PairedFiles, existing, read_list
+from segbench.data.base import PairedFiles, read_list
 from segbench.errors import UserError
 
 LAYOUT = "expected: train.txt, val.txt, train/*.png, trainannot/*.png, val/*.png, valannot/*.png"
@@ -41,6 +41,6 @@ class CamVid(PairedFiles):
             names = line.split()
             if len(names) != 2:
                 raise UserError(f"{listing}: should hold an image and a label path on each line, not '{line}'")
-            image, labels = (existing(root.joinpath(*Path(n).parts[-2:]), LAYOUT, listing) for n in names)
+            image, labels = (root.joinpath(*Path(n).parts[-2:]) for n in names)
             pairs.append((image.stem, image, labels))
-        super().__init__(split, pairs)
+        super().__init__(split, pairs, LAYOUT, listing)

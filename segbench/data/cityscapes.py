@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from segbench.data.base import VOID, PairedFiles, Pixels, existing, read_labels
+from segbench.data.base import VOID, LabelOutOfRange, Pair, PairedFiles, Pixels, read_labels
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png"
@@ -21,7 +22,8 @@ class Cityscapes(PairedFiles):
     Reads ``labelIds`` and maps them to train ids; where there is a ``labelTrainIds`` file, that.
 
     Args:
-        split: ``train`` (2,975 images), ``val`` (500), or with ``coarse`` also ``train_extra`` (19,998).
+        split: ``train`` (2,975 images), ``val`` (500), ``test`` (1,525), whose labels its owners keep, or with
+            ``coarse`` also ``train_extra`` (19,998).
         root: the folder that holds ``leftImg8bit`` and ``gtFine``.
         coarse: read the coarse annotations in ``gtCoarse`` instead.
 
@@ -29,7 +31,7 @@ class Cityscapes(PairedFiles):
         UserError: a folder or a label file is missing, or the split has no image.
     """
 
-    splits = ("train", "val", "train_extra")
+    splits = ("train", "val", "test", "train_extra")
     classes = (
         "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
         "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
@@ -47,16 +49,20 @@ class Cityscapes(PairedFiles):
         kind = "gtCoarse" if coarse else "gtFine"
         if not images.is_dir():
             raise UserError(f"data.root: no folder {images}; {LAYOUT}")
-        pairs = []
+        pairs: list[Pair] = []
         for image in sorted(images.glob("*/*_leftImg8bit.png")):
             name = image.name.removesuffix("_leftImg8bit.png")
             stem = root / kind / split / image.parent.name / f"{name}_{kind}"
             ready = stem.with_name(f"{stem.name}_labelTrainIds.png")
-            labels = ready if ready.is_file() else existing(stem.with_name(f"{stem.name}_labelIds.png"), LAYOUT)
-            pairs.append((name, image, labels))
+            labels = ready if ready.is_file() else stem.with_name(f"{stem.name}_labelIds.png")
+            pairs.append((name, image, None if split == "test" else labels))
         if not pairs:
             raise UserError(f"{images} holds no images: split '{split}' is empty; {LAYOUT}")
-        super().__init__(split, pairs)
+        super().__init__(split, pairs, LAYOUT)
+
+    def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:
+        """Label ids, not train ids, in a file that begins with city, sequence and frame, as the server asks."""
+        return f"{self.ids[index]}_pred_labelIds.png", Image.fromarray(_TO_ID[prediction], "L")
 
     def decode(self, path: Path) -> Pixels:
         labels = read_labels(path)
@@ -64,9 +70,10 @@ class Cityscapes(PairedFiles):
             return labels
         highest = int(labels.max(initial=0))
         if highest not in IDS:
-            raise UserError(f"{path} holds label {highest}; allowed are the ids 0 to {IDS[-1]}")
+            raise LabelOutOfRange(f"{path} holds label {highest}; allowed are the ids 0 to {IDS[-1]}")
         return _TO_TRAIN_ID[labels]
 
 
 _TO_TRAIN_ID = np.full(256, VOID, np.uint8)
 _TO_TRAIN_ID[list(TRAIN_IDS)] = list(TRAIN_IDS.values())
+_TO_ID = np.array(list(TRAIN_IDS), np.uint8)

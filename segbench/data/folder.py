@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from segbench.data.base import VOID, PairedFiles, Pixels, existing, read_image, read_labels, voc_palette
+from segbench.data.base import VOID, Pair, PairedFiles, Pixels, read_image, read_labels, voc_palette
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: images/<split>/NAME.jpg and masks/<split>/NAME.png, or data.table=FILE.csv with image,mask,split"
@@ -64,7 +64,7 @@ class Folder(PairedFiles):
             codes[_code(np.array(palette))] = np.arange(len(palette))
             self._codes = codes
         self.splits, pairs = _from_table(root, table, split) if table else _from_folders(root, split)
-        super().__init__(split, pairs)
+        super().__init__(split, pairs, LAYOUT, table)
 
     def decode(self, path: Path) -> Pixels:
         if self._codes is None:
@@ -80,7 +80,7 @@ class Folder(PairedFiles):
         return labels
 
 
-Pairs = list[tuple[str, Path, Path]]
+Pairs = list[Pair]
 
 
 def _code(colours: np.ndarray) -> np.ndarray:
@@ -130,9 +130,8 @@ def _from_table(root: Path, table: Path, split: str) -> tuple[tuple[str, ...], P
     splits = tuple(sorted({row["split"] for row in rows if row["split"]}))
     if split not in splits:
         raise unknown("split", split, splits)
-    pairs = []
+    pairs: Pairs = []
     for row in rows:
         if row["split"] == split:
-            image, mask = (existing(root / row[c], LAYOUT, table) for c in ("image", "mask"))
-            pairs.append((str(Path(row["image"]).with_suffix("")), image, mask))
+            pairs.append((str(Path(row["image"]).with_suffix("")), root / row["image"], root / row["mask"]))
     return splits, pairs

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
+from PIL import Image
 
-from segbench.data.base import PairedFiles, Pixels, existing, read_labels, read_list, voc_palette
+from segbench.data.base import Pair, PairedFiles, Pixels, read_labels, read_list, voc_palette
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: JPEGImages/*.jpg, SegmentationClass/*.png, ImageSets/Segmentation/{train,val,trainval}.txt"
@@ -23,7 +24,8 @@ class VOC(PairedFiles):
     or from SBD itself; there VOC's own finer mask is taken where it has one.
 
     Args:
-        split: ``train`` (1,464 images), ``val`` (1,449), ``trainval`` (2,913) or ``trainaug`` (10,582).
+        split: ``train`` (1,464 images), ``val`` (1,449), ``trainval`` (2,913), ``trainaug`` (10,582), or ``test``
+            (1,456), whose labels its owners keep.
         root: ``VOCdevkit/VOC2012``, or a folder that holds it.
         sbd: SBD's ``benchmark_RELEASE/dataset``, for trainaug.
         trainaug_images: how many images trainaug must have.
@@ -32,7 +34,7 @@ class VOC(PairedFiles):
         UserError: a folder, list or file is missing, or trainaug has another number of images.
     """
 
-    splits = ("train", "val", "trainval", "trainaug")
+    splits = ("train", "val", "trainval", "trainaug", "test")
     classes = (
         "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
         "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -47,23 +49,23 @@ class VOC(PairedFiles):
         inside = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
         root = next((folder for folder in inside if (folder / "ImageSets").is_dir()), root)
         if split == "trainaug":
-            pairs = self._trainaug(root, sbd)
+            pairs, listing, layout = self._trainaug(root, sbd), None, AUG_LAYOUT
             if len(pairs) != trainaug_images:
                 raise UserError(f"trainaug has {len(pairs)} images, not {trainaug_images}; {AUG_LAYOUT}")
         else:
-            listing = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+            listing, layout = root / "ImageSets" / "Segmentation" / f"{split}.txt", LAYOUT
             pairs = [
                 (
                     name,
-                    existing(root / "JPEGImages" / f"{name}.jpg", LAYOUT, listing),
-                    existing(root / "SegmentationClass" / f"{name}.png", LAYOUT, listing),
+                    root / "JPEGImages" / f"{name}.jpg",
+                    None if split == "test" else root / "SegmentationClass" / f"{name}.png",
                 )
                 for name in read_list(listing, LAYOUT)
             ]
-        super().__init__(split, pairs)
+        super().__init__(split, pairs, layout, listing)
 
     @staticmethod
-    def _trainaug(root: Path, sbd: Path | None) -> list[tuple[str, Path, Path]]:
+    def _trainaug(root: Path, sbd: Path | None) -> list[Pair]:
         lists = root / "ImageSets" / "Segmentation"
         own, val = (set(read_list(lists / f"{name}.txt", LAYOUT)) for name in ("train", "val"))
         folder = root / "SegmentationClassAug"
@@ -73,7 +75,7 @@ class VOC(PairedFiles):
             listed = {path.stem for path in folder.glob("*.png")}
         else:
             raise UserError(f"no folder {folder}; {AUG_LAYOUT}")
-        pairs = []
+        pairs: list[Pair] = []
         for name in sorted((own | listed) - val):
             if sbd is None:
                 labels = folder / f"{name}.png"
@@ -82,8 +84,13 @@ class VOC(PairedFiles):
             image = root / "JPEGImages" / f"{name}.jpg"
             if sbd is not None and not image.is_file():
                 image = sbd / "img" / f"{name}.jpg"
-            pairs.append((name, existing(image, LAYOUT), existing(labels, AUG_LAYOUT)))
+            pairs.append((name, image, labels))
         return pairs
+
+    def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:
+        """As the devkit names what is handed in for competition 6: any training data but the test set."""
+        name, picture = super().submission(index, prediction)
+        return f"results/VOC2012/Segmentation/comp6_{self.split}_cls/{name}", picture
 
     def decode(self, path: Path) -> Pixels:
         return _read_mat(path) if path.suffix == ".mat" else read_labels(path)

@@ -1,0 +1,156 @@
+import contextlib
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from segbench import store
+from segbench.data.base import VOID, voc_palette
+from segbench.errors import UserError
+from segbench.export import export, load_run, predictions
+from segbench.metrics import mean_iou
+from tests.conftest import segbench
+from tests.test_sweep import sweep
+from tests.test_voc_cityscapes import mask
+
+
+def blocks(rng, values, size=(64, 96)):
+    """(H, W) uint8 of 8-px blocks."""
+    return np.kron(rng.choice(values, (size[0] // 8, size[1] // 8)), np.ones((8, 8))).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def cityscapes_run(tmp_path_factory):
+    """A finished run on a generated Cityscapes tree, ids of every kind in its label maps."""
+    from segbench.config import build_config
+    from tests.conftest import tiny
+
+    root, rng = tmp_path_factory.mktemp("cityscapes"), np.random.default_rng(0)
+    for split, cities in {"train": ("aachen", "bochum"), "val": ("ulm", "weimar"), "test": ("berlin",)}.items():
+        for city in cities:
+            name = f"{city}_000001_000019"
+            labels = blocks(rng, np.arange(34))
+            image = np.stack([labels * 7, 255 - labels * 5, labels * 3], -1)
+            for path, picture in (
+                (root / f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png", image),
+                (root / f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png", labels),
+            ):
+                path.parent.mkdir(parents=True)
+                Image.fromarray(picture).save(path)
+            instances = labels.astype(np.int32) * np.where((labels >= 24) & (labels <= 33), 1000, 1)
+            Image.fromarray(instances.astype(np.uint16)).save(
+                root / f"gtFine/{split}/{city}/{name}_gtFine_instanceIds.png"
+            )
+    config = build_config(
+        tiny(
+            runs_dir=str(root / "runs"),
+            data={"name": "cityscapes", "root": str(root)},
+            decoders=["bilinear"],
+            recipe={"steps": 12},
+        )
+        | {"data": {"name": "cityscapes", "root": str(root)}}
+    )
+    results, code, out = sweep(config)
+    assert code == 0, out
+    return root, results["bilinear", 0]
+
+
+def test_what_is_exported_is_what_was_counted(cityscapes_run, tmp_path):
+    _, result = cityscapes_run
+    miou = export(load_run(result.folder), tmp_path)
+    assert miou == float(mean_iou(result.counts["region"].sum(0)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ulm_000001_000019_pred_labelIds.png",
+        "weimar_000001_000019_pred_labelIds.png",
+    ]
+
+
+def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path, monkeypatch):
+    evaluation = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    root, result = cityscapes_run
+    export(load_run(result.folder), tmp_path)
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)  # the package uses the name that NumPy 2.4 dropped
+    args = evaluation.args
+    monkeypatch.setattr(args, "predictionPath", str(tmp_path))
+    monkeypatch.setattr(args, "predictionWalk", None)
+    monkeypatch.setattr(args, "quiet", True)
+    monkeypatch.setattr(args, "JSONOutput", False)
+    truths = sorted(str(p) for p in root.glob("gtFine/val/*/*_labelIds.png"))
+    found = [evaluation.getPrediction(args, truth) for truth in truths]
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = evaluation.evaluateImgLists(found, truths, args)
+    assert scores["averageScoreClasses"] == pytest.approx(float(mean_iou(result.counts["region"].sum(0))), abs=1e-12)
+    assert 0 < scores["averageScoreClasses"] < 1
+
+
+def test_a_split_without_labels_is_exported_but_not_swept(cityscapes_run, make_config):
+    root, result = cityscapes_run
+    done = segbench("export", result.folder, "--split", "test", "--out", root / "out")
+    assert done.returncode == 0, done.stderr
+    assert "mIoU" not in done.stdout
+    predicted = np.asarray(Image.open(root / "out" / "berlin_000001_000019_pred_labelIds.png"))
+    assert predicted.shape == (64, 96)
+    assert set(np.unique(predicted)) <= {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
+    config = make_config(decoders=["bilinear"])
+    data = type(config.data)(name="cityscapes", root=str(root), val_split="test")
+    with pytest.raises(UserError, match="split 'test' of 'cityscapes' has no labels"):
+        sweep(config.model_copy(update={"data": data}))
+
+
+def test_voc_predictions_are_palette_pngs_under_the_official_name(tmp_path, make_config):
+    root, rng = tmp_path / "VOCdevkit" / "VOC2012", np.random.default_rng(1)
+    lists = root / "ImageSets" / "Segmentation"
+    for folder in (lists, root / "JPEGImages"):
+        folder.mkdir(parents=True)
+    for split, names in {"train": ("a", "b"), "val": ("c",), "test": ("d",)}.items():
+        (lists / f"{split}.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            labels = blocks(rng, [0, 5, 20, VOID])
+            Image.fromarray(np.stack([labels] * 3, -1)).save(root / "JPEGImages" / f"{name}.jpg")
+            if split != "test":
+                mask(root / "SegmentationClass" / f"{name}.png", labels)
+    config = make_config(decoders=["bilinear"])
+    config = config.model_copy(update={"data": type(config.data)(name="voc", root=str(tmp_path))})
+    results, code, out = sweep(config)
+    assert code == 0, out
+    for split, name in (("val", "c"), ("test", "d")):
+        done = segbench("export", results["bilinear", 0].folder, "--split", split, "--out", tmp_path / "out")
+        assert done.returncode == 0, done.stderr
+        picture = Image.open(tmp_path / f"out/results/VOC2012/Segmentation/comp6_{split}_cls/{name}.png")
+        assert picture.mode == "P"
+        assert picture.getpalette()[: 3 * 21] == [c for colour in voc_palette(21) for c in colour]
+        run = load_run(results["bilinear", 0].folder, split)
+        _, image, _, predicted = next(predictions(run))
+        np.testing.assert_array_equal(np.asarray(picture), predicted)
+        assert image.shape == (64, 96, 3)
+
+
+def test_mistakes_are_named(cityscapes_run, tmp_path, monkeypatch):
+    _, result = cityscapes_run
+    with pytest.raises(UserError, match="holds no finished run"):
+        load_run(tmp_path)
+    with pytest.raises(UserError, match="unknown split 'vall' .did you mean 'val'"):
+        load_run(result.folder, "vall")
+    copy = tmp_path / "copy"
+    shutil.copytree(result.folder, copy)
+    weights = load_file(copy / "decoder.safetensors")
+    save_file({k: v for k, v in weights.items() if "laterals" not in k}, copy / "decoder.safetensors")
+    with pytest.raises(UserError, match=r"copy/decoder\.safetensors does not fit decoder 'bilinear'"):
+        load_run(copy)
+    (copy / "decoder.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="does not fit decoder"):
+        load_run(copy)
+    row = store.read_json(copy / store.RESULT)
+    store.write_json(copy / store.RESULT, row | {"encoder_hash": "other"})
+    with pytest.raises(UserError, match="other weights of encoder"):
+        load_run(copy)
+    run = load_run(result.folder)
+    monkeypatch.setattr(run.dataset, "ids", ["../../evil", "b"])
+    out = tmp_path / "a" / "out"
+    with pytest.raises(UserError, match=r"image id '\.\./\.\./evil' names a file outside"):
+        export(run, out)
+    assert not list(Path(tmp_path).glob("**/evil*"))
