@@ -126,9 +126,8 @@ def test_blend_shows_the_class_colours_and_void_in_white():
 
 def test_the_command_prints_both_tables_draws_and_ends_non_zero(root):
     config = root / "own.yaml"
-    config.write_text(
-        f"data: {{name: folder, root: '{root}', classes: [sky, road, '[red]<b>']}}\ndecoders: [bilinear]\nrecipe: {{steps: 1}}\n"
-    )
+    data = f"data: {{name: folder, root: '{root}', classes: [sky, road, '[red]<b>']}}"
+    config.write_text(f"{data}\ndecoders: [bilinear]\nrecipe: {{steps: 1}}\n")
     done = segbench("data", "check", config, "--picture", root / "overlays.png")
     assert done.returncode == 0, done.stderr
     assert "folder, by" in done.stdout
