@@ -71,8 +71,7 @@ def main() -> None:
     truth = scene(*args.size, 0)
     prediction = np.roll(np.where(truth == VOID, 0, truth), (2, 3), (0, 1)).astype(np.uint8)
     side = Truth(torch.from_numpy(truth), CLASSES, [], [TOLERANCE])
-    assert side.contours is not None
-    print(f"{truth.shape[1]}x{truth.shape[0]}, {float((side.contours != VOID).sum()) / truth.size:.1%} on a contour")
+    print(f"{truth.shape[1]}x{truth.shape[0]}, {float((side.contour != VOID).sum()) / truth.size:.1%} on a contour")
     ours_whole, ours_shared, theirs = [], [], []
     for _ in range(args.repeats):
         start = time.perf_counter()

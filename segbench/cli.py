@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     look.set_defaults(function=_data_check)
     get = of_data.add_parser("get", help="download a data set, or say how to come by it")
     get.add_argument("name", help="voc, sbd, camvid, cityscapes or ade20k")
-    get.add_argument("folder", nargs="?", type=Path, default=Path("data"), help="where to; default: data")
+    get.add_argument("folder", nargs="?", type=Path, help="where to; default: data (cityscapes: data/cityscapes)")
     get.add_argument("--url", help="a mirror; the checksum must be the same")
     get.set_defaults(function=_data_get)
 
@@ -156,7 +156,8 @@ def _data_check(args: argparse.Namespace) -> int:
 def _data_get(args: argparse.Namespace) -> int:
     from segbench.download import get
 
-    get(args.name, args.folder, args.url, _console())
+    default = Path("data", "cityscapes") if args.name == "cityscapes" else Path("data")
+    get(args.name, args.folder or default, args.url, _console())
     return 0
 
 

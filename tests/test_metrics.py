@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from segbench import metrics
 from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_iou, mean_over_classes, pixel_accuracy
-from segbench.metrics.counts import _extrema, _extrema_by_pooling, boundary_band
+from segbench.metrics.counts import _by_erosion, _by_pooling, boundary_band
 
 
 def count(truth, prediction, classes, *protocol):
@@ -208,14 +208,16 @@ def test_contour_and_trimap_counts_are_those_of_scipy(seed):
             assert counts.trimap[i, :, c].tolist() == [(t & p).sum(), p.sum(), t.sum()]
 
 
-def test_pooling_gives_the_same_extrema():
+def test_pooling_gives_the_same_bands_as_erosion():
     """What is used on a GPU, run here on the CPU."""
     rng = np.random.default_rng(0)
-    for width_px in (1, 3, 12):
-        labels = torch.from_numpy(blobs(rng, 40, 50, 9, void=True))
-        labels[:10, :10] = VOID
-        for a, b in zip(_extrema(labels, width_px), _extrema_by_pooling(labels, width_px), strict=True):
-            assert torch.equal(a, b)
+    labels = torch.from_numpy(blobs(rng, 40, 50, 9, void=True))
+    labels[:10, :10] = VOID
+    for widths in ([1], [3, 12, 1], [2, 2, 30]):
+        eroded, pooled = dict(_by_erosion(labels, widths)), dict(_by_pooling(labels, widths))
+        assert list(eroded) == list(pooled) == sorted(set(widths))
+        for width in widths:
+            assert torch.equal(eroded[width], pooled[width])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,8 +5,9 @@ in the extrema of a window. All classes are counted in one pass: a pixel belongs
 when the label map is not constant in the window around it, so two sliding extrema replace one erosion per class.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,37 +36,55 @@ def boundary_band(labels: Tensor, width_px: int, border: bool = True) -> Tensor:
     Returns:
         (H, W) bool, False on void.
     """
-    lowest, highest = _extrema(labels, width_px)
-    band = lowest != highest
-    if border:
-        d = width_px
-        band[:d] = band[-d:] = True
-        band[:, :d] = band[:, -d:] = True
-    return band & (labels != VOID)
+    band = _bands(labels, [width_px])[width_px]
+    return _with_border(band, width_px, labels != VOID) if border else band
 
 
-def _extrema(labels: Tensor, width_px: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest class in the (2 width_px + 1)² window around each pixel, void and what is outside left out."""
-    if labels.device.type == "cpu":
-        kernel = np.ones((2 * width_px + 1, 1), np.uint8)
-        array = labels.numpy()
-        # OpenCV's default border is the lowest value for a maximum and the highest for a minimum, as void must be.
-        lowest = cv2.erode(cv2.erode(array, kernel), kernel.T)  # void is 255 already
-        shifted = array + np.uint8(1)  # void wraps round to 0
-        highest = cv2.dilate(cv2.dilate(shifted, kernel), kernel.T) - np.uint8(1)
-        return torch.from_numpy(lowest), torch.from_numpy(highest)
-    return _extrema_by_pooling(labels, width_px)
+def _bands(labels: Tensor, widths_px: Sequence[int]) -> dict[int, Tensor]:
+    """Width -> (H, W) bool: not void, and another class in the (2 width + 1)² window, void and what is outside aside.
+
+    A window is the one before, widened, so that many widths cost little more than the widest.
+    """
+    wide = _by_erosion(labels, widths_px) if labels.device.type == "cpu" else _by_pooling(labels, widths_px)
+    inside = labels != VOID
+    return {width: uneven & inside for width, uneven in wide}
 
 
-def _extrema_by_pooling(labels: Tensor, width_px: int) -> tuple[Tensor, Tensor]:
-    """The same by max pooling, for a GPU: exact, since float16 holds every integer up to 2048."""
+Wide = Iterator[tuple[int, Tensor]]  # width, where the window's lowest and highest class differ
+
+
+def _by_erosion(labels: Tensor, widths_px: Sequence[int]) -> Wide:
+    # OpenCV's default border is the lowest value for a maximum and the highest for a minimum, as void must be.
+    lowest: Any = labels.numpy()  # void is 255 already
+    highest: Any = lowest + np.uint8(1)  # void wraps round to 0
+    done = 0
+    for width in sorted(set(widths_px)):
+        kernel = np.ones((2 * (width - done) + 1, 1), np.uint8)
+        lowest = cv2.erode(cv2.erode(lowest, kernel), kernel.T)
+        highest = cv2.dilate(cv2.dilate(highest, kernel), kernel.T)
+        yield width, torch.from_numpy(highest - lowest != 1)  # 1 too, by wrapping round, where all is void
+        done = width
+
+
+def _by_pooling(labels: Tensor, widths_px: Sequence[int]) -> Wide:
+    """For a GPU. Exact, since float16 holds every integer up to 2048."""
     values = labels.to(torch.float16 if labels.device.type == "cuda" else torch.float32)
-    void = labels == VOID
-    stacked = torch.stack([-values, torch.where(void, -1.0, values)])[None]  # (1, 2, H, W)
-    size, d = 2 * width_px + 1, width_px
-    pooled = F.max_pool2d(F.max_pool2d(stacked, (size, 1), 1, (d, 0)), (1, size), 1, (0, d))[0]
-    lowest, highest = -pooled[0], pooled[1]
-    return lowest.to(torch.uint8), torch.where(highest < 0, VOID, highest).to(torch.uint8)
+    stacked = torch.stack([-values, torch.where(labels == VOID, -1.0, values)])[None]  # (1, 2, H, W)
+    done = 0
+    for width in sorted(set(widths_px)):
+        d = width - done
+        stacked = F.max_pool2d(F.max_pool2d(stacked, (2 * d + 1, 1), 1, (d, 0)), (1, 2 * d + 1), 1, (0, d))
+        lowest, highest = -stacked[0, 0], stacked[0, 1]
+        yield width, (lowest != highest) & (highest >= 0)
+        done = width
+
+
+def _with_border(band: Tensor, width_px: int, inside: Tensor) -> Tensor:
+    """The band, and the pixels within ``width_px`` of the image's border where ``inside`` says, that is, not void."""
+    band, d = band.clone(), width_px
+    for edge in (np.s_[:d], np.s_[-d:], np.s_[:, :d], np.s_[:, -d:]):
+        band[edge] = inside[edge]
+    return band
 
 
 @dataclass(frozen=True)
@@ -129,18 +148,23 @@ class Truth:
                 f"label {num_classes + int(wrong[0])} is neither one of {num_classes} classes nor void ({VOID})"
             )
         self.widths_px = [band_width(r, *labels.shape) for r in boundary_ratios]
-        self.bands = [boundary_band(labels, d) for d in self.widths_px]
-        self.band_sizes = [self._per_class(labels, band) for band in self.bands]
         self.tolerances_px = list(tolerances_px)
-        self.contours = self._contours(labels) if self.tolerances_px else None
-        # Number of trimap bands that hold a pixel; the wider hold the narrower.
-        self.trimap_order = np.argsort(np.argsort([-w for w in trimap_widths_px], kind="stable"), kind="stable")
-        level = torch.zeros_like(labels, dtype=torch.int32)
-        for width_px in trimap_widths_px:
-            level += boundary_band(labels, width_px, border=False)
-        self.levels = len(trimap_widths_px) + 1
+        contour = [1] if self.tolerances_px else []
+        bands = _bands(labels, [*self.widths_px, *contour, *trimap_widths_px])
+        self.boundary_level, self.boundary_places = self._boundary(bands, ~self.void)
+        by_class = [self._per_class(torch.where(self.boundary_level >= p, labels, VOID)) for p in self.boundary_places]
+        self.band_sizes = by_class
+        self.contour = torch.where(bands[1], labels, VOID) if contour else labels
+        # Bands are nested: a pixel's level is the number of bands that hold it, and the place of a band in that order.
+        self.trimap_places = _places(trimap_widths_px)
+        level = _level([bands[width] for width in trimap_widths_px], labels)
         # A pixel's place in the joint histogram of level, truth and prediction; void is class K there.
-        self.base = (level * (num_classes + 1) + labels.clamp(max=num_classes)) * (num_classes + 1)
+        k = num_classes + 1
+        self.base = (level.to(torch.int32) * k + labels.clamp(max=num_classes)) * k
+
+    def _boundary(self, bands: dict[int, Tensor], inside: Tensor) -> tuple[Tensor, list[int]]:
+        whole = [_with_border(bands[width], width, inside) for width in self.widths_px]
+        return _level(whole, self.labels), _places(self.widths_px)
 
     def count(self, prediction: Tensor) -> Counts:
         """Counts of ``prediction``, (H, W) uint8 with classes 0 to K-1; what it holds under void does not matter.
@@ -152,54 +176,75 @@ class Truth:
         if prediction.shape != self.labels.shape:
             raise ValueError(f"prediction is {tuple(prediction.shape)}, truth {tuple(self.labels.shape)}")
         masked = torch.where(self.void, VOID, prediction)  # void exactly where the truth is
-        joint = torch.bincount((self.base + masked.clamp(max=k)).flatten(), minlength=self.levels * (k + 1) ** 2)
-        joint = joint.view(self.levels, k + 1, k + 1)
+        levels = len(self.trimap_places) + 1
+        joint = torch.bincount((self.base + masked.clamp(max=k)).flatten(), minlength=levels * (k + 1) ** 2)
+        joint = joint.view(levels, k + 1, k + 1)
         if joint[:, :k, k].any():
             wrong = prediction[~self.void & (prediction >= k)]
             raise ValueError(f"prediction holds {int(wrong[0])}, not one of {k} classes")
         by_level = joint[:, :k, :k]
         confusion = by_level.sum(0)
-        agree = masked == self.labels
-        boundary = [
-            torch.stack([self._per_class(masked, own & band & agree), self._per_class(masked, own), size])
-            for band, size, d in zip(self.bands, self.band_sizes, self.widths_px, strict=True)
-            for own in [boundary_band(masked, d)]
-        ]
+        bands = _bands(masked, [*self.widths_px, *([1] if self.tolerances_px else [])])
+        contour = torch.where(bands[1], masked, VOID) if self.tolerances_px else masked
         # The widest band holds every level from 1 up, the next every level from 2 up, and so on.
-        trimap = [_margins(by_level[1 + place :].sum(0)) for place in self.trimap_order]
+        trimap = [_margins(by_level[place:].sum(0)) for place in self.trimap_places]
         return Counts(
             confusion,
             _margins(confusion),
-            _stack(boundary, (0, 3, k)),
-            _stack(self._contour_counts(masked), (0, 4, k)),
+            _stack(self._boundary_counts(masked, bands), (0, 3, k)),
+            _stack(self._contour_counts(contour), (0, 4, k)),
             _stack(trimap, (0, 3, k)),
             torch.tensor(self.widths_px, dtype=torch.int64),
         )
 
-    def _per_class(self, labels: Tensor, where: Tensor) -> Tensor:
-        """Number of pixels of each class where the mask says."""
-        return torch.bincount(torch.where(where, labels, VOID).flatten(), minlength=256)[: self.num_classes]
-
-    def _contours(self, labels: Tensor) -> Tensor:
-        """The contour as a label map, void elsewhere."""
-        return torch.where(boundary_band(labels, 1, border=False), labels, VOID)
-
-    def _contour_counts(self, masked: Tensor) -> list[Tensor]:
-        if self.contours is None:
+    def _boundary_counts(self, masked: Tensor, bands: dict[int, Tensor]) -> list[Tensor]:
+        if not self.widths_px:
             return []
-        truth, predicted = self.contours, self._contours(masked)
+        own, _ = self._boundary(bands, ~self.void)
+        shared = torch.minimum(own, self.boundary_level).mul_(
+            masked == self.labels
+        )  # levels that both are in, and agree
+        n = len(self.widths_px) + 1
+        code = (masked.clamp(max=self.num_classes).to(torch.int32) * n + own) * n + shared
+        joint = torch.bincount(code.flatten(), minlength=(self.num_classes + 1) * n * n)
+        joint = joint.view(-1, n, n)[: self.num_classes]
+        return [
+            torch.stack([joint[:, :, p:].sum((1, 2)), joint[:, p:].sum((1, 2)), size])
+            for p, size in zip(self.boundary_places, self.band_sizes, strict=True)
+        ]
+
+    def _per_class(self, labels: Tensor) -> Tensor:
+        """Number of pixels of each class."""
+        return torch.bincount(labels.flatten(), minlength=256)[: self.num_classes]
+
+    def _contour_counts(self, predicted: Tensor) -> list[Tensor]:
+        if not self.tolerances_px:
+            return []
         rows = []
-        for own, other in ((predicted, truth), (truth, predicted)):
-            every = self._per_class(own, own != VOID)
-            rows.append([(every - self._per_class(own, far), every) for far in _far(own, other, self.tolerances_px)])
+        for own, other in ((predicted, self.contour), (self.contour, predicted)):
+            every = self._per_class(own)
+            rows.append([(every - far, every) for far in _far(own, other, self.tolerances_px, self.num_classes)])
         return [torch.stack([*p, *t]) for p, t in zip(*rows, strict=True)]
 
 
-def _far(own: Tensor, other: Tensor, tolerances_px: Sequence[float]) -> list[Tensor]:
-    """For each tolerance the (H, W) bool mask of contour pixels without one of their class in ``other`` that near.
+def _level(bands: Sequence[Tensor], like: Tensor) -> Tensor:
+    """(H, W) uint8: how many of the bands hold a pixel."""
+    level = torch.zeros_like(like)
+    for band in bands:
+        level += band
+    return level
 
-    Offsets are tried by distance. While many pixels wait the whole map is compared, a byte a pixel; once few are left,
-    only these.
+
+def _places(widths_px: Sequence[int]) -> list[int]:
+    """For each width the lowest level that its band holds: 1 for the widest."""
+    order = np.argsort(np.argsort([-w for w in widths_px], kind="stable"), kind="stable")
+    return [int(place) + 1 for place in order]
+
+
+def _far(own: Tensor, other: Tensor, tolerances_px: Sequence[float], num_classes: int) -> list[Tensor]:
+    """For each tolerance the (K,) number of contour pixels without one of their class in ``other`` that near.
+
+    Offsets are tried by distance, each on the whole map at a byte a pixel.
     """
     height, width = own.shape
     reach = int(max(tolerances_px))
@@ -208,23 +253,17 @@ def _far(own: Tensor, other: Tensor, tolerances_px: Sequence[float]) -> list[Ten
     squared = (dy - reach) ** 2 + (dx - reach) ** 2
     order = np.argsort(squared, axis=None, kind="stable")
     waiting = own != VOID
-    left: Tensor | None = None  # indices of those that wait, once they are few
+    differs = torch.empty_like(waiting)
     far: dict[float, Tensor] = {}
     done = 0
     for tolerance in sorted(set(tolerances_px)):
         upto = int((squared <= tolerance**2).sum())
-        for number, place in enumerate(order[done:upto], done):
+        for place in order[done:upto]:
             y, x = divmod(int(place), 2 * reach + 1)
-            if left is None:
-                waiting = waiting & (padded[y : y + height, x : x + width] != own)
-            else:
-                left = left[padded[left // width + y, left % width + x] != own.view(-1)[left]]
-            if left is None and number % 8 == 7 and int(waiting.count_nonzero()) * 100 < waiting.numel():
-                left = waiting.flatten().nonzero()[:, 0]
+            torch.ne(padded[y : y + height, x : x + width], own, out=differs)
+            waiting &= differs
         done = max(done, upto)
-        if left is not None:
-            waiting = torch.zeros_like(waiting).view(-1).index_fill(0, left, True).view(height, width)
-        far[tolerance] = waiting
+        far[tolerance] = torch.bincount(own[waiting], minlength=num_classes)
     return [far[t] for t in tolerances_px]
 
 
