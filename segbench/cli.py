@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segbench import __version__
 from segbench.errors import UserError
 
-FORMATS = ("terminal", "md", "csv", "tex", "json")
+if TYPE_CHECKING:
+    from segbench.report.table import Table
+
+FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +47,21 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
     table.add_argument("--per-class", action="store_true", help="the (first) metric of each class")
+    table.add_argument("--columns", metavar="A,B,...", help="of n, score, ci, delta, p, seeds, rank and costs")
+    table.add_argument("--sort", metavar="HEADING", help="such as mIoU or 'train s'; default: as in the sweep")
+    table.add_argument("--long", action="store_true", help="a row for each run, metric and class; for pandas")
+    table.add_argument("--allow-mixed", action="store_true", help="show runs that must not be compared, in groups")
+    table.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
+
+    compare = commands.add_parser("compare", help="two sweeps: what changed in config and in numbers")
+    compare.add_argument("first", type=Path, help="a sweep's folder")
+    compare.add_argument("second", type=Path, help="another's")
+    compare.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
+    compare.add_argument("--format", choices=FORMATS, default="terminal")
+    compare.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    compare.set_defaults(function=_compare)
 
     export = commands.add_parser("export", help="a run's predictions, as the data set's owner takes them")
     export.add_argument("run", type=Path, help="the folder of a finished run: runs/SWEEP/RUN")
@@ -106,15 +123,49 @@ def _table(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
-    table = make_table(folder, args.metric or (), args.per_class)
+    if args.long:
+        from segbench.report.frame import load
+
+        _write(formats.long(load(folder, args.allow_mixed), args.format), args.out)
+        return 0
+    columns = args.columns.split(",") if args.columns else ()
+    table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed)
+    _show(table, args.format, args.out)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from segbench.report.compare import compare
+
+    found = compare(args.first, args.second, args.metric or ())
     if args.format == "terminal":
+        print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
+    _show(found.table, args.format, args.out)
+    return 0
+
+
+def _show(table: "Table", how: str, out: Path | None) -> None:
+    from segbench.report import formats
+
+    if how == "terminal":
+        if out:
+            raise UserError("--out wants a --format: md, csv, tex, json or parquet")
         formats.print_terminal(table, _console())
     else:
-        write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}[
-            args.format
-        ]
-        print(write(table).rstrip("\n"))
-    return 0
+        write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}
+        _write(formats.as_parquet(table) if how == "parquet" else write[how](table), out)
+
+
+def _write(content: str | bytes, out: Path | None) -> None:
+    from segbench.store import write_atomic
+
+    data = content if isinstance(content, bytes) else content.rstrip("\n").encode() + b"\n"
+    if out:
+        write_atomic(out, lambda file: file.write(data))
+    elif isinstance(content, bytes):
+        raise UserError("parquet is binary: --out FILE says where to write it")
+    else:
+        print(content.rstrip("\n"))
 
 
 def _export(args: argparse.Namespace) -> int:

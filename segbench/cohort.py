@@ -278,6 +278,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
     facts = run.facts.decoders[run.title]
     row = {
         "key": run.key,
+        "result_version": store.RESULT_VERSION,
         "decoder": run.title,
         "seed": run.seed,
         "variant": run.variant,

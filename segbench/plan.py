@@ -9,8 +9,7 @@ from typing import Any
 
 from segbench.config import DecoderConfig, SweepConfig, expand_grid
 from segbench.errors import UserError
-
-RESULT_VERSION = 3  # raise when the same config would give other numbers
+from segbench.store import RESULT_VERSION
 
 
 @dataclass(frozen=True)

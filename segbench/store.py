@@ -18,6 +18,7 @@ from segbench.errors import Failure, UserError
 
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 MANIFEST = "sweep.json"
+RESULT_VERSION = 3  # raise when the same config would give other numbers, or a result holds other things
 COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
 
 
@@ -87,9 +88,10 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run, read back: the row of ``result.json`` and its integer counts."""
+    """A finished run, read back: the row of ``result.json`` and its image ids and integer counts."""
 
     row: dict[str, Any]
+    ids: npt.NDArray[np.str_]
     counts: dict[str, npt.NDArray[np.int64]]
     folder: Path
 
@@ -102,17 +104,20 @@ def read_result(folder: Path) -> Result | None:
     """The finished run in ``folder``, or None.
 
     Raises:
-        UserError: its files cannot be read.
+        UserError: its files cannot be read, or another version made them.
     """
     row = read_json(folder / RESULT)
     if row is None:
         return None
+    if row.get("result_version") != RESULT_VERSION:
+        raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
     try:
         with np.load(folder / COUNTS) as arrays:
             counts = {name: arrays[name] for name in COUNT_NAMES}
+            ids = arrays["ids"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / COUNTS} cannot be read ({error}); remove {folder} to have it made again") from None
-    return Result(row, counts, folder)
+    return Result(row, ids, counts, folder)
 
 
 def checkpoint(folder: Path, step: int) -> Path:

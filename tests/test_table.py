@@ -5,14 +5,18 @@ import math
 import shutil
 
 import numpy as np
+import pandas
 import pytest
 from rich.console import Console
 from scipy import stats
 
+import segbench
 from segbench import store
+from segbench.cli import main
 from segbench.errors import Failure, UserError
 from segbench.report import formats
 from segbench.report import table as tables
+from segbench.report.compare import compare
 
 CLASSES = ["sky", "pole", "never"]
 
@@ -39,6 +43,7 @@ def write_run(folder, decoder, seed, quality, **changes):
     """A finished run as a cohort leaves it."""
     run = folder / f"{decoder}-s{seed}-k{decoder}{seed}"
     row = {
+        "result_version": store.RESULT_VERSION, "key": f"k{decoder}{seed}", "variant": {}, "data_fingerprints": ["d"],
         "decoder": decoder, "seed": seed, "data": "shapes", "images": 2, "classes": CLASSES,
         "evaluation": {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2]},
         "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "encoder_trainable": False, "steps": 7,
@@ -80,7 +85,7 @@ def test_cells_are_mean_and_sd_over_seeds(folder):
         assert row["mIoU"].mean == pytest.approx(np.mean(values))
         assert row["mIoU"].sd == pytest.approx(np.std(values, ddof=1))
         assert (row["mIoU"].n, row["n"]) == (3, 3)
-    assert table.columns == ["mIoU", "BIoU 0.02 (5px)", "pixel acc."]
+    assert table.scores == ["mIoU", "BIoU 0.02 (5px)", "pixel acc."]
 
 
 def test_differences_are_paired_t_intervals(folder):
@@ -90,11 +95,14 @@ def test_differences_are_paired_t_intervals(folder):
         test = stats.ttest_rel(a, b)
         interval = test.confidence_interval(0.95)
         found = rows[name]["Δ mIoU"]
-        assert found.mean - found.half_width == pytest.approx(interval.low)
-        assert found.mean + found.half_width == pytest.approx(interval.high)
-        assert (found.verdict == "within noise") == (test.pvalue > 0.05)
+        # The two images are alike, so that only the seeds vary.
+        assert found.low == pytest.approx(interval.low)
+        assert found.high == pytest.approx(interval.high)
+        assert found.p == pytest.approx(test.pvalue)
+        assert (found.verdict == "within noise") == (found.p_holm > 0.05)
+        assert found.p_holm >= found.p
     assert [rows[n]["Δ mIoU"].verdict for n in ("better", "same", "worse")] == ["better", "within noise", "worse"]
-    assert "Δ mIoU" not in rows["bilinear"]
+    assert rows["bilinear"]["Δ mIoU"] is None
 
 
 def test_no_mean_over_holes(folder):
@@ -124,7 +132,7 @@ def test_absent_classes_are_named(folder):
 
 def test_per_class(folder):
     table = tables.make_table(folder, classes=True)
-    assert table.columns == CLASSES
+    assert table.scores == CLASSES
     row = table.rows[0]
     region = [counts_of(QUALITY["bilinear"][s], s)["region"].sum(0) for s in range(3)]
     assert row["sky"].mean == pytest.approx(np.mean([100 * r[0, 0] / (r[1, 0] + r[2, 0] - r[0, 0]) for r in region]))
@@ -132,12 +140,127 @@ def test_per_class(folder):
     assert "BIoU 0.02 (5px) per class" in tables.make_table(folder, ["biou@0.02"], True).title
 
 
-@pytest.mark.parametrize("name", ["encoder_hash", "features_hash"])
-def test_other_encoders_are_not_mixed(folder, name):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encoder_hash", "another"),
+        ("features_hash", "another"),
+        ("data_fingerprints", ["other images"]),
+        ("classes", ["sky", "pole", "tree"]),
+        ("evaluation", {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2], "flip": True}),
+    ],
+)
+def test_runs_that_must_not_be_compared_are_not(folder, name, value):
     shutil.rmtree(next(folder.glob("worse-s2-*")))
-    write_run(folder, "worse", 2, 0.4, **{name: "another"})
-    with pytest.raises(UserError, match=f"rows with different {name} \\(another, [ef]\\) cannot stand in one table"):
+    write_run(folder, "worse", 2, 0.4, **{name: value})
+    with pytest.raises(UserError, match="rows with different .* cannot stand in one table; --allow-mixed shows them"):
         tables.make_table(folder)
+    table = tables.make_table(folder, allow_mixed=True)
+    assert len(table.rows) == 5
+    groups = {row["group"] for row in table.rows}
+    assert len(groups) == 2
+    alone = [row for row in table.rows if row["decoder"] == "worse"]
+    assert [row["n"] for row in alone] == [2, 1]
+    assert all(math.isnan(row["mIoU"].mean) for row in alone)  # in neither group is it whole
+
+
+def test_runs_on_other_images_are_not_compared(folder):
+    run = next(folder.glob("worse-s2-*"))
+    np.savez(run / "counts.npz", ids=np.array(["a", "c"]), **counts_of(0.4, 2))
+    with pytest.raises(UserError, match="counted on different images"):
+        tables.make_table(folder)
+
+
+def test_results_of_another_version_are_named(folder):
+    run = next(folder.glob("worse-s2-*"))
+    store.write_json(run / "result.json", store.read_json(run / "result.json") | {"result_version": 1})
+    with pytest.raises(UserError, match=r"worse-s2-kworse2 was made by another version"):
+        tables.make_table(folder)
+
+
+def test_columns_and_sorting(folder):
+    table = tables.make_table(folder, ["miou"], columns=["params", "score", "ci", "delta", "p", "seeds", "rank", "n"])
+    assert table.headings == [
+        "decoder", "params", "mIoU", "mIoU 95 %", "Δ mIoU", "p mIoU", "seeds for Δ mIoU", "rank by mIoU", "n",
+    ]  # fmt: skip
+    ranks = {row["decoder"]: row["rank by mIoU"] for row in table.rows}
+    assert [ranks[d].rank for d in ("better", "bilinear", "same", "worse")] == [1, 2, 3, 4]
+    assert ranks["better"].p_best > 0.99
+    assert all(rank.low <= rank.rank <= rank.high for rank in ranks.values())
+    ordered = tables.make_table(folder, sort="mIoU")
+    assert [row["decoder"] for row in ordered.rows] == ["better", "bilinear", "same", "worse"]
+    assert [row["decoder"] for row in tables.make_table(folder, sort="decoder").rows] == sorted(QUALITY)
+    for wrong in ({"sort": "miou"}, {"columns": ["scores"]}):
+        with pytest.raises(UserError, match="unknown column"):
+            tables.make_table(folder, **wrong)
+
+
+def test_the_long_form_holds_every_score(folder):
+    frame = segbench.load(folder)
+    assert len(frame) == 12 * (5 * 4 + 1)  # runs x (five metrics x (three classes and the mean) + accuracy)
+    one = frame.query("decoder == 'better' and seed == 1 and metric == 'miou'").set_index("class")["value"]
+    assert one["mean"] == pytest.approx(by_hand("better", 1))
+    assert math.isnan(one["never"])
+    mean = frame.query("metric == 'miou' and `class` == 'mean'").groupby("decoder")["value"].mean()
+    assert mean["same"] == pytest.approx(np.mean([by_hand("same", s) for s in range(3)]))
+    assert {"parameters", "macs", "train_s", "eval_ms_per_image", "images", "encoder_hash", "key"} <= set(frame.columns)
+
+
+def test_parquet_and_long_files(folder, tmp_path):
+    out = tmp_path / "t.parquet"
+    assert main(["table", str(folder), "--format", "parquet", "--out", str(out)]) == 0
+    frame = pandas.read_parquet(out)
+    assert frame["mIoU"].tolist() == [row["mIoU"].mean for row in tables.make_table(folder).rows]
+    assert frame["Δ mIoU verdict"].fillna("").tolist() == ["", "better", "within noise", "worse"]
+    assert main(["table", str(folder), "--long", "--format", "csv", "--out", str(tmp_path / "l.csv")]) == 0
+    assert len(pandas.read_csv(tmp_path / "l.csv")) == 12 * 21
+    assert main(["table", str(folder), "--format", "parquet"]) == 2
+    assert main(["table", str(folder), "--out", "x"]) == 2
+    assert main(["table", str(folder), "--long", "--format", "md"]) == 2
+
+
+@pytest.fixture
+def other(tmp_path):
+    """The same decoders but one, each ten points better, by another recipe."""
+    path = tmp_path / "other_sweep"
+    runs = [write_run(path, d, s, q + 0.1) for d, v in QUALITY.items() if d != "same" for s, q in enumerate(v)]
+    config = sweep_config(recipe={"steps": 9})
+    store.write_json(path / "sweep.json", {"config": config, "runs": runs})
+    return path
+
+
+def sweep_config(**changes):
+    return {
+        "seeds": [0, 1, 2], "baseline": "bilinear", "name": "x", "recipe": {"steps": 7, "lr": 0.1},
+        "decoders": [{"name": d, "label": "", "params": {}} for d in QUALITY],
+    } | changes  # fmt: skip
+
+
+def test_compare_joins_by_decoder(folder, other, capsys):
+    manifest = store.read_json(folder / "sweep.json")
+    store.write_json(folder / "sweep.json", manifest | {"config": sweep_config()})
+    found = compare(folder, other, ["miou"])
+    assert found.changes == [("recipe.lr", "0.1", "-"), ("recipe.steps", "7", "9")]
+    assert [row["decoder"] for row in found.table.rows] == ["bilinear", "better", "worse"]
+    assert "Only in my_sweep: same." in found.table.notes
+    row = found.table.rows[0]
+    gaps = [row["mIoU in other_sweep"].mean - row["mIoU in my_sweep"].mean]
+    assert row["Δ mIoU"].mean == pytest.approx(gaps[0])
+    assert row["Δ mIoU"].verdict == "better"
+    assert main(["compare", str(folder), str(other)]) == 0
+    assert "recipe.steps: 7 -> 9" in capsys.readouterr().out
+
+
+def test_compare_makes_no_difference_of_what_was_counted_differently(folder, other):
+    for d in ("bilinear", "better", "worse"):
+        for run in other.glob(f"{d}-*"):
+            row = store.read_json(run / "result.json")
+            store.write_json(run / "result.json", row | {"evaluation": row["evaluation"] | {"flip": True}})
+    manifest = store.read_json(folder / "sweep.json")
+    store.write_json(folder / "sweep.json", manifest | {"config": sweep_config()})
+    table = compare(folder, other, ["miou"]).table
+    assert all(math.isnan(row["Δ mIoU"].mean) for row in table.rows)
+    assert "No difference is made: the evaluation protocols differ." in table.notes
 
 
 def test_json_and_csv_are_whole(folder):

@@ -1,80 +1,121 @@
-"""A table as text: terminal, md, csv, tex and json."""
+"""A table as text or file: terminal, md, csv, tex, json and parquet."""
 
 import csv
 import io
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segbench.report.table import Cell, Difference, Table
+from segbench.errors import UserError
+from segbench.report.analysis import Cell, Delta
+from segbench.report.stats import Rank
+from segbench.report.table import COST_HEADINGS, Table
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def as_json(table: Table) -> str:
     """Everything, unrounded."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, Cell | Difference):
-            value = vars(value) | ({"verdict": value.verdict} if isinstance(value, Difference) else {})
-            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, Cell | Delta | Rank):
+            return {k: plain(v) for k, v in asdict(value).items()}
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
         return None if isinstance(value, float) and math.isnan(value) else value
 
     rows = [{k: plain(v) for k, v in row.items()} for row in table.rows]
     return json.dumps({"title": table.title, "rows": rows, "notes": table.notes}, indent=1, ensure_ascii=False)
 
 
-def as_csv(table: Table) -> str:
-    """One line a decoder, a column for each number, unrounded."""
+def flat(table: Table) -> list[dict[str, Any]]:
+    """A row for each decoder, a column for each number, unrounded; None where there is none."""
     lines = []
     for row in table.rows:
         line: dict[str, Any] = {}
         for key, value in row.items():
             if isinstance(value, Cell):
-                line |= {key: value.mean, f"{key} sd": value.sd}
-            elif isinstance(value, Difference):
-                line |= {key: value.mean, f"{key} ±": value.half_width, f"{key} verdict": value.verdict}
-            elif key == "variant":
-                line |= value
-            else:
+                line |= {key: value.mean, f"{key} sd": value.sd, f"{key} low": value.low, f"{key} high": value.high}
+            elif isinstance(value, Delta):
+                line |= {key: value.mean, f"{key} low": value.low, f"{key} high": value.high}
+                line |= {f"{key} p_holm": value.p_holm, f"{key} verdict": value.verdict}
+            elif isinstance(value, Rank):
+                line |= {
+                    key: value.rank,
+                    f"{key} low": value.low,
+                    f"{key} high": value.high,
+                    f"{key} best": value.p_best,
+                }
+            elif not isinstance(value, tuple):  # an interval stands with its score already
                 line[key] = value
-        lines.append(line)
-    out = io.StringIO()
-    fields = list(dict.fromkeys(k for line in lines for k in line))
-    writer = csv.DictWriter(out, fields, lineterminator="\n")
+        lines.append({k: None if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()})
+    fields = list(dict.fromkeys(k for line in sorted(lines, key=len, reverse=True) for k in line))
+    return [{k: line.get(k) for k in fields} for line in lines]
+
+
+def as_csv(table: Table) -> str:
+    lines, out = flat(table), io.StringIO()
+    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in line.items()} for line in lines
-    )
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def long(frame: "pandas.DataFrame", how: str) -> str | bytes:
+    """A long-form frame as csv, json or parquet.
+
+    Raises:
+        UserError: another format.
+    """
+    if how == "parquet":
+        out = io.BytesIO()
+        frame.to_parquet(out, index=False)
+        return out.getvalue()
+    if how not in ("csv", "json"):
+        raise UserError(f"--long is written as csv, json or parquet, not {how}")
+    return str(frame.to_csv(index=False) if how == "csv" else frame.to_json(orient="records", indent=1))
+
+
+def as_parquet(table: Table) -> bytes:
+    import pandas
+
+    out = io.BytesIO()
+    pandas.DataFrame(flat(table)).to_parquet(out, index=False)
     return out.getvalue()
 
 
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Header and cells as rounded text, for everything that people read."""
-    variants = list(dict.fromkeys(k for row in table.rows for k in row["variant"]))
-    with_gaps = [c for column in table.columns for c in (column, f"Δ {column}") if any(c in row for row in table.rows)]
-    costs = [c for c in ("params", "MACs", "train s", "eval ms") if c in table.rows[0]]
-    header = ["decoder", *(v.rpartition(".")[2] for v in variants), "n", *with_gaps, *costs]
-    body = []
-    for row in table.rows:
-        line = [row["decoder"], *(str(row["variant"].get(v, "")) for v in variants), str(row["n"])]
-        line += [_text(row.get(column)) for column in with_gaps]
-        body.append(line + [_cost(c, row[c]) for c in costs])
-    return header, body
+    return table.headings, [[text(h, row[h]) for h in table.headings] for row in table.rows]
 
 
-def _text(value: Any) -> str:
+def text(heading: str, value: Any) -> str:
+    """A cell in a few characters."""
     if value is None:
         return ""
-    if isinstance(value, Difference):
+    if heading in COST_HEADINGS:
+        return _cost(heading, value)
+    if isinstance(value, Delta):
         if math.isnan(value.mean):
             return "-"
-        interval = "" if math.isnan(value.half_width) else f" ± {value.half_width:.2f}"
+        interval = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
         return f"{value.mean:+.2f}{interval} {value.verdict}"
-    if math.isnan(value.mean):
-        return "-" if value.n == value.wanted else f"{value.n} of {value.wanted} runs"
-    return f"{value.mean:.2f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.2f}")
+    if isinstance(value, Rank):
+        return f"{value.rank} [{value.low}, {value.high}] {100 * value.p_best:.0f} % best"
+    if isinstance(value, tuple):
+        return "-" if math.isnan(value[0]) else f"[{value[0]:.2f}, {value[1]:.2f}]"
+    if isinstance(value, Cell):
+        if math.isnan(value.mean):
+            return "-" if value.n == value.wanted else f"{value.n} of {value.wanted} runs"
+        return f"{value.mean:.2f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.2f}")
+    if isinstance(value, float):  # a p-value
+        return "-" if math.isnan(value) else (f"{value:.3f}" if value >= 0.001 else "< 0.001")
+    return str(value)
 
 
 def _cost(column: str, value: float) -> str:
@@ -83,6 +124,16 @@ def _cost(column: str, value: float) -> str:
     if column == "params":
         return f"{value / 1e6:.2f} M"
     return f"{value / 1e9:.2f} G" if column == "MACs" else f"{value:.1f}"
+
+
+def best_rows(table: Table) -> dict[str, int]:
+    """Heading of a score -> the row with the highest mean."""
+    found = {}
+    for heading in table.scores:
+        means = [row[heading].mean for row in table.rows]
+        if not all(math.isnan(m) for m in means):
+            found[heading] = int(np.nanargmax(means))
+    return found
 
 
 def as_md(table: Table) -> str:
@@ -95,16 +146,12 @@ def as_md(table: Table) -> str:
 def as_tex(table: Table) -> str:
     """A booktabs tabular, best mean of each score in bold."""
     header, body = grid(table)
-    best = {}
-    for column in table.columns:
-        means = [row[column].mean for row in table.rows]
-        if not all(math.isnan(m) for m in means):
-            best[header.index(column)] = int(np.nanargmax(means))
+    best = best_rows(table)
     lines = []
     for number, line in enumerate(body):
         cells = [_tex(cell) for cell in line]
-        for place, winner in best.items():
-            if winner == number:
+        for place, heading in enumerate(header):
+            if best.get(heading) == number:
                 cells[place] = rf"\textbf{{{cells[place]}}}"
         lines.append(" & ".join(cells) + r" \\")
     top = [
@@ -120,7 +167,9 @@ def as_tex(table: Table) -> str:
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     escaped = "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-    return escaped.replace("±", r"$\pm$").replace("Δ", r"$\Delta$").replace("σ", r"$\sigma$")
+    for sign, code in {"±": r"$\pm$", "Δ": r"$\Delta$", "<": "$<$"}.items():
+        escaped = escaped.replace(sign, code)
+    return escaped
 
 
 def print_terminal(table: Table, console: Any) -> None:
@@ -133,14 +182,14 @@ def print_terminal(table: Table, console: Any) -> None:
 
     console.print(Text(table.title, style="bold"), soft_wrap=True)
     header, body = grid(table)
-    first_cost = header.index("params") if "params" in header else len(header)
+    costs = [i for i, h in enumerate(header) if h in COST_HEADINGS]
+    rest = [i for i in range(len(header)) if i not in costs]
     whole = _rich(table, header, body, range(len(header)))
-    if Measurement.get(console, console.options.update(width=10_000), whole).maximum <= console.width:
+    if Measurement.get(console, console.options.update(width=10_000), whole).maximum <= console.width or not costs:
         console.print(whole)
     else:
-        console.print(_rich(table, header, body, range(first_cost)))
-        if first_cost < len(header):
-            console.print(_rich(table, header, body, [0, *range(first_cost, len(header))]))
+        console.print(_rich(table, header, body, rest))
+        console.print(_rich(table, header, body, [0, *costs]))
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
 
@@ -153,17 +202,13 @@ def _rich(table: Table, header: list[str], body: list[list[str]], columns: Seque
     shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
     for i in columns:
         shown.add_column(Text(header[i]), justify="left" if i == 0 else "right", overflow="fold")
-    best = {
-        c: max((row[c].mean for row in table.rows if not math.isnan(row[c].mean)), default=None) for c in table.columns
-    }
+    best = best_rows(table)
     styles = {"better": "green", "worse": "red", "within noise": "dim", "one seed": "dim", "": ""}
-    for row, line in zip(table.rows, body, strict=True):
+    for number, (row, line) in enumerate(zip(table.rows, body, strict=True)):
         cells = []
         for i in columns:
-            value = row.get(header[i])
-            style = styles[value.verdict] if isinstance(value, Difference) else ""
-            if isinstance(value, Cell) and value.mean == best[header[i]]:
-                style = "bold"
-            cells.append(Text(line[i], style=style))
+            value = row[header[i]]
+            style = styles[value.verdict] if isinstance(value, Delta) else ""
+            cells.append(Text(line[i], style="bold" if best.get(header[i]) == number else style))
         shown.add_row(*cells)
     return shown

@@ -1,250 +1,212 @@
 """The metric table: rows are decoders, cells carry their spread. Made from run folders alone."""
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from segbench import store
 from segbench.errors import UserError, unknown
-from segbench.metrics import contour_f1, iou, mean_over_classes, pixel_accuracy
+from segbench.report import stats
+from segbench.report.analysis import Analysis, Cell, Delta
+from segbench.report.metrics import Metric, choose
+from segbench.report.runs import Group, Sweep, read_sweep
 
-
-@dataclass(frozen=True)
-class Cell:
-    """Mean over seeds of a score, with standard deviation and n; a hole where runs are missing.
-
-    Attributes:
-        mean, sd: NaN for a hole; sd also for n = 1.
-        n: seeds that are there.
-        wanted: seeds that the sweep has; the mean is only made where n == wanted.
-    """
-
-    mean: float
-    sd: float
-    n: int
-    wanted: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean paired difference from the baseline over seeds, with the half width of its 95 % interval (Student's t)."""
-
-    mean: float
-    half_width: float
-
-    @property
-    def verdict(self) -> str:
-        if math.isnan(self.mean):
-            return ""
-        if math.isnan(self.half_width):
-            return "one seed"
-        if abs(self.mean) <= self.half_width:
-            return "within noise"
-        return "better" if self.mean > 0 else "worse"
+COLUMNS = {
+    "n": "finished seeds",
+    "score": "mean ± sd over seeds",
+    "ci": "95 % interval of the mean",
+    "delta": "difference from the baseline, with interval and verdict",
+    "p": "p-value of the difference, after Holm's correction",
+    "seeds": "seeds that would settle a difference of the size seen",
+    "rank": "rank with its 95 % interval, and the chance to be the best",
+    "params": "parameters of the decoder",
+    "macs": "multiply-accumulates of the decoder on a 512x512 image",
+    "train": "seconds of training, of the decoder alone",
+    "eval": "milliseconds per evaluated image, of the decoder alone",
+}
+DEFAULT = ("n", "score", "delta", "params", "macs", "train", "eval")
+PER_CLASS = ("n", "score")
+COSTS = {"params": "params", "macs": "MACs", "train": "train s", "eval": "eval ms"}
+COST_HEADINGS = tuple(COSTS.values())
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of cells by row; ``notes`` says what a reader must know."""
+    """Columns of cells by row; ``notes`` says what a reader must know.
+
+    Attributes:
+        title: what was compared on what.
+        headings: of the columns, in order; the first is ``decoder``.
+        scores: those of them that hold a score's `Cell`.
+        rows: heading -> text, number, `Cell`, `Delta`, ``(low, high)``, `segbench.report.stats.Rank`, or None.
+        notes: in sentences.
+    """
 
     title: str
-    columns: list[str]
+    headings: list[str]
+    scores: list[str]
     rows: list[dict[str, Any]]
     notes: list[str]
 
 
-Score = Callable[[store.Result], float]
-
-
 @dataclass(frozen=True)
-class Metric:
-    """A score that can be made from a run's counts.
+class _Column:
+    """A heading, and what stands below it: of a group's analyses (by metric) and a decoder."""
 
-    Attributes:
-        name: as it is asked for, such as ``biou@0.02``.
-        column: its heading; that of a boundary score carries the pixels.
-        per_class: run -> (K,) in percent, NaN for absent classes; the mean over them is the score.
-    """
-
-    name: str
-    column: str
-    per_class: Callable[[store.Result], Any]
-
-    def mean(self, result: store.Result) -> float:
-        return float(mean_over_classes(self.per_class(result)))
+    heading: str
+    cell: Callable[[Group, dict[str, Analysis], str], Any]
 
 
-def available(results: Sequence[store.Result]) -> list[Metric]:
-    """Every metric that the counts of these runs hold."""
-    protocol = results[0].row["evaluation"]
-    found = [Metric("miou", "mIoU", lambda r: 100 * iou(r.counts["region"].sum(0)))]
-    for i, ratio in enumerate(protocol["boundary_ratios"]):
-        widths = sorted({int(w) for r in results for w in r.counts["widths_px"][:, i]})
-        pixels = f"{widths[0]}px" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}px"
-        found.append(Metric(f"biou@{ratio:g}", f"BIoU {ratio:g} ({pixels})", _part("boundary", i, iou)))
-    for i, tolerance in enumerate(protocol["tolerances_px"]):
-        found.append(Metric(f"bf1@{tolerance:g}", f"BF1 ({tolerance:g}px)", _part("contour", i, contour_f1)))
-    for i, width in enumerate(protocol["trimap_widths_px"]):
-        found.append(Metric(f"trimap@{width}", f"trimap ({width}px)", _part("trimap", i, iou)))
-    found.append(Metric("accuracy", "pixel acc.", lambda r: 100 * pixel_accuracy(r.counts["region"].sum(0))[None]))
-    return found
-
-
-def _part(array: str, index: int, score: Callable[[Any], Any]) -> Callable[[store.Result], Any]:
-    return lambda r: 100 * score(r.counts[array][:, index].sum(0))
-
-
-def choose(results: Sequence[store.Result], names: Sequence[str]) -> list[Metric]:
-    """The metrics of those names; by default mIoU, every Boundary IoU and pixel accuracy.
-
-    Raises:
-        UserError: a name that these runs' counts do not give.
-    """
-    there = {m.name: m for m in available(results)}
-    wanted = names or [n for n in there if n in ("miou", "accuracy") or n.startswith("biou")]
-    for name in wanted:
-        if name not in there:
-            raise unknown("metric", name, there)
-    return [there[name] for name in wanted]
-
-
-def summarise(values: dict[int, float], wanted: Sequence[int]) -> Cell:
-    """``values``: seed -> score. No mean over holes."""
-    there = [values[s] for s in wanted if s in values]
-    whole = len(there) == len(wanted)
-    mean = float(np.mean(there)) if whole else math.nan
-    sd = float(np.std(there, ddof=1)) if whole and len(there) > 1 else math.nan
-    return Cell(mean, sd, len(there), len(wanted))
-
-
-def paired(values: dict[int, float], baseline: dict[int, float], wanted: Sequence[int]) -> Difference:
-    """Difference by seed: both were trained on the same batches, so that what they share cancels."""
-    if not all(s in values and s in baseline for s in wanted):
-        return Difference(math.nan, math.nan)
-    gaps = np.array([values[s] - baseline[s] for s in wanted])
-    if len(gaps) < 2:
-        return Difference(float(gaps[0]), math.nan)
-    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps))
-    return Difference(float(gaps.mean()), float(half))
-
-
-def make_table(folder: Path, metrics: Sequence[str] = (), classes: bool = False) -> Table:
+def make_table(
+    folder: Path,
+    metrics: Sequence[str] = (),
+    classes: bool = False,
+    columns: Sequence[str] = (),
+    sort: str | None = None,
+    allow_mixed: bool = False,
+) -> Table:
     """The table of a sweep's folder, made from its run folders alone.
 
     Args:
         folder: ``runs/<sweep>``.
         metrics: names such as ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``; default: see `choose`.
-        classes: one column per class, of the first of ``metrics``.
+        classes: each class of the first of ``metrics`` in place of the means.
+        columns: names in `COLUMNS`, in the order wanted; default: `DEFAULT`, or `PER_CLASS`.
+        sort: heading to sort by: scores from the highest, costs and names from the lowest; default: the sweep's order.
+        allow_mixed: show runs that must not be compared, in groups.
 
     Raises:
-        UserError: no sweep there, no finished run, an unknown metric, or rows that must not stand in one table.
+        UserError: no sweep there, no finished run, an unknown metric or column, or runs that must not be compared.
     """
-    manifest = store.read_json(folder / store.MANIFEST)
-    if manifest is None:
-        raise UserError(f"{folder} holds no sweep ({store.MANIFEST} is missing)")
-    planned = manifest["runs"]
-    results = {p["key"]: store.read_result(folder / p["folder"]) for p in planned}
-    there = [r for r in results.values() if r is not None]
-    if not there:
-        raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
-    _refuse_mixed(planned, results)
-    chosen = choose(there, metrics)
-    columns: dict[str, Score] = {m.column: m.mean for m in chosen}
-    if classes:
-        columns = {name: _of_class(chosen[0], i) for i, name in enumerate(there[0].row["classes"])}
-    seeds, base = manifest["config"]["seeds"], manifest["config"]["baseline"] or "bilinear"
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for p in planned:
-        groups.setdefault(json.dumps(p["variant"]), []).append(p)
+    columns = columns or (PER_CLASS if classes else DEFAULT)
+    for name in columns:
+        if name not in COLUMNS:
+            raise unknown("column", name, COLUMNS)
+    sweep = read_sweep(folder, allow_mixed)
+    chosen = choose(sweep.results, metrics)
+    if classes and not chosen[0].classes:
+        raise UserError(f"{chosen[0].name} is not made of classes; --per-class needs another --metric")
+    made = list(_columns(sweep, chosen[:1] if classes else chosen, classes, columns))
     rows = []
-    for variant, members in groups.items():
-        titles = list(dict.fromkeys(p["decoder"] for p in members))
-        finished = {
-            t: [r for p in members if p["decoder"] == t and (r := results[p["key"]]) is not None] for t in titles
-        }
-        values = {
-            t: {c: {r.row["seed"]: score(r) for r in finished[t]} for c, score in columns.items()} for t in titles
-        }
-        for title in titles:
-            row: dict[str, Any] = {"decoder": title, "variant": json.loads(variant), "n": len(finished[title])}
-            for column in columns:
-                row[column] = summarise(values[title][column], seeds)
-                if not classes and column != "pixel acc." and base in titles and title != base:
-                    row[f"Δ {column}"] = paired(values[title][column], values[base][column], seeds)
-            rows.append(row | ({} if classes else _costs(finished[title])))
+    for group in sweep.groups:
+        analyses = {m.name: Analysis(group, m, sweep.baseline) for m in chosen}
+        rows += [{c.heading: c.cell(group, analyses, decoder) for c in made} for decoder in group.decoders]
+    headings = [c.heading for c in made]
+    if sort:
+        rows = _sorted(rows, headings, sort)
+    scores = [h for h in headings if any(isinstance(row[h], Cell) for row in rows)]
+    return Table(_title(sweep, chosen, classes), headings, scores, rows, list(_notes(sweep, headings, rows)))
+
+
+def _columns(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequence[str]) -> Iterator[_Column]:
+    yield _Column("decoder", lambda group, found, decoder: decoder)
+    variants = list(dict.fromkeys(key for group in sweep.groups for key in group.variant))
+    for key in variants:
+        yield _Column(key.rpartition(".")[2], lambda group, found, decoder, k=key: str(group.variant.get(k, "")))  # type: ignore[misc]
+    if len({group.label for group in sweep.groups}) > max(1, len({str(g.variant) for g in sweep.groups})):
+        yield _Column("group", lambda group, found, decoder: group.label)
+    compared = any(sweep.baseline in g.whole and len(g.decoders) > 1 for g in sweep.groups)
+    of_scores = [n for n in names if n in ("score", "ci", "rank") or (n in ("delta", "p", "seeds") and compared)]
+    labels = sweep.results[0].row["classes"]
+    for name in names:
+        if name == "n":
+            yield _Column("n", lambda group, found, decoder: len(group.of(decoder)))
+        elif name in COSTS:
+            yield _Column(COSTS[name], lambda group, found, decoder, n=name: _cost(group.of(decoder), n))  # type: ignore[misc]
+        elif of_scores and name == of_scores[0]:  # what belongs to one score stands together
+            for metric in metrics:
+                for place, heading in list(enumerate(labels)) if classes else [(-1, metric.column)]:
+                    for part in of_scores:
+                        if metric.classes or part in ("score", "ci"):
+                            yield _score_column(part, heading, metric, place)
+
+
+def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Column:
+    title, cell = {
+        "score": ("{}", lambda a, d: a.cell(d, place)),
+        "ci": ("{} 95 %", lambda a, d: (a.cell(d, place).low, a.cell(d, place).high)),
+        "rank": ("rank by {}", lambda a, d: a.ranks.get(d)),
+        "delta": ("Δ {}", lambda a, d: None if d == a.baseline else a.delta(d, place)),
+        "p": ("p {}", lambda a, d: None if d == a.baseline else a.delta(d, place).p_holm),
+        "seeds": ("seeds for Δ {}", lambda a, d: _seeds(a.difference(d, place))),
+    }[name]
+    return _Column(title.format(heading), lambda group, found, decoder: cell(found[metric.name], decoder))
+
+
+def _seeds(found: stats.Difference | None) -> str | None:
+    """How many seeds would find a difference of the size that was seen, with power 0.8."""
+    if found is None or math.isnan(found.value) or found.value == 0 or found.spread.seeds == 1:
+        return None
+    number = stats.needed(found.spread, abs(found.value)).seeds
+    return "no number" if number is None else str(number)
+
+
+def _cost(finished: list[store.Result], column: str) -> float:
+    if not finished:
+        return math.nan
+    name = {"params": "parameters", "macs": "macs", "train": "train_s", "eval": "eval_ms_per_image"}[column]
+    return float(np.mean([r.row[name] for r in finished]))
+
+
+def _sorted(rows: list[dict[str, Any]], headings: Sequence[str], by: str) -> list[dict[str, Any]]:
+    if by not in headings:
+        raise unknown("column to sort by", by, headings)
+
+    def key(row: dict[str, Any]) -> tuple[bool, Any]:
+        value = row[by]
+        if isinstance(value, Cell | Delta):
+            return math.isnan(value.mean), -value.mean
+        if isinstance(value, stats.Rank):
+            return False, value.rank
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return missing, 0 if missing else value
+
+    holes = [row for row in rows if key(row)[0]]
+    return sorted((row for row in rows if not key(row)[0]), key=key) + holes
+
+
+def _title(sweep: Sweep, chosen: Sequence[Metric], classes: bool) -> str:
+    there = sweep.results
     what = {name: sorted({str(r.row[name]) for r in there}) for name in ("data", "images", "encoder", "steps")}
     said = {name: values[0] if len(values) == 1 else "several" for name, values in what.items()}
-    trained = {True: "fine-tuned", False: "frozen"}
-    trained_as = " and ".join(sorted({trained[r.row["encoder_trainable"]] for r in there}))
-    title = (
-        f"{folder.name}: {said['data']}, {said['images']} images, {trained_as} {said['encoder']}, {said['steps']} steps"
-    )
-    title += "".join(sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])}))
-    title += f", {chosen[0].column} per class" if classes else ""
-    return Table(title, list(columns), rows, _notes(there, planned, folder, seeds, base, classes))
+    words = {True: "fine-tuned", False: "frozen"}
+    trained = " and ".join(sorted({words[r.row["encoder_trainable"]] for r in there}))
+    title = f"{sweep.folder.name}: {said['data']}, {said['images']} images, {trained} {said['encoder']}"
+    title += f", {said['steps']} steps" + "".join(sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])}))
+    return title + (f", {chosen[0].column} per class" if classes else "")
 
 
-def _of_class(metric: Metric, index: int) -> Score:
-    return lambda r: float(metric.per_class(r)[index])
-
-
-def _refuse_mixed(planned: list[dict[str, Any]], results: dict[str, store.Result | None]) -> None:
-    """Rows must be counted alike, and those of one variant share the encoder, or their difference means nothing."""
-    for name, whole in (("classes", True), ("evaluation", True), ("encoder_hash", False), ("features_hash", False)):
-        seen: dict[str, set[str]] = {}
-        for p in planned:
-            if (r := results[p["key"]]) is not None:
-                value = r.row[name]
-                place = "" if whole else json.dumps(p["variant"])
-                seen.setdefault(place, set()).add(value if isinstance(value, str) else json.dumps(value))
-        mixed = [values for values in seen.values() if len(values) > 1]
-        if mixed:
-            raise UserError(f"rows with different {name} ({', '.join(sorted(mixed[0]))}) cannot stand in one table")
-
-
-def _costs(finished: list[store.Result]) -> dict[str, Any]:
-    if not finished:
-        return {"params": math.nan, "MACs": math.nan, "train s": math.nan, "eval ms": math.nan}
-    mean = {k: float(np.mean([r.row[k] for r in finished])) for k in ("train_s", "eval_ms_per_image")}
-    row = finished[0].row
-    return {
-        "params": row["parameters"],
-        "MACs": row["macs"],
-        "train s": mean["train_s"],
-        "eval ms": mean["eval_ms_per_image"],
-    }
-
-
-def _notes(
-    there: list[store.Result], planned: list[dict[str, Any]], folder: Path, seeds: list[int], base: str, classes: bool
-) -> list[str]:
-    row = there[0].row
-    notes = [f"Mean ± sd in percent over {len(seeds)} seed{'s' if len(seeds) > 1 else ''}; last checkpoint."]
-    if not classes:
+def _notes(sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    there, seeds = sweep.results, len(sweep.groups[0].seeds)
+    yield f"Mean ± sd in percent over {seeds} seed{'s' if seeds > 1 else ''}; last checkpoint."
+    if any(isinstance(cell, Delta) for row in rows for cell in row.values()):
+        about = "the recipe on such images" if seeds > 1 else "these trained models on such images: one seed"
+        yield (
+            f"Δ: from {sweep.baseline}, paired by seed and image, [95 % interval] about {about}; better, worse: p < "
+            "0.05 after Holm's correction over the decoders."
+        )
+    if any(h in headings for h in ("train s", "eval ms")):
         shared = float(np.mean([r.row["train_shared_s"] for r in there]))
         encoder = float(np.mean([r.row["eval_encoder_ms_per_image"] for r in there]))
-        if any(p["decoder"] == base for p in planned):
-            notes.append(f"Δ: from {base}, paired by seed, with its 95 % interval (Student's t over seeds).")
-        notes += [
-            "MACs: of the decoder alone on a 512x512 image. Train s, eval ms: of the decoder alone; data and encoder "
-            f"took {shared:.0f} s more of each cohort, the encoder {encoder:.0f} ms more of each image.",
-        ]
-    total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
-    absent = [name for name, c in zip(row["classes"], total.T, strict=True) if not c.any()]
-    if absent:
-        notes.append(f"Not there and never predicted, so left out of the means: {', '.join(absent)}.")
-    only = [name for name, c in zip(row["classes"], total.T, strict=True) if c.any() and not c[2]]
-    if only:
-        notes.append(f"Not there but predicted by some, for whom it counts as 0 in the mean: {', '.join(only)}.")
-    for p in planned:
-        status = store.read_json(folder / p["folder"] / store.STATUS) or {}
-        if not store.is_done(folder / p["folder"]):
-            reason = f": {status['reason']}" if "reason" in status else ""
-            notes.append(f"Missing: {p['decoder']}-s{p['seed']}, {status.get('state', 'not started')}{reason}")
-    return notes
+        yield (
+            "Train s, eval ms: of the decoder alone; data and encoder "
+            f"took {shared:.0f} s more of each cohort, the encoder {encoder:.0f} ms more of each image."
+        )
+    if "MACs" in headings:
+        yield "MACs: of the decoder alone on a 512x512 image."
+    names = there[0].row["classes"]
+    if all(r.row["classes"] == names for r in there):
+        total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
+        absent = [name for name, c in zip(names, total.T, strict=True) if not c.any()]
+        if absent:
+            yield f"Not there and never predicted, so left out of the means: {', '.join(absent)}."
+        only = [name for name, c in zip(names, total.T, strict=True) if c.any() and not c[2]]
+        if only:
+            yield f"Not there but predicted by some, for whom it counts as 0 in the mean: {', '.join(only)}."
+    if any(len(r.ids) < 2 for r in there):
+        yield "One image: no interval can be made."
+    yield from (f"Missing: {m}" for m in sweep.missing)

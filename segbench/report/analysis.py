@@ -1,0 +1,131 @@
+"""One metric on one group of runs: scores, intervals, differences from the baseline, ranks. In percent."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from segbench.report import stats
+from segbench.report.metrics import Metric
+from segbench.report.runs import Group
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean over seeds of a score in percent; a hole where runs are missing.
+
+    Attributes:
+        mean, sd: over seeds. NaN for a hole; sd also for one seed.
+        low, high: 95 % interval of the mean, images and seeds being samples; NaN where it cannot be had.
+        n, wanted: seeds that are there, and that the sweep has; the mean is only made where they are equal.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Difference from the baseline in points, paired by seed and by image.
+
+    Attributes:
+        mean, low, high: with its 95 % interval; NaN for a hole.
+        p, p_holm: two-sided, as it is and after Holm's correction over the decoders of the group.
+        verdict: better, worse, within noise, one seed; by ``p_holm``. Empty for a hole.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    verdict: str
+
+
+HOLE = Delta(math.nan, math.nan, math.nan, math.nan, math.nan, "")
+
+
+class Analysis:
+    """A metric on a group. Only decoders with every seed take part in intervals, differences and ranks.
+
+    Args:
+        group: runs that may be compared.
+        metric: the score.
+        baseline: what differences are from; None, or a decoder with a hole, for none.
+    """
+
+    def __init__(self, group: Group, metric: Metric, baseline: str | None) -> None:
+        self.group, self.metric = group, metric
+        self.decoders = group.whole
+        self.baseline = baseline if baseline in self.decoders else None
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(D, S, N, C, K)."""
+        return np.stack(
+            [np.stack([self.metric.counts(self.group.results[d, s]) for s in self.group.seeds]) for d in self.decoders]
+        )
+
+    @cached_property
+    def measured(self) -> stats.Measured | None:
+        """None where there is nothing to measure the spread by: no whole decoder, or one image."""
+        if not self.decoders or self.counts.shape[2] < 2:
+            return None
+        return stats.measure(self.counts, self.metric.score)
+
+    @cached_property
+    def _intervals(self) -> list[list[stats.Interval]] | None:
+        return None if self.measured is None else stats.intervals(self.measured)
+
+    @cached_property
+    def _differences(self) -> dict[int, list[stats.Difference]]:
+        if self.measured is None or self.baseline is None:
+            return {}
+        return stats.differences(self.measured, self.decoders.index(self.baseline))
+
+    @cached_property
+    def ranks(self) -> dict[str, stats.Rank]:
+        """Of each whole decoder, by the mean over classes."""
+        if self.measured is None:
+            return {}
+        resampled = stats.bootstrap(self.counts, self.metric.score)
+        return dict(zip(self.decoders, stats.ranks(self.measured, resampled), strict=True))
+
+    def cell(self, decoder: str, place: int = -1) -> Cell:
+        """The score of a decoder: the mean over classes, or that of the class at ``place``."""
+        there = [_at(self.metric.per_class(r), place) for r in self.group.of(decoder)]
+        wanted = len(self.group.seeds)
+        if len(there) < wanted:
+            return Cell(math.nan, math.nan, math.nan, math.nan, len(there), wanted)
+        sd = float(np.std(there, ddof=1)) if len(there) > 1 else math.nan
+        low = high = math.nan
+        if self._intervals is not None:
+            found = self._intervals[self.decoders.index(decoder)][place]
+            low, high = 100 * found.low, 100 * found.high
+        return Cell(float(np.mean(there)), sd, low, high, wanted, wanted)
+
+    def difference(self, decoder: str, place: int = -1) -> stats.Difference | None:
+        """From the baseline, in 0 to 1; None for the baseline itself and for a hole."""
+        if decoder not in self.decoders:
+            return None
+        found = self._differences.get(self.decoders.index(decoder))
+        return None if found is None else found[place]
+
+    def delta(self, decoder: str, place: int = -1) -> Delta:
+        found = self.difference(decoder, place)
+        if found is None:
+            return HOLE
+        return Delta(100 * found.value, 100 * found.low, 100 * found.high, found.p, found.p_holm, found.verdict)
+
+
+def _at(per_class: npt.NDArray[np.float64], place: int) -> float:
+    if place >= 0:
+        return float(per_class[place])
+    there = per_class[~np.isnan(per_class)]
+    return float(there.mean()) if len(there) else math.nan

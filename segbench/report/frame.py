@@ -1,0 +1,56 @@
+"""Every score of a sweep as a data frame."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segbench.metrics import mean_over_classes
+from segbench.report.metrics import available
+from segbench.report.runs import read_sweep
+
+if TYPE_CHECKING:
+    import pandas
+
+
+OF_RUN = ("parameters", "macs", "train_s", "eval_ms_per_image", "images", "steps", "encoder", "data", "encoder_hash")
+
+
+def load(path: str | Path, allow_mixed: bool = True) -> "pandas.DataFrame":
+    """The scores of every finished run of a sweep, in long form: a row for each run, metric and class.
+
+    ===================  =========================================================================================
+    column               meaning
+    ===================  =========================================================================================
+    decoder, seed, key   of the run; ``key`` is the hash of all that changes its numbers
+    recipe.lr, ...       one column for each key of the sweep's ``grid``
+    metric               ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``: as ``segbench table --metric``
+    class                a class, or ``mean`` over the classes that have a score
+    value                in percent, over the whole evaluation split; NaN for a class that never appears
+    parameters, macs     of the decoder alone; multiply-accumulates on a 512x512 image
+    train_s              seconds of training, of the decoder alone
+    eval_ms_per_image    of the decoder alone
+    images, steps        evaluated images, training steps
+    encoder, data        names
+    encoder_hash         of the weights
+    ===================  =========================================================================================
+
+    Args:
+        path: ``runs/<sweep>``.
+        allow_mixed: False to refuse runs that must not be compared.
+
+    Raises:
+        UserError: no sweep there, no finished run, or a file that cannot be read.
+    """
+    import pandas
+
+    sweep = read_sweep(Path(path), allow_mixed)
+    rows: list[dict[str, Any]] = []
+    for result in sweep.results:
+        row = result.row
+        run = {name: row[name] for name in ("decoder", "seed", "key")} | row["variant"]
+        of_run = {name: row[name] for name in OF_RUN}
+        for metric in available([result]):
+            values = metric.per_class(result)
+            scores = dict(zip(row["classes"], values, strict=True)) if metric.classes else {}
+            scores["mean"] = mean_over_classes(values)
+            rows += [run | {"metric": metric.name, "class": c, "value": float(v)} | of_run for c, v in scores.items()]
+    return pandas.DataFrame(rows)

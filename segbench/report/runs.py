@@ -1,0 +1,171 @@
+"""A sweep's folder read back: which runs it has, which are missing, and which may stand side by side."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segbench import store
+from segbench.errors import UserError
+
+# What rows must share to be compared: name in `result.json`, and what it is called to a reader.
+IDENTITY = {
+    "classes": "classes",
+    "evaluation": "evaluation",
+    "data_fingerprints": "data",
+    "encoder_hash": "encoder_hash",
+    "features_hash": "features_hash",
+}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A run that is planned and not done: why, as far as is known."""
+
+    decoder: str
+    seed: int
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.decoder}-s{self.seed}, {self.state}{f': {self.reason}' if self.reason else ''}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that may be compared: of one variant, counted alike on the same images, with the same encoder.
+
+    Attributes:
+        label: what sets it apart, such as ``lr=0.001``; empty where there is one group.
+        decoders: in the order of the sweep.
+        seeds: that each should have.
+        results: (decoder, seed) -> finished run.
+    """
+
+    label: str
+    variant: dict[str, Any]
+    decoders: list[str]
+    seeds: list[int]
+    results: dict[tuple[str, int], store.Result]
+
+    @property
+    def whole(self) -> list[str]:
+        """The decoders without a hole."""
+        return [d for d in self.decoders if all((d, s) in self.results for s in self.seeds)]
+
+    def of(self, decoder: str) -> list[store.Result]:
+        return [self.results[decoder, s] for s in self.seeds if (decoder, s) in self.results]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a folder holds, in groups of runs that may be compared."""
+
+    folder: Path
+    config: dict[str, Any]
+    groups: list[Group]
+    missing: list[Missing]
+
+    @property
+    def results(self) -> list[store.Result]:
+        return [r for group in self.groups for r in group.results.values()]
+
+    @property
+    def baseline(self) -> str:
+        return self.config.get("baseline") or "bilinear"
+
+
+def read_sweep(folder: Path, allow_mixed: bool = False) -> Sweep:
+    """Read every finished run of ``runs/<sweep>``.
+
+    Args:
+        allow_mixed: runs that must not be compared go into groups of their own, in place of an error.
+
+    Raises:
+        UserError: no sweep there, no finished run, a broken file, or runs that must not be compared.
+    """
+    manifest = store.read_json(folder / store.MANIFEST)
+    if manifest is None:
+        raise UserError(f"{folder} holds no sweep ({store.MANIFEST} is missing)")
+    members: dict[str, list[tuple[dict[str, Any], store.Result]]] = {}
+    missing = []
+    for planned in manifest["runs"]:
+        place = folder / planned["folder"]
+        result = store.read_result(place)
+        if result is None:
+            status = store.read_json(place / store.STATUS) or {}
+            state, reason = status.get("state", "not started"), status.get("reason", "")
+            missing.append(Missing(planned["decoder"], planned["seed"], state, reason))
+        else:
+            members.setdefault(_place(planned, result, allow_mixed), []).append((planned, result))
+    if not members:
+        raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
+    if not allow_mixed:
+        _refuse_mixed(members)
+    seeds = manifest["config"]["seeds"]
+    kinds = {place: _kinds(group) for place, group in members.items()}
+    groups = []
+    for place, group in members.items():
+        variant = group[0][0]["variant"]
+        planned_here = [p["decoder"] for p in manifest["runs"] if p["variant"] == variant]
+        there = {p["decoder"] for p, _ in group}
+        # Where groups share a variant, each lists only its own; a decoder without any run stands in the first.
+        alone = sum(g[0][0]["variant"] == variant for g in members.values()) == 1
+        decoders = [d for d in dict.fromkeys(planned_here) if alone or d in there]
+        results = {(p["decoder"], p["seed"]): r for p, r in group}
+        groups.append(Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results))
+    return Sweep(folder, manifest["config"], groups, missing)
+
+
+def comparable(results: Sequence[store.Result]) -> str:
+    """Why runs must not be compared, in words; empty where they may be."""
+    for name, called in IDENTITY.items():
+        values = sorted({_word(r.row[name]) for r in results})
+        if len(values) > 1:
+            return f"rows with different {called} ({', '.join(values)}) cannot stand in one table"
+    ids = results[0].ids
+    if any(not np.array_equal(r.ids, ids) for r in results):
+        return "rows that were counted on different images cannot stand in one table"
+    return ""
+
+
+def _refuse_mixed(members: dict[str, list[tuple[dict[str, Any], store.Result]]]) -> None:
+    for group in members.values():
+        if why := comparable([r for _, r in group]):
+            raise UserError(f"{why}; --allow-mixed shows them in groups")
+    everything = [r for group in members.values() for _, r in group]
+    for name in ("classes", "evaluation"):  # those that a grid may not vary within one table
+        values = sorted({_word(r.row[name]) for r in everything})
+        if len(values) > 1:
+            raise UserError(
+                f"rows with different {name} ({', '.join(values)}) cannot stand in one table; --allow-mixed shows them "
+                "in groups"
+            )
+
+
+def _place(planned: dict[str, Any], result: store.Result, allow_mixed: bool) -> str:
+    variant = json.dumps(planned["variant"], sort_keys=True)
+    return variant + json.dumps(_kinds([(planned, result)])) if allow_mixed else variant
+
+
+def _kinds(group: Sequence[tuple[dict[str, Any], store.Result]]) -> dict[str, str]:
+    row = group[0][1].row
+    return {called: _word(row[name]) for name, called in IDENTITY.items()}
+
+
+def _label(variant: dict[str, Any], own: dict[str, str], every: Any) -> str:
+    said = [f"{key.rpartition('.')[2]}={value}" for key, value in variant.items()]
+    differing = [called for called in own if len({kinds[called] for kinds in every}) > 1]
+    return ", ".join([*said, *(f"{called} {_short(own[called])}" for called in differing if not variant)])
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 10 else hashlib.sha256(word.encode()).hexdigest()[:8]
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
