@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep table list check test test-fast lint types format bench clean
+.PHONY: help setup sweep table compare list check data-check data-get export test test-fast lint types format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,23 @@ sweep: $(READY) ## run CONFIG=configs/default.yaml with ARGS="key=value ..." and
 table: $(READY) ## the newest sweep's table again, or RUN=runs/name; FORMAT=terminal|md|csv|tex|json
 	@$(BIN)/segbench table $(RUN) --format $(FORMAT) $(ARGS)
 
+compare: $(READY) ## what changed from sweep A=runs/a to B=runs/b, in config and in numbers
+	@$(BIN)/segbench compare $(A) $(B) $(ARGS)
+
 list: $(READY) ## decoders, encoders, data sets, and plug-ins that do not import
 	@$(BIN)/segbench list $(ARGS)
 
 check: $(READY) ## does DECODER=path/to/file.py:Class keep the contract?
 	@$(BIN)/segbench check $(DECODER) $(ARGS)
+
+data-check: $(READY) ## read every image of CONFIG's data before training; ARGS="key=value --picture FILE.png"
+	@$(BIN)/segbench data check $(CONFIG) $(ARGS)
+
+data-get: $(READY) ## download NAME=voc|sbd|camvid, or say how to come by cityscapes and ade20k
+	@$(BIN)/segbench data get $(NAME) $(ARGS)
+
+export: $(READY) ## predictions of RUN=runs/sweep/run as its data set's owner takes them
+	@$(BIN)/segbench export $(RUN) $(ARGS)
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(ARGS)

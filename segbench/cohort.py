@@ -32,6 +32,7 @@ from segbench.lockstep import Lockstep, Member
 from segbench.metrics import mean_iou
 from segbench.plan import Cohort, Run, protocol
 from segbench.probe import build_decoder
+from segbench.track import Trackers
 
 Report = Callable[[str, int, int], None]  # phase, done, total
 
@@ -140,11 +141,15 @@ def _train(
             if module.members[run.key].failure is None:
                 _save_checkpoint(run, module, step)
 
+    trackers = Trackers({run.key: run for run in cohort.runs}, config.launch.trackers)
+
     def after_step(done: int) -> bool:
         nonlocal last
         report("train", done, steps)
         if every and done % every == 0 and done < steps:
             _evaluate_midway(module, data["val"], config, done)
+        for key, member in module.members.items():
+            trackers.update(key, member.history)
         stop = should_stop()
         if stop or done == steps or time.monotonic() - last > 60 * config.launch.checkpoint_minutes:
             checkpoint(done)
@@ -170,6 +175,7 @@ def _train(
         use_distributed_sampler=False,
     )
     trainer.fit(module, loader)
+    trackers.close()
 
 
 def run_config(run: Run) -> dict[str, Any]:

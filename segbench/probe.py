@@ -18,6 +18,7 @@ from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
 from segbench.registry import DECODERS, check_params, source_hash
 from segbench.registry import parameters as parameters_of
+from segbench.track import require
 
 
 def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
@@ -59,6 +60,7 @@ def probe(config: SweepConfig) -> Facts:
     Raises:
         UserError: anything that would make every run of the sweep fail.
     """
+    require(config.launch.trackers)
     accelerator = resolve_accelerator(config.trainer)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for dataset in data.values():

@@ -1,0 +1,421 @@
+"""Intervals, paired differences, ranks and power from integer counts per image. NumPy and SciPy only.
+
+Both the images and the seeds of a sweep are samples: the target of an interval is the score that the recipe has on the
+population of images, expected over seeds. Definitions, choices, coverage found by simulation: docs/statistics.md.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from segbench.metrics import iou, mean_over_classes
+
+Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.integer[Any]]
+Score = Callable[[Counts], Floats]  # (..., C, K) counts summed over images -> (..., K) in 0 to 1
+
+ALPHA = 0.05
+CHUNK_NUMBERS = 4_000_000  # float64 numbers per intermediate array of a chunk of resamples: 32 MB
+MOST_SEEDS, MOST_IMAGES = 1_000, 10_000_000  # where `needed` gives up
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of a sweep and what each image contributes to them.
+
+    Attributes:
+        values: (D, S, K + 1) in 0 to 1: decoder, seed, class; the last is the mean over classes. NaN: class absent.
+        influence: (N, D, S, K + 1), mean 0 over images: delete-one jackknife, (N - 1) (score - score without image i).
+    """
+
+    values: Floats
+    influence: Floats
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Components of the variance of a score (or of a difference), of one seed on these images.
+
+    Attributes:
+        seeds, images: how many were seen.
+        between_seeds: sample variance of the scores over seeds; it holds ``own_images``. NaN for one seed.
+        shared_images: covariance of the scores of two seeds that comes from their sharing the images: the part of the
+            image variance that more seeds do not lessen. For one seed, the whole image variance.
+        own_images: the other part, by which one seed finds other images hard than another; 0 for one seed.
+        df_images: degrees of freedom of the image variance, 2 to images - 1; few where few images hold the class.
+    """
+
+    seeds: int
+    images: int
+    between_seeds: float
+    shared_images: float
+    own_images: float
+    df_images: float
+
+    def at(self, seeds: int, images: float) -> tuple[float, float]:
+        """Standard error of the mean over ``seeds`` on ``images``, and its degrees of freedom.
+
+        With one seed seen, that of this trained model, whatever ``seeds``.
+        """
+        scale = self.images / images
+        image_part = max(self.shared_images, 0.0) * scale
+        image_df = self.df_images / scale
+        if self.seeds == 1:
+            return math.sqrt(image_part), image_df
+        between = self.between_seeds - min(self.own_images, self.between_seeds) * (1 - scale)
+        variance = between / seeds + image_part
+        share = between / seeds / variance if variance > 0 else 1.0
+        return math.sqrt(variance), 1 / (share / (seeds - 1) + (1 - share) / image_df)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score or a difference of scores with its 95 % interval, in 0 to 1 (differences -1 to 1); NaN where undefined.
+
+    Attributes:
+        value: mean over seeds.
+        low, high: the interval, cut off at the ends of the scale.
+        se, df: its standard error and degrees of freedom.
+        spread: where the variance comes from.
+    """
+
+    value: float
+    low: float
+    high: float
+    se: float
+    df: float
+    spread: Spread
+
+    @property
+    def scope(self) -> str:
+        """What the interval is about: one seed says nothing about other seeds."""
+        return "this trained model" if self.spread.seeds == 1 else "the recipe"
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """Paired difference from the baseline.
+
+    Attributes:
+        p: two-sided; below 0.05 exactly where the interval leaves out zero.
+        p_holm: p after Holm's correction over the family of comparisons, see `differences`.
+    """
+
+    p: float
+    p_holm: float
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``within noise``, by ``p_holm``: a claim about the recipes, for the whole table.
+
+        ``one seed`` where there is one: two trainings of one recipe differ too. Empty where undefined.
+        """
+        if math.isnan(self.value):
+            return ""
+        if self.spread.seeds == 1:
+            return "one seed"
+        if self.p_holm >= ALPHA:
+            return "within noise"
+        return "better" if self.value > 0 else "worse"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Place of a decoder by its mean score, 1 for the best.
+
+    Attributes:
+        rank: 1 + the number of decoders above.
+        low, high: ranks that the comparisons with all others leave open, at 95 %; all of them with one seed.
+        p_best: share of the resamples in which it is the best.
+    """
+
+    rank: int
+    low: int
+    high: int
+    p_best: float
+
+
+@dataclass(frozen=True)
+class Needed:
+    """How many seeds, or else images, settle a difference; totals, those at hand included.
+
+    Attributes:
+        seeds: with the images at hand. None where no number of seeds is enough, or where only one seed has been seen.
+        images: with the seeds at hand. None where no number of images is enough.
+    """
+
+    seeds: int | None
+    images: int | None
+
+
+def measure(counts: Counts, score: Score = iou) -> Measured:
+    """Scores and each image's influence on them, by the delete-one jackknife (Efron & Stein 1981).
+
+    Args:
+        counts: (D, S, N, C, K): decoder, seed, image, kind of count, class. One order of images and seeds for all.
+        score: `iou` (C = 3), `contour_f1` (C = 4), or another with the same shapes.
+
+    Raises:
+        ValueError: not five axes, not integers, or fewer than two images.
+    """
+    counts = _checked(counts)
+    images = counts.shape[2]
+    total = counts.sum(2)  # (D, S, C, K)
+    per_class = score(total)
+    values = _with_mean(per_class)
+    influence = np.empty((images, *values.shape))
+    for run in np.ndindex(*values.shape[:2]):
+        without = _kept(score(total[run] - counts[run]), per_class[run])  # (N, K)
+        influence[:, *run] = (images - 1) * (values[run] - _with_mean(without))
+    return Measured(values, influence - influence.mean(0))
+
+
+def bootstrap(counts: Counts, score: Score = iou, resamples: int = 10_000, seed: int = 0) -> Floats:
+    """Scores of resampled images: N images drawn with replacement, the same ones for every decoder and seed.
+
+    Exact: the counts are summed as float64 integers below 2**53. Holds 8 * R * D * S * (K + 1) bytes and 200 MB more.
+
+    Args:
+        counts, score: see `measure`.
+        resamples: R.
+        seed: of the generator; the same counts and seed give the same resamples.
+
+    Returns:
+        (R, D, S, K + 1), the last class is the mean. A class that a resample lacks keeps its score on all images there,
+        so that the mean is over the same classes everywhere.
+
+    Raises:
+        ValueError: see `measure`.
+    """
+    counts = _checked(counts)
+    decoders, seeds, images, kinds, classes = counts.shape
+    per_class = score(counts.sum(2))
+    table = counts.transpose(2, 0, 1, 3, 4).reshape(images, -1).astype(np.float64)
+    found = np.empty((resamples, decoders, seeds, classes + 1))
+    start = 0
+    for weights in _multinomial(images, resamples, max(1, CHUNK_NUMBERS // max(table.shape)), seed):
+        sums = (weights @ table).astype(np.int64).reshape(-1, decoders, seeds, kinds, classes)
+        found[start : start + len(sums)] = _with_mean(_kept(score(sums), per_class))
+        start += len(sums)
+    return found
+
+
+def intervals(measured: Measured) -> list[list[Interval]]:
+    """The interval of each decoder's score: ``[decoder][class]``, the last of each the mean over classes."""
+    return [[_interval(v, i, 0.0) for v, i in _columns(measured, d)] for d in range(len(measured.values))]
+
+
+def differences(measured: Measured, baseline: int) -> dict[int, list[Difference]]:
+    """Differences from a baseline, paired by seed and by image: ``[decoder][class]``, the last of each the mean.
+
+    Holm's correction (Holm 1979) is over all decoders for the means, and over all decoders and classes for the classes.
+    """
+    others = [d for d in range(len(measured.values)) if d != baseline]
+    against = list(_columns(measured, baseline))
+    rows = [
+        [_interval(v - bv, i - bi, -1.0) for (v, i), (bv, bi) in zip(_columns(measured, d), against, strict=True)]
+        for d in others
+    ]
+    p = np.array([[_p_value(cell) for cell in row] for row in rows]).reshape(len(rows), len(against))
+    adjusted = np.column_stack([holm(p[:, :-1].ravel()).reshape(p[:, :-1].shape), holm(p[:, -1])])
+    return {
+        d: [Difference(**vars(c), p=float(a), p_holm=float(b)) for c, a, b in zip(*cells, strict=True)]
+        for d, *cells in zip(others, rows, p, adjusted, strict=True)
+    }
+
+
+def holm(p: npt.ArrayLike) -> Floats:
+    """P-values (n,) after the step-down correction of Holm (1979); NaN is no comparison and stays."""
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]
+    adjusted = np.full(p.shape, np.nan)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
+    return adjusted
+
+
+def ranks(measured: Measured, resampled: Floats, seed: int = 0) -> list[Rank]:
+    """Ranks by the mean over classes, with what is uncertain in them.
+
+    The interval of a decoder's rank counts those that are better, and those that are not worse, after Holm's correction
+    over its D - 1 differences: it covers the rank with at least 95 % (Mogstad, Romano, Shaikh & Wilhelm 2024).
+
+    Args:
+        measured: by `measure`.
+        resampled: by `bootstrap` from the same counts.
+        seed: of the generator for the seeds' multipliers.
+    """
+    measured = Measured(measured.values[..., -1:], measured.influence[..., -1:])
+    means = measured.values[..., -1].mean(1)
+    draws = _joint_draws(measured, resampled[..., -1], seed)
+    best = draws == draws.max(1, keepdims=True)
+    p_best = (best / best.sum(1, keepdims=True)).mean(0)
+    found = []
+    for d, mean in enumerate(means):
+        verdicts = [row[-1].verdict for row in differences(measured, d).values()]
+        low, high = 1 + verdicts.count("better"), len(means) - verdicts.count("worse")
+        found.append(Rank(1 + int((means > mean).sum()), low, high, float(p_best[d])))
+    return found
+
+
+def power(delta: float, se: float, df: float, alpha: float = ALPHA) -> float:
+    """Chance that a true difference ``delta`` gives a two-sided p below ``alpha``, by the noncentral t distribution."""
+    if se == 0:
+        return 1.0
+    middles = (np.arange(1000) + 0.5) / 1000
+    limits = float(stats.t.isf(alpha / 2, df)) * np.sqrt(stats.chi2.ppf(middles, df) / df)
+    return float(np.mean(stats.norm.sf(limits - delta / se) + stats.norm.sf(limits + delta / se)))
+
+
+def needed(spread: Spread, delta: float, wanted: float = 0.8, comparisons: int = 1) -> Needed:
+    """How many seeds, or images, give a true difference ``delta`` the chance ``wanted`` of being found at p < 0.05.
+
+    Args:
+        spread: of a `Difference` that was seen; its variances are taken for the true ones.
+        delta: size of the difference, in 0 to 1 (0.01 is one point of mIoU).
+        wanted: power, in 0 to 1.
+        comparisons: D - 1 makes it enough for Holm's correction, whatever the other comparisons give.
+
+    Raises:
+        ValueError: ``delta`` or ``wanted`` out of range.
+    """
+    if not delta > 0 or not ALPHA < wanted < 1:
+        raise ValueError(f"delta must be above 0 and power between {ALPHA} and 1, not {delta} and {wanted}")
+
+    def enough(seeds: int, images: int) -> bool:
+        return power(delta, *spread.at(seeds, images), ALPHA / comparisons) >= wanted
+
+    seeds = _smallest(lambda n: enough(n, spread.images), 2, MOST_SEEDS) if spread.seeds > 1 else None
+    return Needed(seeds, _smallest(lambda n: enough(spread.seeds, n), 2, MOST_IMAGES))
+
+
+def _smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
+    """Smallest number in low to high that is enough, or None; more is never worse."""
+    if not enough(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
+
+
+def _checked(counts: Counts) -> Counts:
+    counts = np.asarray(counts)
+    if counts.ndim != 5 or not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"counts must be integers (D, S, N, C, K), not {counts.dtype} {counts.shape}")
+    if counts.shape[2] < 2:
+        raise ValueError(f"the spread over images needs at least two of them, not {counts.shape[2]}")
+    return counts.astype(np.int64, copy=False)
+
+
+def _with_mean(per_class: Floats) -> Floats:
+    """(..., K) -> (..., K + 1)."""
+    return np.concatenate([per_class, mean_over_classes(per_class)[..., None]], -1)
+
+
+def _kept(part: Floats, whole: Floats) -> Floats:
+    """Scores of a part of the images; a class that the part lacks keeps its score on all of them."""
+    return np.where(np.isnan(part), whole, part)
+
+
+def _multinomial(images: int, resamples: int, chunk: int, seed: int) -> Iterator[Floats]:
+    """How often each image is drawn: (n, images) per chunk; the rows do not depend on the chunk's size."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, chunk):
+        n = min(chunk, resamples - start)
+        drawn = rng.integers(0, images, (n, images)) + images * np.arange(n)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=n * images).reshape(n, images).astype(np.float64)
+
+
+def _columns(measured: Measured, decoder: int) -> Iterator[tuple[Floats, Floats]]:
+    """Scores (S,) and influence (N, S) of one decoder, class by class."""
+    for k in range(measured.values.shape[-1]):
+        yield measured.values[decoder, :, k], measured.influence[:, decoder, :, k]
+
+
+def _spread(values: Floats, influence: Floats) -> Spread:
+    """Components from scores (S,) and influence (N, S): Obuchowski & Rockette (1995), covariances by jackknife."""
+    images, seeds = influence.shape
+    of_mean = influence.mean(1)
+    image_variance = float((of_mean**2).sum()) / (images * (images - 1))
+    df = _image_df(of_mean)
+    if seeds == 1:
+        return Spread(1, images, math.nan, image_variance, 0.0, df)
+    of_one = float((influence**2).sum()) / (seeds * images * (images - 1))
+    shared = (seeds * image_variance - of_one) / (seeds - 1)
+    return Spread(seeds, images, float(values.var(ddof=1)), shared, of_one - shared, df)
+
+
+def _image_df(influence: Floats) -> float:
+    """Degrees of freedom of the variance of a mean of (N,): that of the chi-squared with its relative variance.
+
+    Satterthwaite's (1946) definition: the variance of a sample variance is its square times (kurtosis - 1) / N.
+    """
+    images, square = len(influence), float((influence**2).mean())
+    if not square > 0:
+        return float(images - 1)
+    kurtosis = float(((influence / math.sqrt(square)) ** 4).mean())
+    return min(2 * images / max(kurtosis - 1, 1e-9), images - 1.0)
+
+
+def _interval(values: Floats, influence: Floats, lowest: float) -> Interval:
+    spread = _spread(values, influence)
+    value = float(values.mean())
+    if math.isnan(value):
+        return Interval(value, math.nan, math.nan, math.nan, math.nan, spread)
+    se, df = spread.at(spread.seeds, spread.images)
+    half = se * float(stats.t.isf(ALPHA / 2, df))
+    return Interval(value, max(value - half, lowest), min(value + half, 1.0), se, df, spread)
+
+
+def _p_value(cell: Interval) -> float:
+    if cell.se == 0:
+        return float(cell.value == 0)
+    return float(2 * stats.t.sf(abs(cell.value) / cell.se, cell.df))
+
+
+def _joint_draws(measured: Measured, resampled: Floats, seed: int) -> Floats:
+    """(R, D): mean scores as images and seeds could have fallen, from resampled scores (R, D, S).
+
+    Images: deviations of the bootstrap, given the covariances that `Spread.shared_images` stands for. Seeds: deviations
+    from the decoder's mean times random multipliers that all decoders share, so that each contrast has the paired t
+    distribution with S - 1 degrees of freedom.
+    """
+    values, influence = measured.values[..., -1], measured.influence[..., -1]
+    seeds, resamples = values.shape[1], len(resampled)
+    deviations = resampled.mean(2) - resampled.mean((0, 2))
+    draws = values.mean(1) + deviations @ _recolour(deviations, _shared_covariance(influence))
+    if seeds > 1:
+        rng = np.random.default_rng(seed)
+        heavy = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, (resamples, 1)))
+        multipliers = heavy * rng.standard_normal((resamples, seeds)) / math.sqrt(seeds * (seeds - 1))
+        draws += multipliers @ (values - values.mean(1, keepdims=True)).T
+    return draws
+
+
+def _shared_covariance(influence: Floats) -> Floats:
+    """(N, D, S) -> (D, D): covariance of decoders' scores of different seeds (of one seed, where there is one)."""
+    images, _, seeds = influence.shape
+    of_mean = influence.mean(2)
+    of_means = of_mean.T @ of_mean / (images * (images - 1))
+    if seeds == 1:
+        return of_means
+    of_one = np.einsum("nds,nes->de", influence, influence) / (seeds * images * (images - 1))
+    return (seeds * of_means - of_one) / (seeds - 1)
+
+
+def _recolour(deviations: Floats, wanted: Floats) -> Floats:
+    """(D, D) matrix by which deviations (R, D) get the covariance ``wanted``, without its negative part."""
+    return _root(deviations.T @ deviations / len(deviations), -0.5) @ _root(wanted, 0.5)
+
+
+def _root(symmetric: Floats, exponent: float) -> Floats:
+    """Power of a positive semidefinite matrix; directions of no or negative variance give 0."""
+    scales, directions = np.linalg.eigh(symmetric)
+    there = scales > 1e-12 * max(scales.max(), 1e-300)
+    powers = np.where(there, np.where(there, scales, 1.0) ** exponent, 0.0)
+    return (directions * powers) @ directions.T
