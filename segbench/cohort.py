@@ -24,6 +24,7 @@ from segbench import store
 from segbench.config import SweepConfig, TrainerConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset
+from segbench.data.cache import cached
 from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import Failure, UserError, brief
@@ -65,6 +66,9 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
     config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
     encoder = build_encoder(config.encoder)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
+    if config.launch.cache:
+        key = f"{config.data.params} {cohort.runs[0].facts.data}"
+        data = {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
     members, optimizer_states = {}, {}
     for run in cohort.runs:
         decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)

@@ -187,7 +187,13 @@ class LaunchConfig(Section):
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="data loader processes of each; 0 loads in the cohort's own"
     )
+    trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
+        ["csv"], description="Lightning's loggers, for a live view; csv: RUN/live/metrics.csv; the others are extras"
+    )
     checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
+    cache: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="folder for decoded images, read once and shared: /dev/shm (memory) or a fast disk"
+    )
 
 
 class SweepConfig(Section):

@@ -104,7 +104,7 @@ DATASETS = Kind(
     "data set",
     "segbench.data",
     "segbench.data.base:Dataset",
-    frozenset({"__init__", "base", "pipeline"}),
+    frozenset({"__init__", "base", "cache", "pipeline"}),
     frozenset({"split"}),
 )
 

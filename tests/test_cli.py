@@ -69,7 +69,8 @@ def test_sweep_table_and_formats(write_sweep, tmp_path):
         "BIoU 0.02 (2px) per class" in segbench("table", runs / "tiny", "--per-class", "--metric", "biou@0.02").stdout
     )
     some = segbench("table", runs / "tiny", "--metric", "bf1@3", "--metric", "trimap@8", "--format", "csv").stdout
-    assert some.startswith("decoder,n,BF1 (3px),BF1 (3px) sd,trimap (8px),")
+    assert some.startswith("decoder,n,BF1 (3px),BF1 (3px) sd,BF1 (3px) low,BF1 (3px) high,")
+    assert ",trimap (8px),trimap (8px) sd," in some.splitlines()[0]
     wrong = segbench("table", runs / "tiny", "--metric", "bf1@4")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "unknown metric 'bf1@4' (did you mean 'bf1@3'?); there is: accuracy, bf1@3, biou@0.02, miou" in wrong.stderr
@@ -103,7 +104,7 @@ class Wants(Decoder):
             r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: bilinear, deconv",
         ),
         (["encoder.name=resnt18"], r"unknown encoder 'resnt18' \(did you mean 'resnet18'\?\)"),
-        (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: camvid, city"),
+        (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: ade20k, camvid, city"),
         (["data.name=camvid"], r"data set 'camvid' has no parameter 'size'"),
         (["data={name: camvid, root: /no/such}"], r"data\.root: no folder /no/such; expected: train\.txt"),
         (["data.sice=4"], r"data set 'shapes' has no parameter 'sice' \(did you mean 'size'\?\)"),

@@ -96,7 +96,7 @@ def test_a_table_in_place_of_folders(own):
         (
             lambda r: Image.fromarray(LABELS.astype(np.uint16) * 200).save(r / "masks/val/four.png"),
             {},
-            r"holds label 400; labels go up to 255",
+            r"holds label 400; labels go from 0 to 255",
         ),
         (
             lambda r: None,

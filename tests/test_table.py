@@ -195,6 +195,12 @@ def test_columns_and_sorting(folder):
             tables.make_table(folder, **wrong)
 
 
+def test_classes_in_few_images_are_named(folder):
+    table = tables.make_table(folder, ["miou"], classes=True, columns=["score", "ci"])
+    assert "In so few images that their intervals are too narrow: sky, pole." in table.notes
+    assert not any("too narrow" in note for note in tables.make_table(folder, classes=True).notes)
+
+
 def test_the_long_form_holds_every_score(folder):
     frame = segbench.load(folder)
     assert len(frame) == 12 * (5 * 4 + 1)  # runs x (five metrics x (three classes and the mean) + accuracy)

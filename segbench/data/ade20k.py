@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segbench.data.base import LabelOutOfRange, PairedFiles, Pixels, existing, read_labels, voc_palette
+from segbench.data.base import (
+    LabelOutOfRange,
+    PairedFiles,
+    Pixels,
+    existing,
+    is_folder,
+    list_folder,
+    read_labels,
+    voc_palette,
+)
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected, as in ADEChallengeData2016: images/{training,validation}, annotations/..., objectInfo150.txt"
@@ -31,14 +40,12 @@ class ADE20K(PairedFiles):
     def __init__(self, split: str, root: Path) -> None:
         if split not in FOLDERS:
             raise unknown("split", split, FOLDERS)
-        root = root / "ADEChallengeData2016" if (root / "ADEChallengeData2016").is_dir() else root
-        images = root / "images" / FOLDERS[split]
-        if not images.is_dir():
-            raise UserError(f"data.root: no folder {images}; {LAYOUT}")
+        root = root / "ADEChallengeData2016" if is_folder(root / "ADEChallengeData2016") else root
+        images = [p for p in list_folder(root / "images" / FOLDERS[split], LAYOUT) if p.suffix == ".jpg"]
         existing([root / "objectInfo150.txt"], LAYOUT)
         self.classes = _class_names(root / "objectInfo150.txt")
         masks = root / "annotations" / FOLDERS[split]
-        pairs = [(path.stem, path, masks / f"{path.stem}.png") for path in sorted(images.glob("*.jpg"))]
+        pairs = [(path.stem, path, masks / f"{path.stem}.png") for path in images]
         super().__init__(split, pairs, LAYOUT)
 
     def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:

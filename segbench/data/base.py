@@ -1,9 +1,11 @@
 """The contract of a data set, and reading image files so that a bad one is named. Imports no torch."""
 
 import collections
+import functools
 import hashlib
 import io
 import os
+import stat
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,11 +15,12 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from segbench.errors import UserError, unknown
 
 VOID = 255
+Image.MAX_IMAGE_PIXELS = 2**30  # as OpenCV's limit for the image beside the labels; Pillow's default is for uploads
 Pixels = npt.NDArray[np.uint8]
 Pair = tuple[str, Path, Path | None]  # id, image, labels
 
@@ -116,7 +119,9 @@ class PairedFiles(Dataset):
             return image, np.full(image.shape[:2], VOID, np.uint8)
         labels = self.decode(labels_path)
         check_pair(image, labels, len(self.classes), image_path, labels_path, self.void)
-        return image, labels if self.void in (VOID, None) else np.where(labels == self.void, np.uint8(VOID), labels)
+        if self.void in (VOID, None):
+            return image, labels
+        return image, relabel(labels, np.where(np.arange(256) == self.void, VOID, np.arange(256)).astype(np.uint8))
 
     def fingerprint(self) -> str:
         return hash_files(self.pairs)
@@ -126,11 +131,17 @@ def read_list(path: Path, layout: str) -> list[str]:
     """The lines of a list file that hold something.
 
     Raises:
-        UserError: no such file, or it lists nothing.
+        UserError: no such file, not to be read, no UTF-8 text, or it lists nothing.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"no list {path}; {layout}")
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise UserError(f"{path} lists no images")
     return lines
@@ -138,10 +149,48 @@ def read_list(path: Path, layout: str) -> list[str]:
 
 def existing(paths: Sequence[Path], layout: str, listed_in: Path | None = None) -> None:
     """Raise a `UserError` that names the first of ``paths`` that is no file, and says how many more are not."""
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not is_file(path)]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{f'{listed_in}: ' if listed_in else ''}no file {missing[0]}{more}; {layout}")
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; unlike ``Path.is_file`` a `UserError` on a loop, or where the system will not say."""
+    status = file_status(path)
+    return status is not None and stat.S_ISREG(status.st_mode)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; unlike ``Path.is_dir`` a `UserError` on a loop, or where the system will not say."""
+    status = file_status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
+
+
+def list_folder(folder: Path, layout: str) -> list[Path]:
+    """What is in a folder, sorted; unlike ``Path.glob`` a `UserError` where it is missing or cannot be read."""
+    if not is_folder(folder):
+        raise UserError(f"no folder {folder}; {layout}")
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    for path in paths:
+        if path.name != path.name.encode(errors="replace").decode():  # bytes that are no UTF-8, in Python's disguise
+            raise UserError(f"{str(path)!r} has a name that is not UTF-8 text; rename it")
+    return paths
+
+
+def file_status(path: Path) -> os.stat_result | None:
+    """Size, date and kind; None where there is nothing; a `UserError` that names it where the system will not say."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:  # a null byte, as in a list in UTF-16
+        raise UserError(f"{str(path)!r} cannot be the name of a file") from None
 
 
 def voc_palette(number: int) -> list[tuple[int, int, int]]:
@@ -168,7 +217,11 @@ def read_image(path: Path) -> Pixels:
         UserError: the file is missing, no image, or breaks off before its end.
     """
     data = _read_whole(path)
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        limit = "2^30 pixels are the most, memory permitting"
+        raise UserError(f"{path} is not an image that can be read ({limit}): {error.err}") from None
     if image is None:
         raise UserError(f"{path} is not an image that can be read")
     return np.asarray(image, np.uint8)
@@ -186,11 +239,20 @@ def read_labels(path: Path) -> Pixels:
             if image.mode not in ("L", "P", "1", "I;16", "I;16B", "I"):
                 raise UserError(f"{path} has mode {image.mode}; a label map is one channel (grey or palette)")
             labels = np.array(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not an image that can be read: {error}") from None
-    if labels.size and int(labels.max()) > VOID:
-        raise UserError(f"{path} holds label {int(labels.max())}; labels go up to {VOID}")
-    return labels.astype(np.uint8)
+    except UserError:
+        raise
+    except Exception as error:  # a broken file fails in many ways
+        raise UserError(f"{path} is not an image that can be read: {' '.join(str(error).split())}") from None
+    if labels.dtype not in (np.uint8, np.bool_):
+        for value in (int(labels.min()), int(labels.max())):
+            if not 0 <= value <= VOID:
+                raise UserError(f"{path} holds label {value}; labels go from 0 to {VOID}")
+    return labels.astype(np.uint8, copy=False)
+
+
+def relabel(labels: Pixels, table: Pixels) -> Pixels:
+    """``table[labels]`` for (H, W) labels and (256,) ``table``, several times faster."""
+    return np.asarray(cv2.LUT(labels, table), np.uint8)
 
 
 def check_pair(
@@ -199,20 +261,36 @@ def check_pair(
     """Raise a `UserError` where the sizes differ or a label, as stored, is neither a class nor void."""
     if image.shape[:2] != labels.shape:
         (h, w), (hl, wl) = image.shape[:2], labels.shape
-        raise SizeMismatch(f"{image_path} is {w}x{h} but its labels {labels_path} are {wl}x{hl}")
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    wrong = [int(v) for v in present if num_classes <= v != void]
-    if wrong:
-        raise LabelOutOfRange(
-            f"{labels_path} holds label {wrong[0]}; allowed are 0 to {num_classes - 1}, and {void} for void"
-        )
+        turned = ", turned as its EXIF data say," if _is_turned(image_path) else ""
+        raise SizeMismatch(f"{image_path} is {w}x{h}{turned} but its labels {labels_path} are {wl}x{hl}")
+    wrong = relabel(labels, _forbidden(num_classes, void))
+    if wrong.any():
+        allowed = f"0 to {num_classes - 1}" + (f", and {void} for void" if void is not None else "")
+        raise LabelOutOfRange(f"{labels_path} holds label {labels[wrong > 0].min()}; allowed are {allowed}")
+
+
+@functools.cache
+def _forbidden(num_classes: int, void: int | None) -> Pixels:
+    """(256,) 1 for each label that is neither a class nor void."""
+    return np.array([num_classes <= label != void for label in range(256)], np.uint8)
+
+
+def _is_turned(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except Exception:  # only a hint hangs on it
+        return False
 
 
 def hash_files(pairs: Sequence[Pair]) -> str:
     """Hash over (id, image, labels): ids, the sizes of the image files in bytes, and the content of the label files."""
     digest = hashlib.sha256()
     for name, image, labels in pairs:
-        digest.update(f"{name}\0{os.stat(image).st_size}\0".encode())
+        status = file_status(image)
+        if status is None:
+            raise UserError(f"no file {image}")
+        digest.update(f"{name}\0{status.st_size}\0".encode())
         if labels is not None:
             digest.update(hashlib.sha256(_read_whole(labels)).digest())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from segbench.data.base import PairedFiles, read_list
+from segbench.data.base import PairedFiles, is_folder, read_list
 from segbench.errors import UserError
 
 LAYOUT = "expected: train.txt, val.txt, train/*.png, trainannot/*.png, val/*.png, valannot/*.png"
@@ -34,7 +34,7 @@ class CamVid(PairedFiles):
 
     def __init__(self, split: str, root: Path) -> None:
         listing = root / f"{split}.txt"
-        if not root.is_dir():
+        if not is_folder(root):
             raise UserError(f"data.root: no folder {root}; {LAYOUT}")
         pairs = []
         for line in read_list(listing, LAYOUT):

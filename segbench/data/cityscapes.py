@@ -5,7 +5,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segbench.data.base import VOID, LabelOutOfRange, Pair, PairedFiles, Pixels, read_labels
+from segbench.data.base import (
+    VOID,
+    LabelOutOfRange,
+    Pair,
+    PairedFiles,
+    Pixels,
+    is_file,
+    is_folder,
+    list_folder,
+    read_labels,
+)
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: leftImg8bit/<split>/<city>/*_leftImg8bit.png and gtFine/<split>/<city>/*_gtFine_labelIds.png"
@@ -47,14 +57,15 @@ class Cityscapes(PairedFiles):
             raise unknown("split", split, self.splits)
         images = root / "leftImg8bit" / split
         kind = "gtCoarse" if coarse else "gtFine"
-        if not images.is_dir():
-            raise UserError(f"data.root: no folder {images}; {LAYOUT}")
         pairs: list[Pair] = []
-        for image in sorted(images.glob("*/*_leftImg8bit.png")):
+        cities = [city for city in list_folder(images, LAYOUT) if is_folder(city)]
+        for image in (path for city in cities for path in list_folder(city, LAYOUT)):
+            if not image.name.endswith("_leftImg8bit.png"):
+                continue
             name = image.name.removesuffix("_leftImg8bit.png")
             stem = root / kind / split / image.parent.name / f"{name}_{kind}"
             ready = stem.with_name(f"{stem.name}_labelTrainIds.png")
-            labels = ready if ready.is_file() else stem.with_name(f"{stem.name}_labelIds.png")
+            labels = ready if is_file(ready) else stem.with_name(f"{stem.name}_labelIds.png")
             pairs.append((name, image, None if split == "test" else labels))
         if not pairs:
             raise UserError(f"{images} holds no images: split '{split}' is empty; {LAYOUT}")

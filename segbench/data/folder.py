@@ -6,7 +6,17 @@ from typing import Literal
 
 import numpy as np
 
-from segbench.data.base import VOID, Pair, PairedFiles, Pixels, read_image, read_labels, voc_palette
+from segbench.data.base import (
+    VOID,
+    Pair,
+    PairedFiles,
+    Pixels,
+    is_folder,
+    list_folder,
+    read_image,
+    read_labels,
+    voc_palette,
+)
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: images/<split>/NAME.jpg and masks/<split>/NAME.png, or data.table=FILE.csv with image,mask,split"
@@ -42,7 +52,7 @@ class Folder(PairedFiles):
         void_color: RGB | None = None,
         table: Path | None = None,
     ) -> None:
-        if not root.is_dir():
+        if not is_folder(root):
             raise UserError(f"data.root: no folder {root}; {LAYOUT}")
         if not 2 <= len(classes) <= 254:
             raise UserError(f"data.classes should be 2 to 254 names, not {len(classes)}")
@@ -89,9 +99,9 @@ def _code(colours: np.ndarray) -> np.ndarray:
 
 
 def _from_folders(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
-    if not (root / "images").is_dir():
+    if not is_folder(root / "images"):
         raise UserError(f"data.root: {root} has no folder images; {LAYOUT}")
-    splits = tuple(sorted(p.name for p in (root / "images").iterdir() if p.is_dir()))
+    splits = tuple(p.name for p in list_folder(root / "images", LAYOUT) if is_folder(p))
     if split not in splits:
         raise unknown("split", split, splits)
     images, masks = (_by_stem(root / kind / split) for kind in ("images", "masks"))
@@ -104,14 +114,10 @@ def _from_folders(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; {LAYOUT}")
     found: dict[str, Path] = {}
-    try:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}") from None
-    for path in files:
+    for path in list_folder(folder, LAYOUT):
+        if path.suffix.lower() not in SUFFIXES:
+            continue
         if path.stem in found:
             raise UserError(f"two files with one stem: {found[path.stem]} and {path}")
         found[path.stem] = path
@@ -133,5 +139,7 @@ def _from_table(root: Path, table: Path, split: str) -> tuple[tuple[str, ...], P
     pairs: Pairs = []
     for row in rows:
         if row["split"] == split:
+            if not row["image"] or not row["mask"]:
+                raise UserError(f"data.table: {table} has a row without image or mask: {row['image'] or row['mask']}")
             pairs.append((str(Path(row["image"]).with_suffix("")), root / row["image"], root / row["mask"]))
     return splits, pairs

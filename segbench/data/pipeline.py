@@ -1,16 +1,20 @@
 """From a data set to batches: augmentation that is a function of (seed, epoch, index), and the loaders."""
 
+import math
 import os
+import random
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # before the import: it would ask the package registry
 
 import albumentations as A
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
+from albumentations.core.type_definitions import Targets
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -18,7 +22,70 @@ from torch.utils.data import Dataset as TorchDataset
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID, Dataset, Pixels
 
+MEAN_COLOUR = 128  # grey, for the padding of images
 Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8, labels (B, H, W) uint8
+
+
+class ScaledCrop(A.DualTransform):
+    """A random crop of the randomly scaled image, of which only the pixels in the crop are computed.
+
+    The pixels are those that scaling the whole image by that factor and cropping then would give (bilinear; labels by
+    OpenCV's rule for the nearest), on a grid that begins at a whole source pixel near the crop. Where the scaled image
+    is smaller than the crop, it stands amid the mean colour and void.
+
+    Args:
+        scale: (smallest, largest) factor, drawn uniformly.
+        crop: (height, width) in pixels.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    def __init__(self, scale: tuple[float, float], crop: tuple[int, int]) -> None:
+        super().__init__(p=1)
+        self.scale, self.crop = scale, crop
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        shape = params["shape"][:2]
+        scale = max(self.py_random.uniform(*self.scale), 1 / min(shape))  # at least one pixel is left
+        axes = [window(n, crop, scale, self.py_random.random()) for n, crop in zip(shape, self.crop, strict=True)]
+        return {"scale": scale, "axes": axes}
+
+    def apply(self, img: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
+        return self._cut(img, scale, axes, cv2.INTER_LINEAR, MEAN_COLOUR)
+
+    def apply_to_mask(self, mask: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
+        return self._cut(mask, scale, axes, cv2.INTER_NEAREST, VOID)
+
+    def _cut(self, pixels: Pixels, scale: float, axes: list["Window"], interpolation: int, fill: int) -> Pixels:
+        y, x = axes
+        # Given the factor and not a size, OpenCV scales by just that; so near to 1 that the size stays, it copies.
+        region = cv2.resize(pixels[y.source, x.source], None, fx=scale, fy=scale, interpolation=interpolation)
+        region = np.asarray(region, np.uint8)[y.scaled, x.scaled]
+        if region.shape[:2] == self.crop:
+            return region
+        out = np.full((*self.crop, *pixels.shape[2:]), fill, np.uint8)
+        out[y.before : y.before + region.shape[0], x.before : x.before + region.shape[1]] = region
+        return out
+
+
+class Window(NamedTuple):
+    """Along one axis: the ``source`` pixels to scale, which ``scaled`` ones to take, the padding ``before`` them."""
+
+    source: slice
+    scaled: slice
+    before: int
+
+
+def window(length: int, crop: int, scale: float, position: float) -> Window:
+    """Where to cut ``crop`` pixels out of ``length`` pixels scaled by ``scale``, at ``position`` of 0 (first) to 1."""
+    scaled = round(length * scale)
+    if scaled <= crop:
+        return Window(slice(0, length), slice(0, scaled), (crop - scaled) // 2)
+    start = position * (scaled - crop)
+    first = max(0, int(start / scale) - 1)  # one more source pixel on each side, for the interpolation
+    skip = min(round(start - first * scale), round((length - first) * scale) - crop)
+    last = min(length, first + math.ceil((skip + crop) / scale) + 1)
+    return Window(slice(first, last), slice(skip, skip + crop), 0)
 
 
 def augmentation(recipe: RecipeConfig) -> A.Compose:
@@ -26,20 +93,13 @@ def augmentation(recipe: RecipeConfig) -> A.Compose:
 
     Labels are only ever taken from the nearest pixel.
     """
-    height, width = recipe.crop
-    low, high = recipe.scale
     jitter = recipe.color_jitter
+    strength = (1 - jitter, 1 + jitter)
     return A.Compose(
         [
-            A.RandomScale(
-                (low - 1, high - 1), interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST, p=1
-            ),
-            A.PadIfNeeded(height, width, border_mode=cv2.BORDER_CONSTANT, fill=128, fill_mask=VOID),
-            A.RandomCrop(height, width),
+            ScaledCrop(recipe.scale, recipe.crop),
             A.HorizontalFlip(p=recipe.flip),
-            A.ColorJitter((1 - jitter, 1 + jitter), (1 - jitter, 1 + jitter), (1 - jitter, 1 + jitter), (0, 0), p=1)
-            if jitter
-            else A.NoOp(),
+            *([A.ColorJitter(strength, strength, strength, (0, 0), p=1)] if jitter else []),
         ]
     )
 
@@ -54,19 +114,33 @@ class TrainStream(TorchDataset[tuple[Pixels, Pixels]]):
     def __init__(self, dataset: Dataset, recipe: RecipeConfig, seed: int, start: int) -> None:
         self.dataset, self.seed, self.start = dataset, seed, start
         self.total = recipe.steps * recipe.batch_size
-        self.augment = augmentation(recipe)
+        self.augment, self.crop = augmentation(recipe), recipe.crop
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None  # of the epoch that was drawn last
 
     def __len__(self) -> int:
         return self.total - self.start
 
     def __getitem__(self, item: int) -> tuple[Pixels, Pixels]:
         epoch, position = divmod(self.start + item, len(self.dataset))
-        index = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))[position])
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+        index = int(self._order[1][position])
         image, labels = self.dataset.read(index)
-        # Albumentations draws from generators of its own, which must be set for each sample.
-        self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
+        # Albumentations draws from generators of its own. One pair for all transforms: with set_random_seed each would
+        # get the same stream, and a large scale would always come with the same crop and flip.
+        seeds = np.random.SeedSequence([self.seed, epoch, index])
+        state = random.Random(int(seeds.generate_state(1, np.uint64)[0]))
+        self.augment.set_random_state(np.random.default_rng(seeds), state)
         out = self.augment(image=image, mask=labels)
         return out["image"], out["mask"]
+
+    def __getitems__(self, items: list[int]) -> Batch:
+        """What the loader asks for: a batch at once, so that no second copy of it is held."""
+        images, labels = np.empty((len(items), 3, *self.crop), np.uint8), np.empty((len(items), *self.crop), np.uint8)
+        for i, item in enumerate(items):
+            image, labels[i] = self[item]
+            cv2.split(image, list(images[i]))  # (H, W, 3) -> (3, H, W), much faster than a transposed copy
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 class EvaluationImages(TorchDataset[tuple[int, Pixels, Pixels]]):
@@ -79,12 +153,9 @@ class EvaluationImages(TorchDataset[tuple[int, Pixels, Pixels]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[int, Pixels, Pixels]:
-        return (index, *self.dataset.read(index))
-
-
-def _collate(samples: list[tuple[Pixels, Pixels]]) -> Batch:
-    images = torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2)  # (B, 3, H, W) uint8
-    return images.contiguous(), torch.from_numpy(np.stack([labels for _, labels in samples]))  # (B, H, W) uint8
+        image, labels = self.dataset.read(index)
+        # A cache's arrays are read-only, which tensors cannot be.
+        return index, np.require(image, requirements="W"), np.require(labels, requirements="W")
 
 
 cv2.setNumThreads(0)  # OpenCV keeps threads that do not survive a fork; cohorts and loader workers are processes
@@ -102,7 +173,7 @@ def train_loader(dataset: Dataset, recipe: RecipeConfig, seed: int, start_step: 
         stream,
         batch_size=recipe.batch_size,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=_as_is,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
     )

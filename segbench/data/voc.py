@@ -6,7 +6,17 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from segbench.data.base import Pair, PairedFiles, Pixels, read_labels, read_list, voc_palette
+from segbench.data.base import (
+    Pair,
+    PairedFiles,
+    Pixels,
+    is_file,
+    is_folder,
+    list_folder,
+    read_labels,
+    read_list,
+    voc_palette,
+)
 from segbench.errors import UserError, unknown
 
 LAYOUT = "expected: JPEGImages/*.jpg, SegmentationClass/*.png, ImageSets/Segmentation/{train,val,trainval}.txt"
@@ -44,10 +54,10 @@ class VOC(PairedFiles):
     def __init__(self, split: str, root: Path, sbd: Path | None = None, trainaug_images: int = 10_582) -> None:
         if split not in self.splits:
             raise unknown("split", split, self.splits)
-        if not root.is_dir():
+        if not is_folder(root):
             raise UserError(f"data.root: no folder {root}; {LAYOUT}")
         inside = [root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"]
-        root = next((folder for folder in inside if (folder / "ImageSets").is_dir()), root)
+        root = next((folder for folder in inside if is_folder(folder / "ImageSets")), root)
         if split == "trainaug":
             pairs, listing, layout = self._trainaug(root, sbd), None, AUG_LAYOUT
             if len(pairs) != trainaug_images:
@@ -71,8 +81,8 @@ class VOC(PairedFiles):
         folder = root / "SegmentationClassAug"
         if sbd is not None:
             listed = {n for name in ("train", "val") for n in read_list(sbd / f"{name}.txt", AUG_LAYOUT)}
-        elif folder.is_dir():
-            listed = {path.stem for path in folder.glob("*.png")}
+        elif is_folder(folder):
+            listed = {path.stem for path in list_folder(folder, AUG_LAYOUT) if path.suffix == ".png"}
         else:
             raise UserError(f"no folder {folder}; {AUG_LAYOUT}")
         pairs: list[Pair] = []
@@ -82,7 +92,7 @@ class VOC(PairedFiles):
             else:
                 labels = root / "SegmentationClass" / f"{name}.png" if name in own else sbd / "cls" / f"{name}.mat"
             image = root / "JPEGImages" / f"{name}.jpg"
-            if sbd is not None and not image.is_file():
+            if sbd is not None and not is_file(image):
                 image = sbd / "img" / f"{name}.jpg"
             pairs.append((name, image, labels))
         return pairs

@@ -30,6 +30,7 @@ COLUMNS = {
 }
 DEFAULT = ("n", "score", "delta", "params", "macs", "train", "eval")
 PER_CLASS = ("n", "score")
+FEW_IMAGES = 10  # with a class in fewer, its interval covers less than it says
 COSTS = {"params": "params", "macs": "MACs", "train": "train s", "eval": "eval ms"}
 COST_HEADINGS = tuple(COSTS.values())
 
@@ -132,16 +133,16 @@ def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Colum
         "rank": ("rank by {}", lambda a, d: a.ranks.get(d)),
         "delta": ("Δ {}", lambda a, d: None if d == a.baseline else a.delta(d, place)),
         "p": ("p {}", lambda a, d: None if d == a.baseline else a.delta(d, place).p_holm),
-        "seeds": ("seeds for Δ {}", lambda a, d: _seeds(a.difference(d, place))),
+        "seeds": ("seeds for Δ {}", lambda a, d: _seeds(a.difference(d, place), len(a.decoders) - 1)),
     }[name]
     return _Column(title.format(heading), lambda group, found, decoder: cell(found[metric.name], decoder))
 
 
-def _seeds(found: stats.Difference | None) -> str | None:
-    """How many seeds would find a difference of the size that was seen, with power 0.8."""
+def _seeds(found: stats.Difference | None, comparisons: int) -> str | None:
+    """How many seeds would find a difference of the size that was seen, with power 0.8 and after Holm's correction."""
     if found is None or math.isnan(found.value) or found.value == 0 or found.spread.seeds == 1:
         return None
-    number = stats.needed(found.spread, abs(found.value)).seeds
+    number = stats.needed(found.spread, abs(found.value), comparisons=comparisons).seeds
     return "no number" if number is None else str(number)
 
 
@@ -180,6 +181,14 @@ def _title(sweep: Sweep, chosen: Sequence[Metric], classes: bool) -> str:
     return title + (f", {chosen[0].column} per class" if classes else "")
 
 
+def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
+    """Classes with intervals of their own that are in fewer images than these need, see docs/statistics.md."""
+    first = sweep.results[0]
+    images = (first.counts["region"][:, 2] > 0).sum(0)
+    shown = [bool({f"{name} 95 %", f"Δ {name}"} & set(headings)) for name in first.row["classes"]]
+    return [c for c, n, s in zip(first.row["classes"], images, shown, strict=True) if s and 0 < n < FEW_IMAGES]
+
+
 def _notes(sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     there, seeds = sweep.results, len(sweep.groups[0].seeds)
     yield f"Mean ± sd in percent over {seeds} seed{'s' if seeds > 1 else ''}; last checkpoint."
@@ -207,6 +216,8 @@ def _notes(sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]]
         only = [name for name, c in zip(names, total.T, strict=True) if c.any() and not c[2]]
         if only:
             yield f"Not there but predicted by some, for whom it counts as 0 in the mean: {', '.join(only)}."
+    if sparse := _sparse(sweep, headings):
+        yield f"In so few images that their intervals are too narrow: {', '.join(sparse)}."
     if any(len(r.ids) < 2 for r in there):
         yield "One image: no interval can be made."
     yield from (f"Missing: {m}" for m in sweep.missing)
