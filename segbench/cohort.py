@@ -67,7 +67,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
     encoder = build_encoder(config.encoder)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     if config.launch.cache:
-        key = f"{config.data.params} {cohort.runs[0].facts.data}"
+        key = f"{store.RESULT_VERSION} {config.data.params} {cohort.runs[0].facts.data}"
         data = {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
     members, optimizer_states = {}, {}
     for run in cohort.runs:

@@ -210,7 +210,7 @@ def test_ade20k_faults_are_named(ade20k):
     with pytest.raises(UserError, match=r"objectInfo150\.txt should list the classes 1 to 150"):
         ADE20K("val", ade20k)
     (ade20k / "objectInfo150.txt").unlink()
-    with pytest.raises(UserError, match=r"no file .*objectInfo150\.txt; expected"):
+    with pytest.raises(UserError, match=r"no list .*objectInfo150\.txt; expected"):
         ADE20K("val", ade20k)
 
 

@@ -9,10 +9,10 @@ from segbench.data.base import (
     LabelOutOfRange,
     PairedFiles,
     Pixels,
-    existing,
     is_folder,
     list_folder,
     read_labels,
+    read_list,
     voc_palette,
 )
 from segbench.errors import UserError, unknown
@@ -42,7 +42,6 @@ class ADE20K(PairedFiles):
             raise unknown("split", split, FOLDERS)
         root = root / "ADEChallengeData2016" if is_folder(root / "ADEChallengeData2016") else root
         images = [p for p in list_folder(root / "images" / FOLDERS[split], LAYOUT) if p.suffix == ".jpg"]
-        existing([root / "objectInfo150.txt"], LAYOUT)
         self.classes = _class_names(root / "objectInfo150.txt")
         masks = root / "annotations" / FOLDERS[split]
         pairs = [(path.stem, path, masks / f"{path.stem}.png") for path in images]
@@ -62,7 +61,7 @@ class ADE20K(PairedFiles):
 
 def _class_names(path: Path) -> tuple[str, ...]:
     """The first name of each line; its columns are Idx, Ratio, Train, Val and Name, parted by tabs."""
-    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_list(path, LAYOUT)[1:]]
     if any(len(row) != 5 for row in rows) or [row[0].strip() for row in rows] != [str(i) for i in range(1, 151)]:
         raise UserError(f"{path} should list the classes 1 to 150 in five columns parted by tabs")
     return tuple(row[4].replace(";", ",").partition(",")[0].strip() for row in rows)

@@ -15,6 +15,7 @@ from segbench.data.base import (
     is_folder,
     list_folder,
     read_labels,
+    relabel,
 )
 from segbench.errors import UserError, unknown
 
@@ -82,7 +83,7 @@ class Cityscapes(PairedFiles):
         highest = int(labels.max(initial=0))
         if highest not in IDS:
             raise LabelOutOfRange(f"{path} holds label {highest}; allowed are the ids 0 to {IDS[-1]}")
-        return _TO_TRAIN_ID[labels]
+        return relabel(labels, _TO_TRAIN_ID)
 
 
 _TO_TRAIN_ID = np.full(256, VOID, np.uint8)
