@@ -99,7 +99,7 @@ def test_differences_are_paired_t_intervals(folder):
         assert found.low == pytest.approx(interval.low)
         assert found.high == pytest.approx(interval.high)
         assert found.p == pytest.approx(test.pvalue)
-        assert (found.verdict == "within noise") == (found.p_holm > 0.05)
+        assert (found.verdict == "within noise") == (found.p > 0.05) == (found.low <= 0 <= found.high)
         assert found.p_holm >= found.p
     assert [rows[n]["Δ mIoU"].verdict for n in ("better", "same", "worse")] == ["better", "within noise", "worse"]
     assert rows["bilinear"]["Δ mIoU"] is None

@@ -37,7 +37,7 @@ class Delta:
     Attributes:
         mean, low, high: with its 95 % interval; NaN for a hole.
         p, p_holm: two-sided, as it is and after Holm's correction over the decoders of the group.
-        verdict: better, worse, within noise, one seed; by ``p_holm``. Empty for a hole.
+        verdict: better, worse, inconclusive, within noise, one seed; see `segbench.report.stats`. Empty for a hole.
     """
 
     mean: float

@@ -203,7 +203,7 @@ def _rich(table: Table, header: list[str], body: list[list[str]], columns: Seque
     for i in columns:
         shown.add_column(Text(header[i]), justify="left" if i == 0 else "right", overflow="fold")
     best = best_rows(table)
-    styles = {"better": "green", "worse": "red", "within noise": "dim", "one seed": "dim", "": ""}
+    styles = {"better": "green", "worse": "red", "inconclusive": "", "within noise": "dim", "one seed": "dim", "": ""}
     for number, (row, line) in enumerate(zip(table.rows, body, strict=True)):
         cells = []
         for i in columns:

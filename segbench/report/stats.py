@@ -111,7 +111,10 @@ class Difference(Interval):
 
     @property
     def verdict(self) -> str:
-        """``better``, ``worse`` or ``within noise``, by ``p_holm``: a claim about the recipes, for the whole table.
+        """``better`` or ``worse`` by ``p_holm``: a claim about the recipes, for the whole table.
+
+        ``within noise`` where the interval holds zero; ``inconclusive`` where it does not, which the correction takes
+        back.
 
         ``one seed`` where there is one: two trainings of one recipe differ too. Empty where undefined.
         """
@@ -119,8 +122,10 @@ class Difference(Interval):
             return ""
         if self.spread.seeds == 1:
             return "one seed"
-        if self.p_holm >= ALPHA:
+        if self.p >= ALPHA:
             return "within noise"
+        if self.p_holm >= ALPHA:
+            return "inconclusive"
         return "better" if self.value > 0 else "worse"
 
 
