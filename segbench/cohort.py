@@ -250,7 +250,9 @@ def _save_checkpoint(run: Run, module: Lockstep, step: int) -> None:
         "shared_s": module.shared_s,
     }
     path = store.checkpoint(run.folder, step)
-    store.write_atomic(path, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # torch.save hides what a full disk says
+    torch.save(state, buffer)
+    store.write_atomic(path, lambda file: file.write(buffer.getbuffer()))
     for older in store.checkpoints(run.folder).values():
         if older != path:
             older.unlink(missing_ok=True)

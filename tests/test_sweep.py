@@ -58,7 +58,7 @@ def test_a_run_is_a_folder(five):
     folder = results["deconv", 0].folder
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml", "counts.npz", "decoder.safetensors", "environment.json",
-        "history.csv", "result.json", "status.json",
+        "history.csv", "live", "result.json", "status.json",
     ]  # fmt: skip
     counts = results["deconv", 0].counts
     assert {k: v.shape for k, v in counts.items()} == {
