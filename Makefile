@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep table compare list check data-check data-get export test test-fast lint types format bench clean
+.PHONY: help setup sweep table report compare list check data-check data-get export test test-fast lint types format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ sweep: $(READY) ## run CONFIG=configs/default.yaml with ARGS="key=value ..." and
 
 table: $(READY) ## the newest sweep's table again, or RUN=runs/name; FORMAT=terminal|md|csv|tex|json
 	@$(BIN)/segbench table $(RUN) --format $(FORMAT) $(ARGS)
+
+report: $(READY) ## one HTML file of the newest sweep, or RUN=runs/name: verdict, table, plots, gallery
+	@$(BIN)/segbench report $(RUN) $(ARGS)
 
 compare: $(READY) ## what changed from sweep A=runs/a to B=runs/b, in config and in numbers
 	@$(BIN)/segbench compare $(A) $(B) $(ARGS)

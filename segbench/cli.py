@@ -55,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
 
+    report = commands.add_parser("report", help="one HTML file: verdict, table, plots, gallery, provenance")
+    report.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/report.html; figures/ lies beside it")
+    report.add_argument("--no-gallery", action="store_true", help="leave out the images, for which models are run")
+    report.add_argument(
+        "--set", action="append", metavar="KEY=VALUE", help="what differs here, such as data.root=...; for the gallery"
+    )
+    report.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
+    report.set_defaults(function=_report)
+
     compare = commands.add_parser("compare", help="two sweeps: what changed in config and in numbers")
     compare.add_argument("first", type=Path, help="a sweep's folder")
     compare.add_argument("second", type=Path, help="another's")
@@ -131,6 +141,24 @@ def _table(args: argparse.Namespace) -> int:
     columns = args.columns.split(",") if args.columns else ()
     table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed)
     _show(table, args.format, args.out)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from segbench.report.page import write_report
+    from segbench.store import newest_sweep
+
+    folder = args.folder or newest_sweep(Path(args.runs_dir))
+    with Console(stderr=True).status("") as status:
+        done = write_report(
+            folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what))
+        )
+    for note in done.notes:
+        print(f"gallery: {note}", file=sys.stderr)
+    print(f"{done.path}  {done.size / 1e6:.1f} MB, {done.figures} figures in {done.path.parent / 'figures'}")
     return 0
 
 

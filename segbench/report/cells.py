@@ -1,0 +1,179 @@
+"""The page's tables: cells with their text, their sort value and their interval as a small bar."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segbench.report import formats
+from segbench.report.analysis import Analysis, Cell, Delta
+from segbench.report.runs import Group
+from segbench.report.table import COSTS
+
+MARKS = {"better": "▲", "worse": "▼", "inconclusive": "~", "within noise": "≈", "one seed": "?", "": ""}
+HELP = {
+    "params": "Parameters of the decoder",
+    "macs": "Multiply-accumulates of the decoder on a 512×512 image",
+    "train": "Seconds of training, of the decoder alone",
+    "eval": "Milliseconds per evaluated image, of the decoder alone",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """An interval on the scale of its column, in percent of the bar's width; ``zero`` is None off the scale."""
+
+    start: float
+    width: float
+    middle: float
+    zero: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell of the page.
+
+    Attributes:
+        value: to sort by; None for a hole.
+        text, more: what is read first, and beside it.
+        verdict: of a difference; empty elsewhere.
+    """
+
+    value: float | None
+    text: str
+    more: str = ""
+    verdict: str = ""
+    bar: Bar | None = None
+    best: bool = False
+
+    @property
+    def mark(self) -> str:
+        return MARKS[self.verdict]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column's heading; ``key`` is what its cells are known by in the page's data."""
+
+    key: str
+    text: str
+    help: str = ""
+    rising: bool = False  # sorted from the lowest first
+
+
+@dataclass(frozen=True)
+class View:
+    """A table: groups of columns (title, number of columns), headings, and (name, cells) for each row."""
+
+    spans: list[tuple[str, int]]
+    heads: list[Head]
+    rows: list[tuple[str, list[Shown]]]
+
+
+def means(group: Group, analyses: Sequence[Analysis], costs: dict[str, dict[str, float]]) -> View:
+    """Rows are decoders; columns the mean over classes, its difference from the baseline, and the costs.
+
+    Args:
+        costs: column of `COSTS` -> decoder -> mean over its runs.
+    """
+    spans, heads = [("", 1)], [Head("n", "n", "Finished seeds")]
+    columns = [[Shown(len(group.of(d)), str(len(group.of(d)))) for d in group.decoders]]
+    for a in analyses:
+        name = a.metric.name
+        heads.append(Head(name, "mean ± sd", f"{a.metric.column}: mean and standard deviation over seeds, percent"))
+        columns.append(_scores([a.cell(d) for d in group.decoders]))
+        compared = a.metric.classes and a.baseline is not None and len(group.decoders) > 1
+        if compared:
+            heads.append(Head(f"{name} delta", f"Δ {a.baseline}", "Difference with its paired 95 % interval, points"))
+            columns.append(_deltas([None if d == a.baseline else a.delta(d) for d in group.decoders]))
+        spans.append((a.metric.column, 1 + compared))
+    for column, heading in COSTS.items():
+        heads.append(Head(column, heading, HELP[column], rising=True))
+        values = [costs[column][d] for d in group.decoders]
+        columns.append([Shown(None if math.isnan(v) else v, formats.text(heading, v)) for v in values])
+    spans.append(("cost of the decoder", len(COSTS)))
+    rows = [(d, [column[i] for column in columns]) for i, d in enumerate(group.decoders)]
+    return View(spans, heads, rows)
+
+
+def classes(analysis: Analysis, names: Sequence[str]) -> View:
+    """Rows are classes; columns the decoders' scores, on one scale in each row, and below their differences."""
+    group = analysis.group
+    cells = {d: [analysis.cell(d, i) for i in range(len(names))] for d in group.decoders}
+    rows = []
+    for i, name in enumerate(names):
+        best = max((cells[d][i].mean for d in group.decoders if not math.isnan(cells[d][i].mean)), default=math.nan)
+        scale = _scale(cells[d][i] for d in group.decoders)
+        line = []
+        for d in group.decoders:
+            cell, delta = cells[d][i], analysis.delta(d, i)
+            more = "" if math.isnan(delta.mean) else _signed(delta)
+            text = _hole(cell) if math.isnan(cell.mean) else f"{cell.mean:.2f}"
+            bar = _bar(cell, scale)
+            line.append(Shown(_none(cell.mean), text, more, delta.verdict, bar, cell.mean == best))
+        rows.append((name, line))
+    heads = [Head(d, d, "the baseline" if d == analysis.baseline else "") for d in group.decoders]
+    return View([(analysis.metric.column, len(heads))], heads, rows)
+
+
+def plain(value: Cell | Delta) -> dict[str, Any]:
+    """For JSON: unrounded, None for what cannot be had."""
+    return {k: _none(v) if isinstance(v, float) else v for k, v in vars(value).items()}
+
+
+def _scores(cells: Sequence[Cell]) -> list[Shown]:
+    scale = _scale(cells)
+    best = max((c.mean for c in cells if not math.isnan(c.mean)), default=math.nan)
+    shown = []
+    for c in cells:
+        sd = "" if math.isnan(c.sd) else f"± {c.sd:.2f}"
+        text = _hole(c) if math.isnan(c.mean) else f"{c.mean:.2f}"
+        shown.append(Shown(_none(c.mean), text, sd, "", _bar(c, scale), c.mean == best and len(cells) > 1))
+    return shown
+
+
+def _deltas(deltas: Sequence[Delta | None]) -> list[Shown]:
+    scale = _scale([d for d in deltas if d is not None], zero=True)
+    return [_delta(d, scale) for d in deltas]
+
+
+def _delta(d: Delta | None, scale: tuple[float, float]) -> Shown:
+    if d is None:
+        return Shown(None, "baseline")
+    if math.isnan(d.mean):
+        return Shown(None, "–")
+    more = "" if math.isnan(d.low) else f"[{d.low:+.2f}, {d.high:+.2f}]"
+    return Shown(d.mean, f"{d.mean:+.2f}".replace("-", "−"), more.replace("-", "−"), d.verdict, _bar(d, scale, True))
+
+
+def _signed(d: Delta) -> str:
+    interval = "" if math.isnan(d.low) else f" [{d.low:+.1f}, {d.high:+.1f}]"
+    return f"{d.mean:+.1f}{interval}".replace("-", "−")
+
+
+def _hole(cell: Cell) -> str:
+    return "–" if cell.n == cell.wanted else f"{cell.n} of {cell.wanted} runs"
+
+
+def _none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _scale(values: Iterable[Cell | Delta], zero: bool = False) -> tuple[float, float]:
+    ends = [0.0] if zero else []
+    for v in values:
+        ends += [x for x in (v.low, v.high, v.mean) if not math.isnan(x)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _bar(value: Cell | Delta, scale: tuple[float, float], zero: bool = False) -> Bar | None:
+    if math.isnan(value.low):
+        return None
+    low, high = scale
+
+    def at(x: float) -> float:
+        return round(2 + 96 * (x - low) / (high - low), 2)
+
+    start, end = at(value.low), at(value.high)
+    return Bar(start, round(end - start, 2), at(value.mean), at(0.0) if zero else None)

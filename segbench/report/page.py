@@ -1,0 +1,257 @@
+"""The report: one HTML file that holds everything, and its figures beside it for papers."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from segbench import __version__, store
+from segbench.report import cells, figures, formats
+from segbench.report.analysis import Analysis
+from segbench.report.drawing import PALETTE, Look, inline, save, settle, style
+from segbench.report.gallery import Gallery, make_gallery
+from segbench.report.metrics import Metric, available, choose
+from segbench.report.provenance import provenance
+from segbench.report.runs import Group, Sweep, read_sweep
+from segbench.report.table import Table, make_table
+from segbench.report.words import compared, spelled, verdict
+
+WEB = Path(__file__).parent / "web"
+LIMIT = 15_000_000  # bytes of the page; the gallery takes what the rest leaves
+RESERVE = 200_000
+PER_CLASS = ("miou", "biou", "bf1")
+COST_KEYS = {"params": "parameters", "macs": "macs", "train": "train_s", "eval": "eval_ms_per_image"}
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the page, its size in bytes, the number of figures, and why images are not in it."""
+
+    path: Path
+    size: int
+    figures: int
+    notes: list[str]
+
+
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    gallery: bool = True,
+    overrides: Sequence[str] = (),
+    progress: Progress = lambda what: None,
+) -> Written:
+    """Write the report of a sweep's folder, and its figures to ``figures/`` beside it.
+
+    Args:
+        folder: ``runs/<sweep>``.
+        out: the HTML file; default: ``report.html`` in the folder.
+        gallery: also predict a few images with the stored weights.
+        overrides: ``key=value`` for what differs here from the runs' configs, such as ``data.root``; for the gallery.
+        progress: called with what is being done.
+
+    Raises:
+        UserError: no sweep there, no finished run, a broken file, or a place that cannot be written.
+    """
+    progress("reading")
+    sweep = read_sweep(folder, allow_mixed=True)
+    out = out or folder / "report.html"
+    sections = [_Section(sweep, group, place, out.parent / "figures") for place, group in enumerate(sweep.groups)]
+    for section in sections:
+        progress(f"figures {section.group.label}".strip())
+        section.draw()
+    page = _Page(sweep, sections)
+    notes = []
+    for section in sections if gallery else ():
+        left = LIMIT - RESERVE - len(page.render().encode())
+        share = left // (len(sections) - section.place)
+        section.gallery = make_gallery(section.group, share, overrides, lambda d: progress(f"gallery: {d}"))
+        notes += section.gallery.notes
+    progress("writing")
+    text = page.render()
+    store.write_text(out, text)
+    return Written(out, len(text.encode()), sum(len(s.plots) + len(s.differences) for s in sections), notes)
+
+
+class _Section:
+    """One group of runs that may be compared: its analyses, words, tables and plots."""
+
+    def __init__(self, sweep: Sweep, group: Group, place: int, figures_at: Path) -> None:
+        self.sweep, self.group, self.place, self.figures_at = sweep, group, place, figures_at
+        self.anchor = f"g{place}"
+        results = list(group.results.values())
+        self.analyses = {m.name: Analysis(group, m, sweep.baseline) for m in available(results)}
+        self.columns = [self.analyses[m.name] for m in choose(results, ())]
+        boundary = [n for n in self.analyses if n.startswith("biou")][:1]
+        self.main = [self.analyses[n] for n in (*boundary, "miou")]  # the question's own metric first
+        self.classes: list[str] = results[0].row["classes"]
+        self.look = Look(sweep_decoders(sweep), sweep.baseline)
+        self.costs = {
+            c: {d: _mean([r.row[k] for r in group.of(d)]) for d in group.decoders} for c, k in COST_KEYS.items()
+        }
+        self.compared = compared(sweep, group)
+        self.verdicts = [(a.metric.name, verdict(a, sweep.baseline)) for a in self.main]
+        self.gallery = Gallery()
+        self.plots: list[dict[str, Any]] = []
+        self.differences: list[dict[str, Any]] = []
+
+    @property
+    def means(self) -> cells.View:
+        return cells.means(self.group, self.columns, self.costs)
+
+    @property
+    def per_class(self) -> list[tuple[Metric, cells.View]]:
+        found = [a for n, a in self.analyses.items() if n.partition("@")[0] in PER_CLASS]
+        return [(a.metric, cells.classes(a, self.classes)) for a in found]
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """(name, title) of the metrics between which a reader of the plots can choose."""
+        return [(a.metric.name, spelled(a.metric)) for a in self.main]
+
+    def draw(self) -> None:
+        """Make every figure, for the page and as files."""
+        prefix = f"{self.anchor}-" if len(self.sweep.groups) > 1 else ""
+        with style():
+            for a in self.main:
+                figure = figures.difference(a, self.look)
+                if figure is not None:
+                    title = f"{spelled(a.metric)}: difference from {a.baseline}"
+                    name = f"{prefix}{slug(a.metric.name)}-difference"
+                    self.differences.append(self._keep(figures.Plot(name, title, "", a.metric.name, figure)))
+                for plot in figures.of_metric(a, self.look, prefix + slug(a.metric.name)):
+                    self.plots.append(self._keep(plot))
+            widths = [(int(n.partition("@")[2]), a) for n, a in self.analyses.items() if n.startswith("trimap")]
+            for plot in figures.trimaps(sorted(widths, key=lambda w: w[0]), self.look, prefix):
+                self.plots.append(self._keep(plot))
+            for plot in figures.curves(list(self.group.results.values()), self.look, prefix):
+                self.plots.append(self._keep(plot))
+
+    def _keep(self, plot: figures.Plot) -> dict[str, Any]:
+        settle(plot.figure)
+        save(plot.figure, self.figures_at / plot.name)
+        svg = inline(plot.figure, f"{self.anchor}-{plot.name}", plot.title)
+        return {
+            "name": plot.name,
+            "title": plot.title,
+            "caption": plot.caption,
+            "metric": plot.metric,
+            "svg": Markup(svg),
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """Every number of the section, unrounded, for JSON."""
+        metrics = {}
+        for name, a in self.analyses.items():
+            places = range(len(self.classes)) if a.metric.classes else []
+            metrics[name] = {
+                "column": a.metric.column,
+                "mean": {d: self._numbers(a, d, -1) for d in self.group.decoders},
+                "classes": {self.classes[p]: {d: self._numbers(a, d, p) for d in self.group.decoders} for p in places},
+            }
+        costs = {c: {d: None if math.isnan(v) else v for d, v in of.items()} for c, of in self.costs.items()}
+        ranks = {a.metric.name: {d: vars(r) for d, r in a.ranks.items()} for a in self.main}
+        return {"label": self.group.label, "metrics": metrics, "costs": costs, "ranks": ranks}
+
+    @staticmethod
+    def _numbers(a: Analysis, d: str, place: int) -> dict[str, Any]:
+        delta = a.delta(d, place)
+        return {"score": cells.plain(a.cell(d, place)), "delta": None if math.isnan(delta.mean) else cells.plain(delta)}
+
+
+class _Page:
+    """The template and what it is filled with."""
+
+    def __init__(self, sweep: Sweep, sections: Sequence[_Section]) -> None:
+        self.sweep, self.sections = sweep, sections
+        self.provenance = provenance(sweep)
+        self.stem = slug(sweep.folder.resolve().name)
+        self.notes: list[str] = []
+        self.files = self._files()
+        loader = jinja2.FileSystemLoader(WEB)
+        self.environment = jinja2.Environment(
+            loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        )
+
+    def render(self) -> str:
+        css = (WEB / "report.css").read_text("utf-8")
+        scripts = [(WEB / name).read_text("utf-8") for name in ("table.js", "gallery.js")]
+        data = {
+            "sections": [s.plain() for s in self.sections],
+            "files": self.files,
+            "stem": self.stem,
+            "galleries": [s.gallery.plain() for s in self.sections],
+        }
+        return self.environment.get_template("report.html").render(
+            sweep=self.sweep,
+            name=self.sweep.folder.resolve().name,
+            sections=self.sections,
+            notes=self.notes,
+            provenance=self.provenance,
+            version=__version__,
+            finished=max((r.row.get("finished", "") for r in self.sweep.results), default="")[:10],
+            css=Markup(css),
+            scripts=[Markup(s) for s in scripts],
+            policy=policy(css, scripts),
+            slug=slug,
+            files_stem=self.stem,
+            data=embedded(data),
+            colours=len(PALETTE),
+        )
+
+    def _files(self) -> dict[str, str]:
+        """Name -> content of what can be downloaded: the tables as `segbench table` writes them, and the config."""
+        files = {f"{self.stem}.yaml": self.provenance.config}
+        rows = [r.row for r in self.sweep.results]
+        if len({json.dumps([row["classes"], row["evaluation"]], sort_keys=True) for row in rows}) > 1:
+            self.notes = ["The groups were counted differently, so that there is no table of all to download."]
+            return files
+        self._add(files, self.stem, make_table(self.sweep.folder, allow_mixed=True))
+        for metric, _ in self.sections[0].per_class:
+            columns = ("n", "score", "delta")
+            table = make_table(self.sweep.folder, [metric.name], True, columns, allow_mixed=True)
+            self._add(files, f"{self.stem}-{slug(metric.name)}-classes", table)
+        return files
+
+    def _add(self, files: dict[str, str], name: str, table: Table) -> None:
+        files |= {f"{name}.csv": formats.as_csv(table), f"{name}.tex": formats.as_tex(table)}
+        self.notes += [n for n in table.notes if n not in self.notes]
+
+
+def sweep_decoders(sweep: Sweep) -> list[str]:
+    return list(dict.fromkeys(d for group in sweep.groups for d in group.decoders))
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that is safe inside a script element, whatever names are in it."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def policy(css: str, scripts: Sequence[str]) -> str:
+    """A Content-Security-Policy that lets nothing be fetched and only these scripts and this style sheet run."""
+    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in (css, *scripts)]
+    return (
+        f"default-src 'none'; img-src data:; style-src-elem {hashes[0]}; style-src-attr 'unsafe-inline'; "
+        f"script-src {' '.join(hashes[1:])}; base-uri 'none'; form-action 'none'"
+    )
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "sweep"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
