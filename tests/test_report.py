@@ -1,7 +1,5 @@
 """The report without a browser: numbers recomputed from the counts, words, hostile names, holes, gallery, figures."""
 
-import base64
-import io
 import itertools
 import json
 import re
@@ -10,24 +8,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import yaml
-from PIL import Image
 from scipy import stats as scipy_stats
 
 from segbench import store
 from segbench.cli import main
-from segbench.config import build_config
 from segbench.errors import UserError
-from segbench.export import load_run, predictions
-from segbench.report import figures, gallery, page, stats
-from segbench.report.analysis import Analysis, Delta
+from segbench.report import figures, page, stats
+from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, Look, settle, style
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
-from segbench.report.words import interval, verdict
-from tests.conftest import tiny
-from tests.test_sweep import sweep as run_sweep
 
 CLASSES = ["sky", "road", "pole", "never"]
 PROTOCOL = {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2, 4]}
@@ -446,95 +437,6 @@ def test_the_policy_names_what_is_in_the_page(written):
     assert "unsafe-inline" not in page.policy(css, scripts).replace("style-src-attr 'unsafe-inline'", "")
 
 
-def say(tmp_path, effects, metric="biou@0.02", **options):
-    path = fake_sweep(tmp_path / "s", effects, **options)
-    sweep = read_sweep(path)
-    group = sweep.groups[0]
-    chosen = next(m for m in available(list(group.results.values())) if m.name == metric)
-    a = Analysis(group, chosen, sweep.baseline)
-    return verdict(a, sweep.baseline), a
-
-
-def test_verdict_of_a_clear_leader(tmp_path):
-    said, a = say(tmp_path, {"bilinear": 0.0, "nearest": 0.0001, "subpixel": 0.1}, images=40)
-    delta = a.delta("subpixel")
-    assert said.main == (
-        f"subpixel leads Boundary IoU 0.02 (5px) by {delta.mean:.1f} [{delta.low:.1f}, {delta.high:.1f}] points over "
-        "bilinear; the other difference is within noise."
-    )
-    assert delta.low > 0
-    assert said.more == ""  # better than each of the others
-
-
-def test_verdict_names_the_better_and_the_worse(tmp_path):
-    said, a = say(tmp_path, {"bilinear": 0.0, "a": 0.1, "b": 0.2, "c": -0.1, "d": 0.0001}, "miou", images=40)
-    assert said.main.startswith("b leads mIoU by ")
-    assert f", a (by {a.delta('a').mean:.1f} [" in said.main
-    assert "is better than bilinear too; c (by " in said.main
-    assert said.main.endswith(" points) is worse; the other difference is within noise.")
-    assert "−" not in said.main
-
-
-def test_verdict_of_noise(tmp_path):
-    said, _ = say(tmp_path, {"bilinear": 0.0, "a": 0.0, "b": 0.0, "c": 0.0}, noise=0.03)
-    assert said.main == (
-        "No decoder is better or worse than bilinear in Boundary IoU 0.02 (5px): all 3 differences are within noise."
-    )
-
-
-def test_verdict_of_what_the_correction_takes_back(tmp_path, monkeypatch):
-    _, a = say(tmp_path, {"bilinear": 0.0, "a": 0.1, "b": 0.0, "c": 0.0}, noise=0.03)
-    deltas = {
-        "a": Delta(5.0, 1.0, 9.0, 0.02, 0.06, "inconclusive"),
-        "b": Delta(0.1, -1.0, 1.2, 0.8, 0.9, "within noise"),
-        "c": Delta(0.2, -1.0, 1.4, 0.7, 0.9, "within noise"),
-    }
-    monkeypatch.setattr(a, "delta", lambda d, place=-1: deltas[d])
-    assert verdict(a, "bilinear").main == (
-        "No decoder is shown to be better or worse than bilinear in Boundary IoU 0.02 (5px); a (by 5.0 [1.0, 9.0] "
-        "points) is inconclusive after Holm's correction; the other differences are within noise."
-    )
-    deltas["c"] = Delta(3.0, 2.0, 4.0, 0.001, 0.003, "better")
-    main_words = verdict(a, "bilinear").main
-    assert "a (by 5.0 [1.0, 9.0] points) is inconclusive after Holm's correction; the other difference" in main_words
-
-
-def test_verdict_of_one_seed_claims_nothing_about_the_recipe(tmp_path):
-    said, a = say(tmp_path, {"bilinear": 0.0, "a": 0.2}, seeds=[0])
-    assert said.main.startswith(
-        "One seed says nothing about the recipe. Of these trained models on such images, a is highest in Boundary IoU "
-        f"0.02 (5px), by {a.delta('a').mean:.1f} ["
-    )
-
-
-def test_verdict_where_the_leader_is_not_alone(tmp_path):
-    said, a = say(tmp_path, {"bilinear": 0.0, "a": 0.1, "b": 0.1}, noise=0.01, images=40)
-    best = max("ab", key=lambda d: a.delta(d).mean)
-    assert said.main.startswith(f"{best} leads")
-    assert said.more == f"Whether {best} is the best of all stays open: its rank is 1 to 2 of 3."
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"baseline": "other"}, "No difference in mIoU can be given: the baseline other is not among the decoders."),
-        ({"images": 1}, "One image: nothing can be said about the noise of mIoU."),
-    ],
-)
-def test_verdict_without_a_difference(tmp_path, options, words):
-    assert say(tmp_path, {"bilinear": 0.0, "a": 0.1}, "miou", **options)[0].main == words
-
-
-def test_verdict_of_one_decoder(tmp_path):
-    assert "nothing to compare" in say(tmp_path, {"bilinear": 0.0}, "miou")[0].main
-
-
-def test_small_intervals_are_not_rounded_to_zero():
-    assert interval(Delta(1.23, 0.71, 1.64, 0, 0, "better")) == "1.2 [0.7, 1.6] points"
-    assert interval(Delta(0.06, 0.02, 0.1, 0, 0, "better")) == "0.06 [0.02, 0.10] points"
-    assert interval(Delta(-1.2, -2.0, -0.004, 0, 0, "worse"), -1) == "1.200 [0.004, 2.000] points"
-
-
 def test_holes_are_shown_and_named(tmp_path, undrawn):
     path = fake_sweep(tmp_path / "s", EFFECTS)
     for run, status in (("run2-s1", {"state": "failed", "reason": "ValueError: it <b>broke</b>"}), ("run3-s0", None)):
@@ -653,159 +555,6 @@ def test_long_names_fit_into_figures():
         settle(figure)
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
     assert texts == ["bilinear", "x" * 21 + "…"]
-
-
-def test_the_choice_of_images_is_what_the_rule_says(folder):
-    group = read_sweep(folder).groups[0]
-    chosen, rule = gallery.choose(group)
-    scores = []  # (D, N): by hand, image by image
-    for n in range(4):
-        runs = [np.load(folder / f"run{n}-s{s}" / "counts.npz")["boundary"][:, 0] for s in range(3)]
-        scores.append([np.mean([np.nanmean(iou_by_hand(r[i])) for r in runs]) for i in range(12)])
-    scores = np.array(scores)
-    assert gallery.per_image(group) * 100 == pytest.approx(scores)
-    spread = np.ptp(scores, axis=0)
-    places = [c.place for c in chosen]
-    assert places[:2] == list(np.argsort(-spread, kind="stable")[:2])
-    assert [c.why for c in chosen] == [
-        "largest disagreement", "largest disagreement", "median image", "hardest thin structures", "random", "random",
-    ]  # fmt: skip
-    mean = scores.mean(0)
-    left = [i for i in range(12) if i not in places[:2]]
-    lower_median = sorted(range(12), key=lambda i: mean[i])[5]
-    assert lower_median in left
-    assert places[2] == lower_median
-    truth = np.load(folder / "run0-s0" / "counts.npz")
-    shares = truth["boundary"][:, 0, 2].sum(0)[:3] / truth["region"][:, 2].sum(0)[:3]
-    thin = int(np.argmax(shares))
-    assert f"thin classes ({CLASSES[thin]})" in rule
-    pixels = truth["region"][:, 2, thin]
-    runs = [np.load(p)["region"][:, :, thin] for p in folder.glob("*/counts.npz")]
-    ious = np.mean([r[:, 0] / (r[:, 1] + r[:, 2] - r[:, 0]) for r in runs], 0)
-    left = [i for i in range(12) if i not in places[:3] and pixels[i] >= np.median(pixels)]
-    assert places[3] == min(left, key=lambda i: ious[i])
-    assert len(set(places)) == 6
-    assert gallery.choose(group)[0] == chosen
-
-
-def test_error_map_against_brute_force():
-    rng = np.random.default_rng(0)
-    labels = rng.choice([0, 1, 255], (12, 15), p=[0.5, 0.4, 0.1]).astype(np.uint8)
-    predicted = rng.integers(0, 2, labels.shape).astype(np.uint8)
-    band = rng.random(labels.shape) < 0.5
-    found = gallery.error_map(labels, predicted, band)
-    for y, x in np.ndindex(labels.shape):
-        if labels[y, x] == 255:
-            expected = gallery.NOWHERE
-        elif not band[y, x]:
-            expected = 0
-        else:
-            expected = gallery.WRONG if labels[y, x] != predicted[y, x] else gallery.RIGHT
-        assert found[y, x] == expected
-
-
-def test_focus_is_where_predictions_differ():
-    predicted = np.zeros((3, 100, 200), np.uint8)
-    predicted[1, 70:80, 150:160] = 1
-    labels = np.zeros((100, 200), np.uint8)
-    x, y = gallery.focus_point(predicted, labels)
-    assert abs(x - 155 / 200) < 0.11
-    assert abs(y - 75 / 100) < 0.21
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A real sweep, small; its baseline is set, so that a run alone lacks it."""
-    runs = tmp_path_factory.mktemp("runs")
-    config = build_config(tiny(runs_dir=str(runs), seeds=[0, 1], baseline="bilinear", recipe={"steps": 12}))
-    _, code, out = run_sweep(config)
-    assert code == 0, out
-    return runs / "tiny"
-
-
-def decoded(uri):
-    head, _, body = uri.partition(",")
-    assert re.fullmatch(r"data:image/(png|webp);base64", head)
-    return np.array(Image.open(io.BytesIO(base64.b64decode(body))))
-
-
-@pytest.mark.slow
-def test_gallery_shows_what_the_weights_predict(trained):
-    done = write_report(trained)
-    assert done.notes == []
-    read = Reader(done.path.read_text())
-    images = read.json["galleries"][0]["images"]
-    assert len(images) == 3  # all that there are
-    assert len({i["id"] for i in images}) == 3
-    for d in ("bilinear", "nearest"):
-        run = next(trained.glob(f"{d}-s0-*"))
-        made = load_run(run, None, ["baseline=null"])
-        counts = np.load(run / "counts.npz")
-        for index, pixels, labels, predicted in predictions(made):
-            image = next(i for i in images if i["id"] == made.dataset.ids[index])
-            tile = next(t for t in image["tiles"] if t["decoder"] == d)
-            assert np.array_equal(decoded(tile["prediction"]), predicted)
-            assert np.array_equal(decoded(image["truth"]), labels)
-            assert np.abs(decoded(image["image"]).astype(int) - pixels).mean() < 6
-            assert (image["width"], image["height"]) == (64, 64)
-            by_hand_score = np.nanmean(iou_by_hand(counts["boundary"][index, 0]))
-            assert tile["score"] == pytest.approx(by_hand_score)
-            errors = decoded(tile["errors"])
-            padded = np.pad(labels, 2, constant_values=99)  # 0.02 of the diagonal is 2 px; outside is another class
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5))
-            band = (windows != labels[..., None, None]).any((2, 3))
-            assert np.array_equal(errors == gallery.WRONG, band & (labels != predicted))
-            assert np.array_equal(errors == gallery.RIGHT, band & (labels == predicted))
-
-
-@pytest.mark.slow
-def test_gallery_says_why_it_is_not_there(trained, tmp_path, undrawn):
-    copy = tmp_path / "elsewhere" / "tiny"
-    shutil.copytree(trained, copy)
-    for file in copy.glob("nearest-s0-*/decoder.safetensors"):
-        file.unlink()
-    done = write_report(copy)
-    assert len(done.notes) == 1
-    assert re.match(r"nearest cannot be shown: .*decoder.safetensors does not fit", done.notes[0])
-    read = Reader(done.path.read_text())
-    assert [t["decoder"] for t in read.json["galleries"][0]["images"][0]["tiles"]] == ["bilinear"]
-    done = write_report(copy, overrides=["data.size=48"])
-    assert "has other labels than those that were counted" in done.notes[-1]
-    words = " ".join(Reader(done.path.read_text()).words)
-    assert "has other labels than those that were counted" in words
-    assert "There are no images here:" in words
-    assert "the report was made without them" in " ".join(
-        Reader(write_report(copy, gallery=False).path.read_text()).words
-    )
-
-
-@pytest.mark.slow
-def test_gallery_keeps_to_the_size(trained, undrawn, monkeypatch):
-    monkeypatch.setattr(page, "LIMIT", 300_000)
-    monkeypatch.setattr(page, "RESERVE", 0)
-    bare = write_report(trained, gallery=False).size
-    monkeypatch.setattr(page, "LIMIT", bare + 12_000)
-    done = write_report(trained)
-    images = Reader(done.path.read_text()).json["galleries"][0]["images"]
-    assert 0 < len(images) < 3
-    assert done.notes == [f"{3 - len(images)} of 3 images are left out: the page would be too large."]
-
-
-@pytest.mark.slow
-def test_the_config_repeats_the_sweep(trained, undrawn):
-    read = Reader(write_report(trained, gallery=False).path.read_text())
-    config = yaml.safe_load(read.json["files"]["tiny.yaml"])
-    assert (
-        build_config(config).model_dump()
-        == build_config(store.read_json(trained / "sweep.json")["config"]).model_dump()
-    )
-    words = " ".join(read.words)
-    row = store.read_json(next(trained.glob("bilinear-s0-*")) / "result.json")
-    assert row["encoder_hash"] in words
-    assert row["features_hash"] in words
-    cells = [c["text"] for t in read.tables for line in t for c in line]
-    assert row["key"] in cells
-    assert store.read_json(next(trained.glob("bilinear-s0-*")) / "environment.json")["cpu"] in words
 
 
 def test_facts_that_differ_between_runs_are_counted(read):

@@ -134,8 +134,8 @@ def choose(group: Group, number: int = NUMBER) -> tuple[list[Choice], str]:
         f"Chosen by the {score} of each image, averaged over seeds: the two in which the decoders lie farthest apart "
         "(largest disagreement); the one whose mean over decoders is the median, the lower of two (median image); the "
         f"one with the lowest IoU of thin classes ({', '.join(names) or 'none'}) among those that hold as many of "
-        "their pixels as half of the images do (hardest thin structures; thin: the third of the classes with the largest "
-        "share of their pixels in the boundary band); the rest at random with seed "
+        "their pixels as half of the images do (hardest thin structures; thin: the third of the classes with the "
+        "largest share of their pixels in the boundary band); the rest at random with seed "
         f"{RANDOM_SEED}. Each image is shown once."
     )
     return chosen, rule
