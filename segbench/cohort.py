@@ -187,7 +187,7 @@ def run_config(run: Run) -> dict[str, Any]:
     values = run.config.model_dump()
     values["decoder_defaults"] = {}
     values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
-    return values | {"seeds": [run.seed]}
+    return values | {"seeds": [run.seed], "baseline": None}  # which is another run
 
 
 def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[str, Any]:

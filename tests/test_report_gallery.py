@@ -1,4 +1,4 @@
-"""The images of the report: chosen as the rule says, predicted from stored weights, or why they are not there."""
+"""The report's images: chosen as the rule says, predicted from stored weights, and what is said where they are not."""
 
 import base64
 import io
