@@ -164,6 +164,18 @@ def test_runs_that_must_not_be_compared_are_not(folder, name, value):
     assert all(math.isnan(row["mIoU"].mean) for row in alone)  # in neither group is it whole
 
 
+def test_groups_with_other_protocols_show_what_they_have(folder):
+    for run in folder.glob("worse-*"):
+        row = store.read_json(run / "result.json")
+        store.write_json(run / "result.json", row | {"evaluation": row["evaluation"] | {"tolerances_px": []}})
+    table = tables.make_table(folder, ["bf1@3", "miou"], allow_mixed=True)
+    cells = {row["decoder"]: row for row in table.rows}
+    assert cells["worse"]["BF1 (3px)"] is None
+    assert cells["worse"]["mIoU"].mean == pytest.approx(np.mean([by_hand("worse", s) for s in range(3)]))
+    assert cells["better"]["BF1 (3px)"].n == 3
+    assert "| worse |" in formats.as_md(table)
+
+
 def test_runs_on_other_images_are_not_compared(folder):
     run = next(folder.glob("worse-s2-*"))
     np.savez(run / "counts.npz", ids=np.array(["a", "c"]), **counts_of(0.4, 2))

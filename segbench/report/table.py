@@ -12,7 +12,7 @@ from segbench import store
 from segbench.errors import UserError, unknown
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Cell, Delta
-from segbench.report.metrics import Metric, choose
+from segbench.report.metrics import Metric, available, choose
 from segbench.report.runs import Group, Sweep, read_sweep
 
 COLUMNS = {
@@ -89,12 +89,15 @@ def make_table(
             raise unknown("column", name, COLUMNS)
     sweep = read_sweep(folder, allow_mixed)
     chosen = choose(sweep.results, metrics)
+    if classes and len({tuple(r.row["classes"]) for r in sweep.results}) > 1:
+        raise UserError(f"{folder} holds runs with different classes, which no table per class can hold")
     if classes and not chosen[0].classes:
         raise UserError(f"{chosen[0].name} is not made of classes; --per-class needs another --metric")
     made = list(_columns(sweep, chosen[:1] if classes else chosen, classes, columns))
     rows = []
     for group in sweep.groups:
-        analyses = {m.name: Analysis(group, m, sweep.baseline) for m in chosen}
+        own = {m.name: m for m in available(list(group.results.values()))}  # a mixed sweep has several protocols
+        analyses = {m.name: Analysis(group, own[m.name], sweep.baseline) for m in chosen if m.name in own}
         rows += [{c.heading: c.cell(group, analyses, decoder) for c in made} for decoder in group.decoders]
     headings = [c.heading for c in made]
     if sort:
@@ -135,7 +138,10 @@ def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Colum
         "p": ("p {}", lambda a, d: None if d == a.baseline else a.delta(d, place).p_holm),
         "seeds": ("seeds for Δ {}", lambda a, d: _seeds(a.difference(d, place), len(a.decoders) - 1)),
     }[name]
-    return _Column(title.format(heading), lambda group, found, decoder: cell(found[metric.name], decoder))
+    return _Column(
+        title.format(heading),
+        lambda group, found, decoder: cell(found[metric.name], decoder) if metric.name in found else None,
+    )
 
 
 def _seeds(found: stats.Difference | None, comparisons: int) -> str | None:
