@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
     table.add_argument("--per-class", action="store_true", help="the (first) metric of each class")
-    table.add_argument("--columns", metavar="A,B,...", help="of n, score, ci, delta, p, seeds, rank and costs")
+    table.add_argument("--columns", metavar="A,B,...", help="of n, score, ci, delta, p, seeds, images, rank and costs")
     table.add_argument("--sort", metavar="HEADING", help="such as mIoU or 'train s'; default: as in the sweep")
     table.add_argument("--long", action="store_true", help="a row for each run, metric and class; for pandas")
     table.add_argument("--allow-mixed", action="store_true", help="show runs that must not be compared, in groups")

@@ -191,10 +191,19 @@ def test_results_of_another_version_are_named(folder):
 
 
 def test_columns_and_sorting(folder):
-    table = tables.make_table(folder, ["miou"], columns=["params", "score", "ci", "delta", "p", "seeds", "rank", "n"])
+    table = tables.make_table(
+        folder, ["miou"], columns=["params", "score", "ci", "delta", "p", "seeds", "images", "rank", "n"]
+    )
     assert table.headings == [
-        "decoder", "params", "mIoU", "mIoU 95 %", "Δ mIoU", "p mIoU", "seeds for Δ mIoU", "rank by mIoU", "n",
+        "decoder", "params", "mIoU", "mIoU 95 %", "Δ mIoU", "p mIoU", "seeds for Δ mIoU",
+        "images for Δ mIoU", "rank by mIoU", "n",
     ]  # fmt: skip
+    # The images are alike, so only seeds can help: few for a large difference, more for a small one.
+    seeds = {row["decoder"]: row["seeds for Δ mIoU"] for row in table.rows}
+    assert seeds["bilinear"] is None
+    assert 2 <= int(seeds["better"]) <= 10
+    assert seeds["same"] == "no number"  # none up to a thousand
+    assert {row["images for Δ mIoU"] for row in table.rows if row["decoder"] == "same"} == {"no number"}
     ranks = {row["decoder"]: row["rank by mIoU"] for row in table.rows}
     assert [ranks[d].rank for d in ("better", "bilinear", "same", "worse")] == [1, 2, 3, 4]
     assert ranks["better"].p_best > 0.99

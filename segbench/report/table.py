@@ -21,7 +21,8 @@ COLUMNS = {
     "ci": "95 % interval of the mean",
     "delta": "difference from the baseline, with interval and verdict",
     "p": "p-value of the difference, after Holm's correction",
-    "seeds": "seeds that would settle a difference of the size seen",
+    "seeds": "seeds that would settle a difference of the size seen, on these images",
+    "images": "images that would settle it, with these seeds",
     "rank": "rank with its 95 % interval, and the chance to be the best",
     "params": "parameters of the decoder",
     "macs": "multiply-accumulates of the decoder on a 512x512 image",
@@ -114,7 +115,9 @@ def _columns(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequ
     if len({group.label for group in sweep.groups}) > max(1, len({str(g.variant) for g in sweep.groups})):
         yield _Column("group", lambda group, found, decoder: group.label)
     compared = any(sweep.baseline in g.whole and len(g.decoders) > 1 for g in sweep.groups)
-    of_scores = [n for n in names if n in ("score", "ci", "rank") or (n in ("delta", "p", "seeds") and compared)]
+    of_scores = [
+        n for n in names if n in ("score", "ci", "rank") or (n in ("delta", "p", "seeds", "images") and compared)
+    ]
     labels = sweep.results[0].row["classes"]
     for name in names:
         if name == "n":
@@ -136,7 +139,8 @@ def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Colum
         "rank": ("rank by {}", lambda a, d: a.ranks.get(d)),
         "delta": ("Δ {}", lambda a, d: None if d == a.baseline else a.delta(d, place)),
         "p": ("p {}", lambda a, d: None if d == a.baseline else a.delta(d, place).p_holm),
-        "seeds": ("seeds for Δ {}", lambda a, d: _seeds(a.difference(d, place), len(a.decoders) - 1)),
+        "seeds": ("seeds for Δ {}", lambda a, d: _needed("seeds", a.difference(d, place), len(a.decoders) - 1)),
+        "images": ("images for Δ {}", lambda a, d: _needed("images", a.difference(d, place), len(a.decoders) - 1)),
     }[name]
     return _Column(
         title.format(heading),
@@ -144,11 +148,11 @@ def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Colum
     )
 
 
-def _seeds(found: stats.Difference | None, comparisons: int) -> str | None:
-    """How many seeds would find a difference of the size that was seen, with power 0.8 and after Holm's correction."""
+def _needed(what: str, found: stats.Difference | None, comparisons: int) -> str | None:
+    """How many would find a difference of the size that was seen, with power 0.8 and after Holm's correction."""
     if found is None or math.isnan(found.value) or found.value == 0 or found.spread.seeds == 1:
         return None
-    number = stats.needed(found.spread, abs(found.value), comparisons=comparisons).seeds
+    number = getattr(stats.needed(found.spread, abs(found.value), comparisons=comparisons), what)
     return "no number" if number is None else str(number)
 
 
