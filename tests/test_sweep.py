@@ -113,6 +113,19 @@ Slow.__name__ = "Dropping"  # seeds are drawn by class name
 )
 
 
+def in_terminal(command):
+    """Start as a terminal does: a process group that Ctrl-C reaches, also where these tests run in the background."""
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background it is ignored, by children too
+    try:
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     """Ctrl-C in mid-training, then the same command: weights and counts as if undisturbed, dropout included."""
     plugin = tmp_path / "slow.py"
@@ -120,9 +133,7 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     changes = {"decoders": [f"{plugin}:Slow", "nearest"], "recipe": {"steps": 16, "clip_norm": 1.0}}
     path = write_sweep(**changes)
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = in_terminal(command)
     runs = tmp_path / "runs" / "tiny"
     deadline = time.monotonic() + 120
     while not list(runs.glob("*/status.json")) and time.monotonic() < deadline:
@@ -368,9 +379,7 @@ def test_ctrl_c_at_any_time_is_one_line(write_sweep, tmp_path, moment):
     plugin.write_text(SLOW.replace("time.sleep(0.25)", "time.sleep(0 if self.training else 0.5)"))
     path = write_sweep(decoders=[f"{plugin}:Slow"], data={"val": 40})
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = in_terminal(command)
     runs = tmp_path / "runs" / "tiny"
     if moment == "importing":
         time.sleep(1.5)
