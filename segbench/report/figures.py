@@ -91,15 +91,7 @@ def difference(analysis: Analysis, look: Look) -> Figure | None:
     for row, d in enumerate(decoders):
         delta = analysis.delta(d)
         _bar(axes, delta, row, look, d)
-        axes.annotate(
-            f"{delta.mean:+.2f}  {delta.verdict}".replace("-", "−"),
-            (1, row),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-        )
+        _beside(axes, row, f"{delta.mean:+.2f}  {delta.verdict}".replace("-", "−"))
     _zero(axes, _delta_label(analysis))
     return figure
 
@@ -236,15 +228,7 @@ def ranks(analysis: Analysis, look: Look) -> Figure:
         rank = found[d]
         axes.plot([rank.low, rank.high], [row, row], color=look.colour(d), linewidth=2.4, alpha=0.45)
         axes.plot(rank.rank, row, look.marker(d), color=look.colour(d), markeredgecolor=PAPER, markeredgewidth=0.5)
-        axes.annotate(
-            f"best in {100 * rank.p_best:.0f} %",
-            (1, row),
-            (4, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-        )
+        _beside(axes, row, f"best in {100 * rank.p_best:.0f} %")
     axes.set_xlim(0.7, len(decoders) + 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"rank by {analysis.metric.column}; 1 is best")
@@ -300,6 +284,12 @@ def _thinned(history: pandas.DataFrame, column: str, each: int) -> tuple[np.ndar
     whole = len(history) // each * each
     steps, values = (history[c].to_numpy(float)[:whole].reshape(-1, each).mean(1) for c in ("step", column))
     return steps, values
+
+
+def _beside(axes: Any, row: int, words: str) -> None:
+    """Words to the right of the axes, at the height of a row."""
+    where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(words, (1, row), (4, 0), va="center", annotation_clip=False, **where)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
