@@ -1,9 +1,10 @@
 """The commands. Nothing here imports torch; the commands that need it do so themselves, or in another process."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from segbench import __version__
 from segbench.errors import UserError
 
 if TYPE_CHECKING:
+    from segbench.config import SweepConfig
     from segbench.report.table import Table
 
 FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
@@ -41,6 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("config", help="a YAML file, such as configs/default.yaml")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]")
     sweep.set_defaults(function=_sweep)
+
+    planned = commands.add_parser("plan", help="what a sweep will do and take: runs, checks, time, memory, disk")
+    planned.add_argument("config", help="a YAML file, such as configs/default.yaml")
+    planned.add_argument("overrides", nargs="*", metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]")
+    planned.add_argument("--no-trial", action="store_true", help="leave out the estimate, for which cohorts are tried")
+    planned.set_defaults(function=_plan)
+
+    status = commands.add_parser("status", help="where a sweep stands, while it runs or after it stopped")
+    status.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
+    status.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
+    status.set_defaults(function=_status)
 
     table = commands.add_parser("table", help="the table of a sweep, from its run folders")
     table.add_argument("folder", nargs="?", help="a sweep's folder; default: the newest in runs/")
@@ -127,6 +140,49 @@ def _sweep(args: argparse.Namespace) -> int:
     return code
 
 
+def _plan(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from segbench import estimate
+    from segbench.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    console = Console(stderr=True)
+    _name_code([config])
+    with console.status("looking at encoder, decoders and data"):
+        planned, failing = estimate.look(config)
+    if planned is not None:
+        print(estimate.describe(config, planned))
+    for why in failing:
+        print(f"fails: {why}")
+    if planned is not None and planned.cohorts and not failing and not args.no_trial:
+        with console.status("") as status:
+            found = estimate.estimate(planned, lambda what: status.update(escape(what)))
+        print(estimate.in_words(found, Path(config.runs_dir)))
+    return 1 if failing else 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from segbench.status import standings, summary
+    from segbench.store import newest_sweep
+
+    folder = args.folder or newest_sweep(Path(args.runs_dir))
+    found = standings(folder)
+    grid = Grid(box=None, pad_edge=False)
+    for heading in ("decoder", "seed", "state", ""):
+        grid.add_column(heading, no_wrap=heading != "")
+    for run in found:
+        name = " ".join([run.decoder, *(f"{k.rpartition('.')[2]}={v}" for k, v in run.variant.items())])
+        grid.add_row(escape(name), str(run.seed), run.state, escape(run.more))
+    print(summary(folder, found))
+    _console().print(grid)
+    return 0
+
+
 def _table(args: argparse.Namespace) -> int:
     from segbench.report import formats
     from segbench.report.table import make_table
@@ -152,6 +208,8 @@ def _report(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = args.folder or newest_sweep(Path(args.runs_dir))
+    if not args.no_gallery:
+        _name_code(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
     with Console(stderr=True).status("") as status:
         done = write_report(
             folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what))
@@ -204,6 +262,7 @@ def _export(args: argparse.Namespace) -> int:
     from segbench.export import export, load_run
 
     quiet()
+    _name_code(_run_configs(args.run, args.overrides))
     run = load_run(args.run, args.split, args.overrides)
     out = args.out or args.run / f"predictions-{run.dataset.split}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -224,6 +283,7 @@ def _data_check(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes should be 1 or more, not {args.processes}")
     config = load_config(args.config, args.overrides)
+    _name_code([config], data_only=True)
     check = check_data(config.data, args.processes, Console(stderr=True))
     print_check(check, f"{config.data.name}, by {args.config}", _console())
     if args.picture:
@@ -271,6 +331,23 @@ def _check(args: argparse.Namespace) -> int:
     from segbench.config import parse_overrides
 
     return check_decoder(args.decoder, parse_overrides(args.params), print)
+
+
+def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
+    """Of a run's folder; none where it cannot be read, of which more is said later."""
+    from segbench.config import load_config
+
+    with contextlib.suppress(UserError):
+        return [load_config(folder / "config.yaml", ["baseline=null", *overrides])]
+    return []
+
+
+def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False) -> None:
+    """Say which plug-ins' files are about to run: what a config names may be another's choice."""
+    from segbench.sweep import code_files
+
+    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only)):
+        print(f"runs the code in {file}", file=sys.stderr)
 
 
 def _console():  # type: ignore[no-untyped-def]

@@ -1,15 +1,14 @@
 """Train and evaluate one cohort, in a process of its own: resume, fit, count, store."""
 
+import contextlib
 import csv
 import io
 import logging
-import os
-import platform
-import subprocess
-import sys
+import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,101 +16,165 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from safetensors.torch import save
 
-import segbench
 from segbench import store
-from segbench.config import SweepConfig, TrainerConfig
+from segbench.checkpoint import load_checkpoint, save_checkpoint
+from segbench.config import SweepConfig
 from segbench.data import open_data
-from segbench.data.base import Dataset
+from segbench.data.base import Dataset, Part
 from segbench.data.cache import cached
 from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
-from segbench.errors import Failure, UserError, brief
-from segbench.evaluate import Evaluation, evaluate
+from segbench.errors import Failure, UserError
+from segbench.evaluate import Evaluation, evaluate_together
 from segbench.lockstep import Lockstep, Member
+from segbench.machine import device_of, environment, peak_memory
 from segbench.metrics import mean_iou
 from segbench.plan import Cohort, Run, protocol
-from segbench.probe import build_decoder
+from segbench.probe import build_decoder, data_facts
+from segbench.ranks import Ranks, started
+from segbench.registry import source_hash
 from segbench.track import Trackers
 
 Report = Callable[[str, int, int], None]  # phase, done, total
+CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"
 
 
 class Stopped(Exception):
-    """The runner asked to stop; the state is saved. Carries the runs that had failed by then."""
-
-    def __init__(self, failures: dict[str, str]) -> None:
-        super().__init__("stopped")
-        self.failures = failures
+    """The runner asked to stop; the state is saved."""
 
 
-def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], threads: int) -> dict[str, str]:
-    """Train, evaluate and store the runs of a cohort.
+def run_cohort(
+    cohort: Cohort,
+    failures: dict[str, Failure],
+    report: Report,
+    should_stop: Callable[[], bool],
+    threads: int,
+    images: int | None = None,
+) -> None:
+    """Train, evaluate and store the runs of a cohort, whose locks the caller holds.
 
     Args:
+        failures: run key -> why, for each run that fails, is added here.
         report: called with phase (``train`` or ``evaluate``), steps or images done, and their total.
         should_stop: asked after each step and each evaluated image.
         threads: of torch, in this process.
-
-    Returns:
-        run key -> reason, for each run that failed.
+        images: to evaluate, spread over the split; all of them where None. For a trial.
 
     Raises:
         Stopped: ``should_stop`` said so; every run's checkpoint is written.
         UserError: the data or the run folders cannot be used.
     """
+    trainer = cohort.runs[0].config.trainer
+    threads = max(1, threads // trainer.processes)
+    accelerator = cohort.runs[0].facts.accelerator
+    with started(trainer.processes, accelerator, _follow, cohort, threads, images) as ranks:
+        _run(ranks, cohort, failures, report, should_stop, threads, images)
+
+
+def _follow(ranks: Ranks, cohort: Cohort, threads: int, images: int | None) -> None:
+    """The whole life of another process of the cohort: as the first, but silent."""
+    with contextlib.suppress(Stopped):
+        _run(ranks, cohort, {}, lambda *_: None, lambda: False, threads, images)
+
+
+def _run(
+    ranks: Ranks,
+    cohort: Cohort,
+    failures: dict[str, Failure],
+    report: Report,
+    should_stop: Callable[[], bool],
+    threads: int,
+    images: int | None,
+) -> None:
     quiet()
     torch.set_num_threads(threads)
     config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
     encoder = build_encoder(config.encoder)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
+    facts = cohort.runs[0].facts
+    for what, planned, found in (
+        ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
+        ("the data", facts.data, data_facts(config.data, data)),
+    ):
+        if found != planned:
+            raise UserError(CHANGED.format(what))
     if config.launch.cache:
-        key = f"{store.RESULT_VERSION} {config.data.params} {cohort.runs[0].facts.data}"
+        key = f"{store.RESULT_VERSION} {config.data.params} {facts.data}"
         data = {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
+    if images is not None:
+        number = len(data["val"])
+        data["val"] = Part(data["val"], np.linspace(0, number - 1, min(images, number)).astype(int).tolist())
     members, optimizer_states = {}, {}
-    for run in cohort.runs:
-        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)
-        members[run.key] = Member(type(decoder).__name__, decoder)
-        store.write_yaml(run.folder / "config.yaml", run_config(run))
-        store.write_json(run.folder / "environment.json", environment(threads, config.trainer, run.facts.accelerator))
-        store.set_status(run.folder, "running", pid=os.getpid())
-    module = Lockstep(encoder, members, config.recipe, cohort.runs[0].seed, cohort.start_step, config.encoder.lr_factor)
-    if cohort.start_step:
-        for run in cohort.runs:
-            optimizer_states[run.key] = _load_checkpoint(run, cohort.start_step, module)
-        module.optimizer_states = optimizer_states
-    failures: dict[str, str] = {}
 
     def fail(key: str, failure: Failure) -> None:
-        failures[key] = failure.reason
-        store.fail(runs[key].folder, failure)
+        failures[key] = failure
+        if ranks.first:
+            store.fail(runs[key].folder, failure)
 
-    _train(cohort, module, data, report, should_stop)
+    for run in cohort.runs:
+        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)
+        if source_hash(type(decoder)) != run.facts.decoders[run.title].source:
+            fail(run.key, Failure(CHANGED.format(f"the source of '{run.title}'")))
+            continue
+        members[run.key] = Member(type(decoder).__name__, decoder)
+        if ranks.first:
+            environs = environment(threads, config.trainer, run.facts.accelerator)
+            store.write_yaml(run.folder / store.CONFIG, run_config(run))
+            store.write_json(run.folder / store.ENVIRONMENT, environs)
+    cohort = replace(cohort, runs=tuple(run for run in cohort.runs if run.key in members))
+    if not members:
+        return
+    status = Status(cohort, config.recipe.steps, len(data["val"])) if ranks.first else None
+    seed, start_step = cohort.runs[0].seed, cohort.start_step
+    module = Lockstep(encoder, members, config.recipe, seed, start_step, config.encoder.lr_factor, ranks=ranks)
+    if cohort.start_step:
+        for run in cohort.runs:
+            optimizer_states[run.key] = load_checkpoint(run, module)
+        module.optimizer_states = optimizer_states
+
+    def tell(phase: str, done: int, total: int) -> None:
+        report(phase, done, total)
+        if status is not None:
+            status.update(phase, done, [key for key in members if members[key].failure is None])
+
+    stop_asked = False
+
+    def stopping() -> bool:
+        nonlocal stop_asked
+        stop_asked = stop_asked or ranks.any(should_stop())  # the first process is asked, and the others follow
+        return stop_asked
+
+    _train(cohort, module, data, tell, stopping)
     for key, member in members.items():
         if member.failure is not None:
             fail(key, member.failure)
     alive = {key: member.decoder for key, member in members.items() if member.failure is None}
 
     def after_image(done: int) -> None:
-        report("evaluate", done, len(data["val"]))
-        if should_stop():
-            raise Stopped(failures)
+        tell("evaluate", min(done, len(data["val"])), len(data["val"]))
+        if stopping():
+            raise Stopped
 
     try:
-        if alive and module.steps_done < config.recipe.steps:
-            raise Stopped(failures)
-        index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
-        module.to(torch.device(cohort.runs[0].facts.accelerator, index))
+        if alive and (stop_asked or module.steps_done < config.recipe.steps):
+            raise Stopped
+        module.to(device_of(cohort.runs[0], ranks.rank))
+        ranks.share_buffers(module)
         results, shared_s = (
-            evaluate(encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
+            evaluate_together(ranks, encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
             if alive
             else ({}, {})
         )
     except Stopped:
         for key in alive:
-            store.set_status(runs[key].folder, "stopped", step=module.steps_done)
+            if ranks.first:
+                store.set_status(runs[key].folder, "stopped", step=module.steps_done)
         raise
+    if not ranks.first:
+        return
     for key, result in results.items():
         timing = {
             "train_s": members[key].train_s,
@@ -119,6 +182,7 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
             "eval_encoder_ms_per_image": 1000 * shared_s["encoder"],
             "eval_truth_ms_per_image": 1000 * shared_s["truth"],
             "cohort_size": len(cohort.runs),
+            "peak_memory_bytes": peak_memory(config.launch.workers),
         }
         if result.failure is not None:
             fail(key, result.failure)
@@ -129,44 +193,86 @@ def run_cohort(cohort: Cohort, report: Report, should_stop: Callable[[], bool], 
             raise  # the disk or the folder, which the other runs share
         except Exception as error:  # weights of a plug-in that cannot be written
             fail(key, Failure.of(error))
-    return failures
+
+
+class Status:
+    """Writes where a cohort stands into its runs' folders, for `segbench status`: every few seconds, not every step."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, cohort: Cohort, steps: int, images: int) -> None:
+        self.runs, self.steps, self.images = {run.key: run for run in cohort.runs}, steps, images
+        self.last = -math.inf
+        self.update("train", cohort.start_step, list(self.runs))
+
+    def update(self, phase: str, done: int, keys: Sequence[str]) -> None:
+        if time.monotonic() - self.last < self.EVERY_S:
+            return
+        self.last = time.monotonic()
+        total = {"train": self.steps, "evaluate": self.images}[phase]
+        for key in keys:
+            store.set_status(self.runs[key].folder, "running", phase=phase, done=done, total=total)
 
 
 def _train(
     cohort: Cohort, module: Lockstep, data: dict[str, Dataset], report: Report, should_stop: Callable[[], bool]
 ) -> None:
-    """The steps that are left, with checkpoints: now and then, at a stop, and at the end, before the evaluation."""
+    """The steps that are left, with checkpoints: now and then, at a stop, and before each evaluation."""
     config = cohort.runs[0].config
     steps, every = config.recipe.steps, config.evaluation.every
     last = time.monotonic()
 
     def checkpoint(step: int) -> None:
         for run in cohort.runs:
-            if module.members[run.key].failure is None:
-                _save_checkpoint(run, module, step)
+            if module.members[run.key].failure is None and module.ranks.first:
+                save_checkpoint(run, module, step)
 
-    trackers = Trackers({run.key: run for run in cohort.runs}, config.launch.trackers)
+    def evaluate_midway(step: int) -> bool:
+        """Whether it was due and a stop cut it short: then the resume does it, from the checkpoint of that step."""
+        if not every or step % every or not 0 < step < steps:
+            return False
+        lacking = {
+            key: member
+            for key, member in module.members.items()
+            if not any(row["step"] == step and "val_miou" in row for row in member.history[-1:])
+        }
+        try:
+            _evaluate_midway(module, lacking, data["val"], config, step, should_stop)
+        except Stopped:
+            return True
+        return False
+
+    trackers = Trackers({run.key: run for run in cohort.runs} if module.ranks.first else {}, config.launch.trackers)
 
     def after_step(done: int) -> bool:
         nonlocal last
         report("train", done, steps)
-        if every and done % every == 0 and done < steps:
-            _evaluate_midway(module, data["val"], config, done)
-        for key, member in module.members.items():
-            trackers.update(key, member.history)
         stop = should_stop()
-        if stop or done == steps or time.monotonic() - last > 60 * config.launch.checkpoint_minutes:
+        due = time.monotonic() - last > 60 * config.launch.checkpoint_minutes
+        if stop or due or done == steps or (every and done % every == 0):
             checkpoint(done)
             last = time.monotonic()
+        stop = stop or evaluate_midway(done)
+        for key in trackers.runs:
+            trackers.update(key, module.members[key].history)
         return stop
 
     module.after_step = after_step
-    loader = train_loader(data["train"], config.recipe, module.seed, cohort.start_step, config.launch.workers)
+    ranks = module.ranks
+    loader = train_loader(
+        data["train"], config.recipe, module.seed, cohort.start_step, config.launch.workers, ranks.rank, ranks.size
+    )
     if not len(loader):
         return
+    module.to(device_of(cohort.runs[0], ranks.rank))
+    if evaluate_midway(cohort.start_step):
+        return
     trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
+        accelerator=cohort.runs[0].facts.accelerator,
         devices=config.trainer.devices,
+        strategy="ddp" if ranks.size > 1 else "auto",
+        plugins=[LightningEnvironment()],  # also within a job of a cluster, which Lightning would take over
+        sync_batchnorm=ranks.size > 1 and cohort.runs[0].facts.accelerator == "cuda",
         precision=config.trainer.precision,
         deterministic=config.trainer.deterministic,
         benchmark=config.trainer.benchmark,
@@ -186,93 +292,39 @@ def run_config(run: Run) -> dict[str, Any]:
     """The config of one run alone, resolved: a sweep file that would make it again."""
     values = run.config.model_dump()
     values["decoder_defaults"] = {}
+    values["launch"]["address"] = None  # which no file may name
     values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
     return values | {"seeds": [run.seed], "baseline": None}  # which is another run
 
 
-def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[str, Any]:
-    """Versions, hardware, threads and the state of the project's git checkout."""
-    names = (
-        "torch",
-        "pytorch_lightning",
-        "segmentation_models_pytorch",
-        "timm",
-        "albumentations",
-        "cv2",
-        "numpy",
-        "torchvision",
-    )
-    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
-    here = Path(segbench.__file__).parent
-    index = trainer.devices[0] if isinstance(trainer.devices, list) else 0
-    git: dict[str, str | None] = {}
-    for what, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
-        try:
-            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-            git[what] = None
-        else:
-            git[what] = done.stdout.strip()
-    return {
-        "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
-        "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name(index) if accelerator == "cuda" else None,
-        "threads": threads,
-        "platform": platform.platform(),
-        "git": git,
-    }
+def _evaluate_midway(
+    module: Lockstep,
+    members: Mapping[str, Member],
+    val: Dataset,
+    config: SweepConfig,
+    step: int,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Add the mIoU after ``step`` to the members' histories.
 
+    Raises:
+        Stopped: ``should_stop`` said so after an image; nothing is added.
+    """
+    alive = {key: m.decoder for key, m in members.items() if m.failure is None}
 
-def _evaluate_midway(module: Lockstep, val: Dataset, config: SweepConfig, step: int) -> None:
-    alive = {key: m.decoder for key, m in module.members.items() if m.failure is None}
+    def after_image(_: int) -> None:
+        if should_stop():
+            raise Stopped
+
     with torch.autocast(module.device.type, enabled=False):  # as the final evaluation
-        results, _ = evaluate(module.encoder, alive, val, config.evaluation, config.launch.workers)
+        module.ranks.share_buffers(module)
+        results, _ = evaluate_together(
+            module.ranks, module.encoder, alive, val, config.evaluation, config.launch.workers, after_image
+        )
     for key, result in results.items():
         if result.failure is None:
             region = result.arrays()["region"].sum(0)
             module.members[key].history.append({"step": step, "val_miou": float(mean_iou(region))})
-
-
-def _save_checkpoint(run: Run, module: Lockstep, step: int) -> None:
-    """All that a bit-equal resume needs; the rest is a function of seed and step."""
-    position = list(module.members).index(run.key)
-    optimizers: Any = module.optimizers(use_pl_optimizer=False)
-    optimizer = optimizers[position] if isinstance(optimizers, list) else optimizers
-    member = module.members[run.key]
-    state = {
-        "step": step,
-        "decoder": member.decoder.state_dict(),
-        "encoder": module.encoder.state_dict() if module.encoder.trainable else None,
-        "optimizer": optimizer.state_dict(),
-        "history": member.history,
-        "losses": member.losses,
-        "train_s": member.train_s,
-        "shared_s": module.shared_s,
-    }
-    path = store.checkpoint(run.folder, step)
-    buffer = io.BytesIO()  # torch.save hides what a full disk says
-    torch.save(state, buffer)
-    store.write_atomic(path, lambda file: file.write(buffer.getbuffer()))
-    for older in store.checkpoints(run.folder).values():
-        if older != path:
-            older.unlink(missing_ok=True)
-
-
-def _load_checkpoint(run: Run, step: int, module: Lockstep) -> dict[str, Any]:
-    """Set the run's member to its checkpoint; returns the optimizer's state."""
-    path = store.checkpoint(run.folder, step)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
-    member = module.members[run.key]
-    member.decoder.load_state_dict(state["decoder"])
-    if state["encoder"] is not None:
-        module.encoder.load_state_dict(state["encoder"])
-    member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]
-    module.shared_s = state["shared_s"]
-    optimizer: dict[str, Any] = state["optimizer"]
-    return optimizer
 
 
 def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timing: dict[str, Any]) -> None:
@@ -282,8 +334,8 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
     if encoder.trainable:
         weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
-    store.write_atomic(run.folder / "decoder.safetensors", lambda file: file.write(save(tensors)))
-    store.write_text(run.folder / "history.csv", _history(member.history))
+    store.write_atomic(run.folder / store.WEIGHTS, lambda file: file.write(save(tensors)))
+    store.write_text(run.folder / store.HISTORY, _history(member.history))
     store.write_atomic(
         run.folder / store.COUNTS, lambda file: np.savez_compressed(file, ids=np.array(result.ids), **arrays)
     )
@@ -314,9 +366,9 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         **timing,
     }
     store.set_status(run.folder, "done")
-    store.write_json(run.folder / store.RESULT, row)
-    for leftover in (*store.checkpoints(run.folder).values(), run.folder / store.TRACEBACK):
-        leftover.unlink(missing_ok=True)
+    (run.folder / store.TRACEBACK).unlink(missing_ok=True)
+    store.write_result(run.folder, row)
+    store.tidy(run.folder)
 
 
 def _history(rows: list[dict[str, float]]) -> str:
@@ -325,14 +377,6 @@ def _history(rows: list[dict[str, float]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def quiet() -> None:

@@ -13,6 +13,7 @@ from segbench.registry import describe
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", description="text of one line")]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(height, width) in pixels")]
 
 
@@ -24,7 +25,7 @@ class DataConfig(BaseModel):
     """``name`` and the splits; every other key is a parameter of that data set's class."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: Line
     train_split: str = "train"
     val_split: str = "val"
 
@@ -50,7 +51,7 @@ class EncoderConfig(Section):
 class DecoderConfig(Section):
     """A decoder by registered name or as ``path/to/file.py:Class``, with its parameters and its label in tables."""
 
-    name: str
+    name: Line
     params: dict[str, Any] = {}
     label: str = ""
 
@@ -161,9 +162,11 @@ class EvaluationConfig(Section):
 class TrainerConfig(Section):
     """Passed to Lightning's Trainer."""
 
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "cpu"
-    devices: Literal[1] | list[Annotated[int, Field(ge=0)]] = Field(
-        1, description="1, or the index of one, such as [2]"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
+        "cpu", description="auto: the best of this machine; a cluster's is not known here, and has to be named"
+    )
+    devices: PositiveInt | list[Annotated[int, Field(ge=0)]] = Field(
+        1, description="of each cohort: how many, or which, such as [2]; several share each batch (Lightning's ddp)"
     )
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     deterministic: bool | Literal["warn"] = False
@@ -171,15 +174,51 @@ class TrainerConfig(Section):
 
     @field_validator("devices")
     @classmethod
-    def _one_device(cls, value: Any) -> Any:
-        if value != 1 and len(value) != 1:
-            raise ValueError("a cohort uses one device; launch.jobs runs several cohorts side by side")
+    def _distinct_devices(cls, value: Any) -> Any:
+        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
+            raise ValueError(f"{value} should name at least one device, and none twice")
         return value
+
+    @property
+    def processes(self) -> int:
+        """Of a cohort, one for each device."""
+        return self.devices if isinstance(self.devices, int) else len(self.devices)
+
+
+class SlurmConfig(Section):
+    """What to ask Slurm for, for each cohort; its ``SBATCH_*`` environment variables say what is not here.
+
+    There is no field for commands, and none takes more than a line: a config cannot make a job script run anything.
+    """
+
+    cluster: Literal["slurm", "local"] = Field("slurm", description="local: processes of this machine, to try it out")
+    timeout_min: PositiveInt = Field(240, description="minutes, after which a job saves its state and queues again")
+    signal_delay_s: PositiveInt = Field(90, description="seconds before that in which it can do so")
+    cpus_per_task: PositiveInt | None = Field(None, description="default: launch.threads")
+    gpus_per_node: PositiveInt | None = Field(None, description="default: trainer.devices on a GPU, none on a CPU")
+    mem_gb: Positive | None = None
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Line | None = None
+    gres: Line | None = None
+    nodelist: Line | None = None
+    exclude: Line | None = None
 
 
 class LaunchConfig(Section):
     """Where and how cohorts run; changes no number."""
 
+    launcher: Literal["local", "ray", "slurm"] = Field(
+        "local", description="processes of this machine, or tasks of a Ray or Slurm cluster (extras of the package)"
+    )
+    address: Line | None = Field(
+        None, description="ray: auto (by RAY_ADDRESS), or host:port, on the command line only; default: started here"
+    )
+    slurm: SlurmConfig = SlurmConfig()
+    on_oom: Literal["fail", "split"] = Field(
+        "fail", description="when memory runs out: those runs fail, or they are tried again in halves of the cohort"
+    )
     jobs: PositiveInt | None = Field(
         None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU"
     )
@@ -215,7 +254,16 @@ class SweepConfig(Section):
     trainer: TrainerConfig = TrainerConfig()
     launch: LaunchConfig = LaunchConfig()
     baseline: str | None = Field(None, description="what differences are from; default: bilinear, where it takes part")
-    runs_dir: str = "runs"
+    runs_dir: Line = "runs"
+
+    @model_validator(mode="after")
+    def _batch_for_each_device(self) -> "SweepConfig":
+        if self.recipe.batch_size % self.trainer.processes:
+            raise ValueError(
+                f"recipe.batch_size ({self.recipe.batch_size}) cannot be shared by {self.trainer.processes} devices "
+                "(trainer.devices)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> "SweepConfig":
@@ -255,6 +303,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     if not isinstance(values, dict):
         raise UserError(f"config {path} should hold keys such as data: and decoders:, not {type(values).__name__}")
     values.setdefault("name", path.stem)
+    launch = values.get("launch")
+    if isinstance(launch, dict) and launch.get("address") not in (None, "auto"):
+        raise UserError(
+            f"{path}, line {lines['launch.address']}: launch.address should be auto here; a cluster can run code on "
+            "this machine, so name it yourself: launch.address=HOST:PORT on the command line, or in RAY_ADDRESS"
+        )
     given = parse_overrides(overrides)
     for key, value in given.items():
         _assign(values, key, value)

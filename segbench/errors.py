@@ -1,6 +1,7 @@
 """What a user is told: the exception that stands for a mistake, failures in one line, and "did you mean"."""
 
 import difflib
+import errno
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,18 +17,49 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:400]}" if message else type(error).__name__
 
 
+OUT_OF_MEMORY = (
+    "out of memory: with launch.on_oom=split fewer decoders are trained at a time; or lower launch.jobs, "
+    "recipe.batch_size or recipe.crop"
+)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why something ended: in one line, and the traceback, empty for a user's mistake."""
 
     reason: str
     traceback: str = ""
+    out_of_memory: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         if isinstance(error, UserError):
             return cls(str(error))
-        return cls(brief(error), "".join(traceback.format_exception(error)))
+        if isinstance(error, Relayed):
+            return error.failure
+        text = "".join(traceback.format_exception(error))
+        if out_of_memory(error):
+            return cls(f"{OUT_OF_MEMORY} ({brief(error)})", text, out_of_memory=True)
+        return cls(brief(error), text)
+
+
+class Relayed(Exception):
+    """What failed in another process."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or of the GPU ran out; torch says the former by a bare RuntimeError."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and ("can't allocate memory" in said or "Cannot allocate memory" in said))
+    )
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

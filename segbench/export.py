@@ -42,7 +42,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     Raises:
         UserError: no finished run there, weights that do not fit, or data that cannot be read.
     """
-    row = store.read_json(folder / store.RESULT)
+    row = store.read_row(folder)
     if row is None:
         raise UserError(f"{folder} holds no finished run ({store.RESULT} is missing)")
     config = load_config(folder / "config.yaml", [*overrides, *([f"data.val_split={split}"] if split else [])])

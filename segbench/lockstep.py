@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from segbench.data.base import VOID
 from segbench.encoders import Encoder
 from segbench.errors import Failure
 from segbench.predict import pad_to_stride
+from segbench.ranks import Ranks
 
 
 def derived_seed(*parts: object) -> int:
@@ -76,6 +78,9 @@ class Lockstep(pl.LightningModule):
         start_step: the first step to train, above 0 after a resume.
         lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
         after_step: called with the number of steps done; returns True to stop.
+        ranks: the processes that share each batch, this one alone by default. The loss is the mean over the pixels of
+            the whole batch, and the gradients of all are summed, so that the number of processes changes nothing but
+            the statistics of batch normalisation (which are of the whole batch on GPUs) and the rounding.
     """
 
     def __init__(
@@ -87,8 +92,10 @@ class Lockstep(pl.LightningModule):
         start_step: int = 0,
         lr_factor_encoder: float = 1.0,
         after_step: Callable[[int], bool] = lambda step: False,
+        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
+        self.ranks = ranks or Ranks()
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
@@ -126,7 +133,8 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
-        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
+        own = (self.ranks.rank,) if self.ranks.rank else ()
+        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done, *own))
         features = self.encoder(image)
         versions = [t._version for t in (*features, image)]
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
@@ -137,10 +145,9 @@ class Lockstep(pl.LightningModule):
                 try:
                     self._train(member, optimizer, features, image, labels)
                 except Exception as error:  # a plug-in can raise anything; it ends its own run only
-                    if _out_of_memory(error):
-                        raise
                     member.failure = Failure.of(error)
                     optimizer.zero_grad(set_to_none=True)
+                    optimizer.state.clear()  # memory that the others can use
                 member.train_s += self._tick(own=True)
         if versions != [t._version for t in (*features, image)]:
             raise RuntimeError("a decoder changed the features or the image in place; the others were trained on that")
@@ -154,16 +161,22 @@ class Lockstep(pl.LightningModule):
         factor = lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
-        torch.manual_seed(derived_seed(self.seed, member.name, self.steps_done))
-        logits = member.decoder(list(features), image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
-        losses = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
-        loss = losses / self._denominator(labels)
-        value = float(loss.detach())
+        own = (self.ranks.rank,) if self.ranks.rank else ()
+        torch.manual_seed(derived_seed(self.seed, member.name, self.steps_done, *own))
+
+        def forward() -> Tensor:
+            logits = member.decoder(list(features), image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
+            return F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
+
+        loss = self.ranks.together(forward) / self._denominator(labels)
+        value = float(self.ranks.sum(loss))
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss
             raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
         optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
+        with self._unshared():
+            self.ranks.together(lambda: self.manual_backward(loss))
+        self.ranks.sum_gradients([p for g in optimizer.param_groups for p in g["params"]])
         if self.recipe.clip_norm is not None:
             norm = nn.utils.clip_grad_norm_(
                 [p for g in optimizer.param_groups for p in g["params"]],
@@ -181,12 +194,20 @@ class Lockstep(pl.LightningModule):
             member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
             member.losses = []
 
+    def _unshared(self) -> AbstractContextManager[None]:
+        """Lightning's ddp would share gradients in the midst of the backward pass, where a failure of one hangs all."""
+        if self.ranks.size == 1:
+            return nullcontext()
+        strategy: Any = self.trainer.strategy
+        alone: AbstractContextManager[None] = strategy.block_backward_sync()
+        return alone
+
     def _denominator(self, labels: Tensor) -> Tensor:
         """What turns the summed loss into a mean over the pixels that are not void; 1 where all are."""
         counted = labels != VOID
         if self.class_weights is None:
-            return counted.sum().clamp(min=1)
-        return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
+            return self.ranks.sum(counted.sum()).clamp(min=1)
+        return self.ranks.sum(self.class_weights[labels[counted]].sum()).clamp(min=torch.finfo(torch.float32).tiny)
 
     def _tick(self, own: bool = False) -> float:
         """Seconds since the last tick; those that belong to no member go to ``shared_s``."""
@@ -196,7 +217,3 @@ class Lockstep(pl.LightningModule):
         elapsed, self._clock = now - self._clock, now
         self.shared_s += 0.0 if own else elapsed
         return elapsed
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -27,10 +27,12 @@ class DecoderFacts:
 class Facts:
     """What a config's names stand for: all that a run's key needs beside the config itself.
 
-    ``data`` holds the data set's class name, the hash of its source and the fingerprints of the two splits.
+    ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
+    two splits.
     """
 
     accelerator: str
+    gpus: int
     encoder_hash: str
     features_hash: str
     classes: tuple[str, ...]
@@ -106,12 +108,13 @@ def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int
     unused = {"weights"} if config.encoder.trainable else {"weights", "lr_factor"}
     parts = {
         "version": RESULT_VERSION,
-        "data": facts.data,
+        "data": [facts.data, facts.classes],
         "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
         "decoder": [own.class_name, own.params, own.source],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
-        "trainer": config.trainer.model_dump(exclude={"devices"}) | {"accelerator": facts.accelerator},
+        "trainer": config.trainer.model_dump(exclude={"devices"})
+        | {"accelerator": facts.accelerator, "processes": config.trainer.processes},
         "seed": seed,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -1,5 +1,6 @@
 """Look at what a sweep names before it starts: encoder, decoders and data, built once, in a process of its own."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from segbench.config import DecoderConfig, SweepConfig, TrainerConfig
+from segbench.config import DataConfig, DecoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs, macs, parameters
 from segbench.data import open_data
+from segbench.data.base import Dataset
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
 from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
-from segbench.registry import DECODERS, check_params, source_hash
+from segbench.registry import DATASETS, DECODERS, check_params, source_hash
 from segbench.registry import parameters as parameters_of
 from segbench.track import require
 
@@ -61,7 +63,9 @@ def probe(config: SweepConfig) -> Facts:
         UserError: anything that would make every run of the sweep fail.
     """
     require(config.launch.trackers)
-    accelerator = resolve_accelerator(config.trainer)
+    launch = config.launch
+    elsewhere = launch.address is not None or (launch.launcher == "slurm" and launch.slurm.cluster != "local")
+    accelerator = resolve_accelerator(config.trainer, elsewhere)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for dataset in data.values():
         if not dataset.labelled:
@@ -83,23 +87,46 @@ def probe(config: SweepConfig) -> Facts:
         )
     return Facts(
         accelerator,
+        torch.cuda.device_count() if accelerator == "cuda" else 0,
         encoder.weights_hash,
         encoder.features_hash(),
         classes,
-        [type(data["train"]).__name__, source_hash(type(data["train"])), *(d.fingerprint() for d in data.values())],
+        data_facts(config.data, data),
         len(data["val"]),
         encoder.strides,
         {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
     )
 
 
-def resolve_accelerator(trainer: TrainerConfig) -> str:
+def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
+    """What stands for the data in a run's key: their class, its source, its parameters, and the files of each split."""
+    cls = type(data["train"])
+    return [cls.__name__, source_hash(cls), _data_params(config), *(d.fingerprint() for d in data.values())]
+
+
+def _data_params(config: DataConfig) -> str:
+    """Hash of the data set's parameters: of a file what it holds, of a folder nothing, which `fingerprint` sees to."""
+    params = check_params(DATASETS, config.name, DATASETS.load(config.name), config.params)
+    for name, value in params.items():
+        if isinstance(value, Path):
+            params[name] = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
+    return hashlib.sha256(json.dumps(params, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
     """``cpu``, ``cuda`` or ``mps`` for what the config asks.
 
+    Args:
+        elsewhere: for machines of a cluster; where a GPU is asked for by name, they have it.
+
     Raises:
-        UserError: an accelerator, or a device of it, that this machine lacks.
+        UserError: an accelerator, or a device of it, that this machine lacks; ``auto``, for other machines.
     """
     name, devices = trainer.accelerator, trainer.devices
+    if elsewhere and name == "auto":
+        raise UserError("trainer.accelerator: what a cluster's machines have is not known here; say cpu or gpu")
+    if elsewhere and name in ("gpu", "cuda"):
+        return "cuda"
     there = [
         n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found
     ]
@@ -107,10 +134,12 @@ def resolve_accelerator(trainer: TrainerConfig) -> str:
     if wanted != "cpu" and wanted not in there:
         raise UserError(f"trainer.accelerator: this machine has no '{name}'; use cpu or auto")
     number = torch.cuda.device_count() if wanted == "cuda" else 1
-    if isinstance(devices, list) and (wanted == "cpu" or devices[0] >= number):
+    if isinstance(devices, list) and (wanted == "cpu" or max(devices) >= number):
         raise UserError(
             f"trainer.devices: {devices} names no device of '{wanted}' here; use 1, or an index below {number}"
         )
+    if isinstance(devices, int) and wanted != "cpu" and devices > number:
+        raise UserError(f"trainer.devices: this machine has {number} of '{wanted}', not {devices}")
     return wanted
 
 

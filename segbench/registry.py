@@ -71,6 +71,24 @@ class Kind:
             raise UserError(f"{self.label} '{name}' lacks: {', '.join(sorted(cls.__abstractmethods__))}")
         return cls
 
+    def code_file(self, name: str) -> Path | None:
+        """The file that naming this plug-in runs; None for a built-in one, and where there is no such module."""
+        where, colon, _ = name.rpartition(":")
+        if colon and where.endswith(".py"):
+            return Path(where).resolve()
+        module = where if colon else ""
+        if not colon and name not in self.builtin() and name in self.announced():
+            module = self.announced()[name].module
+        # Only the package at the top is asked for: to find a module within it, Python would run it.
+        top, *rest = module.split(".")
+        spec = importlib.util.find_spec(top) if top else None
+        if spec is not None and rest:
+            places = [Path(place, *rest) for place in spec.submodule_search_locations or ()]
+            files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+            if found := next(filter(Path.is_file, files), None):
+                return found.resolve()
+        return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+
     def _ours(self, candidate: object) -> bool:
         module, _, attribute = self.base.partition(":")
         base = getattr(importlib.import_module(module), attribute)

@@ -1,11 +1,18 @@
-"""Run folders: written atomically, read back. `result.json` comes last and alone means done. Imports no torch."""
+"""Run folders: locked, written atomically, read back. Imports no torch.
+
+`result.json` comes last and alone means done; it holds the checksums of what stands beside it, and one of itself.
+"""
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
+import socket
+import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,12 +20,15 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 import yaml
+from filelock import FileLock, Timeout
 
 from segbench.errors import Failure, UserError
 
+CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
+CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
 MANIFEST = "sweep.json"
-RESULT_VERSION = 3  # raise when the same config would give other numbers, or a result holds other things
+RESULT_VERSION = 4  # raise when the same config would give other numbers, or a result holds other things
 COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
 
 
@@ -35,37 +45,43 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object], durable: bool = True) -> None:
     """Write a file whole or not at all: to a temporary name, synced, then renamed.
+
+    Args:
+        durable: whether it has to outlive a power cut, for which the disk is waited for.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_text(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")), durable)
 
 
 def write_yaml(path: Path, value: Any) -> None:
@@ -96,48 +112,199 @@ class Result:
     folder: Path
 
 
+class Damaged(UserError):
+    """A result whose files are not those that were written."""
+
+
 def is_done(folder: Path) -> bool:
     return (folder / RESULT).is_file()
+
+
+def write_result(folder: Path, row: dict[str, Any]) -> None:
+    """Write ``result.json``, with the checksums of the run's other files: from here on the run is done."""
+    names = [name for name in (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS) if (folder / name).exists()]
+    row = row | {"files": {name: _sha256(folder / name) for name in names}}
+    write_json(folder / RESULT, row | {"checksum": _checksum(row)})
+
+
+def read_row(folder: Path) -> dict[str, Any] | None:
+    """The row of the finished run in ``folder``, its files checked; None where it is not finished.
+
+    Raises:
+        Damaged: ``result.json`` or a file that it vouches for was cut short or changed, or the counts are missing.
+        UserError: another version made it.
+    """
+    path = folder / RESULT
+    try:
+        row = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+    if not isinstance(row, dict) or "result_version" not in row:
+        raise Damaged(f"{path} is damaged (it is no result)")
+    if row.pop("checksum", None) != _checksum(row):
+        raise Damaged(f"{path} is damaged or was edited (its checksum differs)")
+    if row["result_version"] != RESULT_VERSION:
+        raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
+    for name, checksum in row["files"].items():
+        found = _sha256(folder / name)
+        if found is None and name == COUNTS:  # a copy may leave out what tables do without, such as the weights
+            raise Damaged(f"{folder / name} is missing")
+        if found not in (checksum, None):
+            raise Damaged(f"{folder / name} is damaged or was edited (its checksum differs)")
+    return row
 
 
 def read_result(folder: Path) -> Result | None:
     """The finished run in ``folder``, or None.
 
     Raises:
-        UserError: its files cannot be read, or another version made them.
+        Damaged: its files are not those that were written.
+        UserError: another version made them.
     """
-    row = read_json(folder / RESULT)
+    row = read_row(folder)
     if row is None:
         return None
-    if row.get("result_version") != RESULT_VERSION:
-        raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
     try:
         with np.load(folder / COUNTS) as arrays:
             counts = {name: arrays[name] for name in COUNT_NAMES}
             ids = arrays["ids"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / COUNTS} cannot be read ({error}); remove {folder} to have it made again") from None
+        raise Damaged(f"{folder / COUNTS} cannot be read ({error})") from None
     return Result(row, ids, counts, folder)
 
 
-def checkpoint(folder: Path, step: int) -> Path:
-    return folder / f"checkpoint-{step:08d}.pt"
+def set_aside(folder: Path) -> Path:
+    """Move a run's folder to ``damaged/`` of its sweep, where nothing reads it; returns its new place."""
+    place = folder.parent / "damaged"
+    with explained(place):
+        place.mkdir(exist_ok=True)
+        number = next(n for n in range(1, 10**6) if not (place / f"{folder.name}-{n}").exists())
+        return folder.rename(place / f"{folder.name}-{number}")
 
 
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> checkpoint file, oldest first."""
-    return {int(path.stem.rpartition("-")[2]): path for path in sorted(folder.glob("checkpoint-*.pt"))}
+def write_checkpoint(folder: Path, step: int, data: memoryview) -> None:
+    """Write a checkpoint, whose name holds its checksum, and remove the older ones."""
+    path = folder / f"checkpoint-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    write_atomic(path, lambda file: file.write(data))
+    for older in folder.glob(CHECKPOINTS):
+        if older != path:
+            older.unlink(missing_ok=True)
+
+
+def newest_checkpoint(folder: Path) -> tuple[int, Path | None]:
+    """The last step that was saved whole and its file; 0 and None where there is none."""
+    for path in sorted(folder.glob(CHECKPOINTS), reverse=True):
+        _, step, checksum = path.stem.split("-")
+        if (_sha256(path) or "").startswith(checksum):
+            return int(step), path
+    return 0, None
+
+
+def damaged_checkpoints(folder: Path) -> list[Path]:
+    """Set checkpoints aside whose contents do not fit their names; returns their new places."""
+    damaged = [
+        path for path in folder.glob(CHECKPOINTS) if not (_sha256(path) or "").startswith(path.stem.split("-")[2])
+    ]
+    return [path.rename(path.with_name(f"damaged-{path.name}")) for path in damaged]
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left: temporary files and, once the run is done, checkpoints.
+
+    For the holder of the lock.
+    """
+    leftovers = [*folder.glob(".*.tmp"), *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ())]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+
+
+def tidy_sweep(folder: Path) -> None:
+    """Remove the temporary files of a sweep's own folder that processes of this machine left which are gone."""
+    for path in folder.glob(".*.tmp"):
+        name, _, pid = path.name.removesuffix(".tmp").rpartition("-")
+        if name.endswith(f".{socket.gethostname()}") and pid.isdigit() and not _lives(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a run: True, or False at once where another process has it.
+
+    That may be one of another machine that shares the disk. The system gives the lock of a dead process free.
+    """
+    place = folder.parent / ".locks"
+    with explained(place):
+        place.mkdir(parents=True, exist_ok=True)
+    path = place / folder.name.rpartition("-")[2]  # the key: labels may differ
+    lock = FileLock(path, timeout=0, thread_local=False)
+    with explained(path), suppress(Timeout):  # which is an OSError too
+        lock.acquire()
+    if not lock.is_locked:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it sees that, and makes another
+        lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run; writes nothing."""
+    try:
+        file = os.open(folder.parent / ".locks" / folder.name.rpartition("-")[2], os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def set_status(folder: Path, state: str, **details: Any) -> None:
-    """``state`` is one of running, stopped, failed, done."""
-    write_json(folder / STATUS, {"state": state, **details})
+    """``state`` is one of running, stopped, failed, done. Read by `segbench status`; nothing depends on it."""
+    value = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **details}
+    write_json(folder / STATUS, value, durable=False)
 
 
 def fail(folder: Path, failure: Failure) -> None:
     """Mark a run as failed: never done, tried again by the next call."""
     write_text(folder / TRACEBACK, failure.traceback or failure.reason + "\n")
     set_status(folder, "failed", reason=failure.reason)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the sweep in ``folder`` planned.
+
+    Raises:
+        UserError: no sweep there, or a manifest that segbench has not written.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path)
+    if manifest is None:
+        raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
+    try:
+        names = [planned["folder"] for planned in manifest["runs"]]
+        if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
+            raise UserError(f"{path} names folders outside of the sweep's")
+    except (TypeError, KeyError):
+        raise UserError(f"{path} is damaged; the sweep's command makes it again") from None
+    return dict(manifest)
 
 
 def newest_sweep(runs_dir: Path) -> Path:
@@ -150,3 +317,16 @@ def newest_sweep(runs_dir: Path) -> Path:
     if not found:
         raise UserError(f"no sweep in {runs_dir}; `make sweep` (or `segbench sweep`) runs one")
     return found[-1].parent
+
+
+def _checksum(row: dict[str, Any]) -> str:
+    """Of a row as JSON holds it."""
+    plain = json.loads(json.dumps(row, default=str))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str | None:
+    """None where there is no such file."""
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+    return None

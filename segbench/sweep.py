@@ -3,7 +3,7 @@
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from rich.progress import (
 )
 
 from segbench import store
-from segbench.config import SweepConfig
-from segbench.errors import UserError
-from segbench.launch import local
+from segbench.config import SweepConfig, expand_grid
+from segbench.errors import Failure, UserError
+from segbench.launch import Ended, Launcher, launcher, local
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.registry import DATASETS, DECODERS
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -52,8 +53,17 @@ def _check_files_there(config: SweepConfig, marker: Path) -> None:
     check_files(config, marker)
 
 
+def check_files(config: SweepConfig, folder: Path) -> None:
+    """Read every image once, in a process of its own; ``folder`` is the sweep's, which remembers it.
+
+    Raises:
+        UserError: the first bad file.
+    """
+    local.call(_check_files_there, config, folder / ".checked")
+
+
 def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
-    """Run what is missing of a sweep.
+    """Run what is missing of a sweep. Any number of processes may do so at once: they share the work.
 
     Returns:
         The sweep's folder and an exit code: 0 done, 1 some runs failed, 2 bad data or folders, 130 interrupted.
@@ -62,26 +72,68 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
         UserError: something that would make every run fail; nothing was started.
     """
     began = time.monotonic()
+    start = launcher(config.launch.launcher)
+    for file in code_files(config):
+        console.print(f"runs the code in {escape(str(file))}", highlight=False, soft_wrap=True)
     runs = plan(config)
     folder = Path(config.runs_dir) / config.name
+    store.tidy_sweep(folder)
+    for damage in look_after(runs):
+        console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
     todo = [run for run in runs if not store.is_done(run.folder)]
     for variant in {repr(run.variant): run.config for run in todo}.values():
-        local.call(_check_files_there, variant, folder / ".checked")
+        check_files(variant, folder)
     store.write_json(folder / store.MANIFEST, _manifest(config, runs))
     say = f"[bold]{escape(config.name)}[/]: {len(runs)} runs, {len(runs) - len(todo)} done before, {len(todo)} to do"
     console.print(say)
     if not todo:
         return folder, 0
-    cohorts = make_cohorts(todo, lambda run: max(store.checkpoints(run.folder), default=0))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = config.launch.jobs or (min(2, cores) if runs[0].facts.accelerator == "cpu" else 1)
-    threads = config.launch.threads or max(1, cores // jobs)
-    code = _run(cohorts, jobs, threads, console)
+    code = _Sweep(todo, config, start, console).run()
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
         f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}", soft_wrap=True
     )
     return folder, code
+
+
+def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
+    """The files that the config names as plug-ins, and that looking at it runs."""
+    named = [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
+    if not data_only:
+        named += [DECODERS.code_file(d.name) for d in config.decoders]
+    return list(dict.fromkeys(path for path in named if path is not None))
+
+
+def look_after(runs: Sequence[Run]) -> Iterator[str]:
+    """Clear away what killed processes left, and set damaged results and checkpoints aside; yields what was damaged.
+
+    Runs that another process works on are left alone.
+    """
+    for run in runs:
+        if not run.folder.is_dir():
+            continue
+        with store.locked(run.folder) as mine:
+            if not mine:
+                continue
+            store.tidy(run.folder)
+            try:
+                if store.read_row(run.folder) is None:
+                    for path in store.damaged_checkpoints(run.folder):
+                        yield f"{path} (its checksum differs): set aside; the run goes on from an older one, or anew"
+            except UserError as error:
+                yield f"{run.name}: {error}; set aside as {store.set_aside(run.folder)}, the run is made again"
+
+
+def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
+    """(cohorts at a time, threads of each), as the config says or as suits this machine.
+
+    On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); of GPUs each cohort
+    gets its own.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    by_gpus = max(1, facts.gpus // config.trainer.processes) if isinstance(config.trainer.devices, int) else 1
+    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else by_gpus)
+    return jobs, config.launch.threads or max(1, cores // jobs)
 
 
 def _manifest(config: SweepConfig, runs: Sequence[Run]) -> dict[str, Any]:
@@ -92,63 +144,141 @@ def _manifest(config: SweepConfig, runs: Sequence[Run]) -> dict[str, Any]:
     return {"config": config.model_dump(), "runs": rows}
 
 
-def _run(cohorts: Sequence[Cohort], jobs: int, threads: int, console: Console) -> int:
-    code = 0
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, speed_estimate_period=300) as progress:
-        steps = {id(c): c.runs[0].config.recipe.steps - c.start_step for c in cohorts}
-        images = {id(c): c.runs[0].facts.eval_images for c in cohorts}
-        # One unit of the whole is a training step; an image of the evaluation costs about a fifth of one.
-        total = progress.add_task("whole sweep", total=sum(steps.values()) + sum(images.values()) / 5)
-        tasks: dict[int, TaskID] = {}
-        units: dict[int, float] = {}
+class _Sweep:
+    """The runs of a sweep that are to do, until each is done or has failed once."""
 
-        def on_progress(cohort: Cohort, phase: str, done: int, of: int) -> None:
-            place = id(cohort)
-            key = escape(f"{cohort.name}: {phase}")
-            if place not in tasks:
-                tasks[place] = progress.add_task(key, total=of, completed=done)
-            progress.update(tasks[place], description=key, total=of, completed=done)
-            units[place] = done - cohort.start_step if phase == "train" else steps[place] + done / 5
-            progress.update(total, completed=sum(units.values()))
+    def __init__(self, todo: Sequence[Run], config: SweepConfig, start: Launcher, console: Console) -> None:
+        self.open = {run.key: run for run in todo}
+        self.launch, self.start, self.console = config.launch, start, console
+        self.jobs, self.threads = resources(config, todo[0].facts)
+        self.before = {run.key: _status(run) for run in todo}
+        self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
+        self.code = 0
 
-        def on_end(ended: local.Ended) -> None:
-            nonlocal code
-            place = id(ended.cohort)
-            if place in tasks:
-                progress.remove_task(tasks.pop(place))
-            units[place] = steps[place] + images[place] / 5
-            failures = dict(ended.failures)
-            if ended.died:
-                for run in ended.cohort.runs:
-                    if not store.is_done(run.folder):
-                        failures[run.key] = ended.died.reason
-                        with contextlib.suppress(UserError):  # a full disk: it is at least printed
-                            store.fail(run.folder, ended.died)
-            by_reason: dict[str, list[Run]] = {}
-            for run in ended.cohort.runs:
-                if run.key in failures:
-                    by_reason.setdefault(failures[run.key], []).append(run)
-            for reason, members in by_reason.items():
-                names = ", ".join(run.name for run in members)
-                where = "" if ended.user_error else f" ({members[0].folder / store.TRACEBACK})"
-                console.print(f"[red]failed[/] {escape(f'{names}: {reason}{where}')}", highlight=False, soft_wrap=True)
-            if failures:
-                code = max(code, 2 if ended.user_error else 1)
-            elif not ended.stopped:
-                progress.console.print(
-                    f"[green]done[/] {ended.cohort.name}: {', '.join(r.title for r in ended.cohort.runs)}"
-                )
+    def run(self) -> int:
+        """Returns the exit code."""
+        cohorts = make_cohorts(list(self.open.values()), step_of)
+        try:
+            while self.open:
+                if cohorts and not self._round(cohorts):
+                    raise KeyboardInterrupt
+                cohorts, self.again = self.again, []
+                cohorts = cohorts or make_cohorts(self._wait(), step_of)
+        except KeyboardInterrupt:
+            self.console.print("[yellow]stopped[/]; the state is saved, the same command goes on from here")
+            return 130
+        return self.code
 
-        whole = local.run_cohorts(cohorts, jobs, threads, on_progress, on_end)
-    if not whole:
-        console.print("[yellow]stopped[/]; the state is saved, the same command goes on from here")
-        return 130
-    return code
+    def _wait(self) -> list[Run]:
+        """Until other processes have done the runs that they hold; returns what they gave up undone."""
+        free: list[Run] = []
+        with self.console.status("") as status:
+            while self.open and not free:
+                for run in list(self.open.values()):
+                    with store.locked(run.folder) as mine:
+                        found = _status(run)
+                        if store.is_done(run.folder):
+                            self._settle(run)
+                        elif mine and found.get("state") == "failed" and found != self.before[run.key]:
+                            self._settle(run)
+                            self._failed([run], f"{found.get('reason')} (in another process)")
+                        elif mine:
+                            free.append(run)
+                if self.open and not free:
+                    status.update(
+                        f"{len(self.open)} runs are worked on by other processes; `segbench status` shows them"
+                    )
+                    time.sleep(1)
+        return free
+
+    def _settle(self, run: Run) -> None:
+        self.open.pop(run.key, None)
+
+    def _failed(self, runs: Sequence[Run], reason: str, code: int = 1) -> None:
+        names = ", ".join(run.name for run in runs)
+        self.console.print(f"[red]failed[/] {escape(f'{names}: {reason}')}", highlight=False, soft_wrap=True)
+        self.code = max(self.code, code)
+
+    def _ended(self, ended: Ended) -> None:
+        """Settle what a cohort did; what is left open was stopped, or is held by another process."""
+        cohort, failures = ended.cohort, dict(ended.failures)
+        unexplained = Failure("the cohort ended without its result")
+        for run in cohort.runs:
+            if store.is_done(run.folder):
+                self._settle(run)
+            elif run.key not in failures and run.key not in ended.busy and not ended.stopped:
+                failures[run.key] = ended.died or unexplained
+                with (
+                    contextlib.suppress(UserError),
+                    store.locked(run.folder) as mine,
+                ):  # full disk: it is at least printed
+                    if mine:
+                        store.fail(run.folder, failures[run.key])
+        short = [run for run in cohort.runs if run.key in failures and failures[run.key].out_of_memory]
+        if short and self.launch.on_oom == "split" and len(cohort.runs) > 1:
+            middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
+            parts = [part for part in (short[:middle], short[middle:]) if part]
+            self.again += [cohort for part in parts for cohort in make_cohorts(part, step_of)]
+            for run in short:
+                del failures[run.key]
+            how = " and ".join(", ".join(run.name for run in part) for part in parts)
+            self.console.print(f"[yellow]out of memory[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
+        by_reason: dict[str, list[Run]] = {}
+        for run in cohort.runs:
+            if run.key in failures:
+                self._settle(run)
+                by_reason.setdefault(failures[run.key].reason, []).append(run)
+        for reason, members in by_reason.items():
+            where = "" if ended.user_error else f" ({members[0].folder / store.TRACEBACK})"
+            self._failed(members, f"{reason}{where}", 2 if ended.user_error else 1)
+        settled = [run for run in cohort.runs if run.key not in self.open and run.key not in failures]
+        done = [run.title for run in settled if run.key not in ended.busy]  # another process says so of the others
+        if done:
+            self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(', '.join(done))}", highlight=False)
+
+    def _round(self, cohorts: Sequence[Cohort]) -> bool:
+        """Run cohorts, with progress bars; False where it was interrupted."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=300) as progress:
+            steps = {id(c): c.runs[0].config.recipe.steps - c.start_step for c in cohorts}
+            images = {id(c): c.runs[0].facts.eval_images for c in cohorts}
+            # One unit of the whole is a training step; an image of the evaluation costs about a fifth of one.
+            total = progress.add_task("whole sweep", total=sum(steps.values()) + sum(images.values()) / 5)
+            tasks: dict[int, TaskID] = {}
+            units: dict[int, float] = {}
+
+            def on_progress(cohort: Cohort, phase: str, done: int, of: int) -> None:
+                place = id(cohort)
+                key = escape(f"{cohort.name}: {phase}")
+                if place not in tasks:
+                    tasks[place] = progress.add_task(key, total=of, completed=done)
+                progress.update(tasks[place], description=key, total=of, completed=done)
+                units[place] = done - cohort.start_step if phase == "train" else steps[place] + done / 5
+                progress.update(total, completed=sum(units.values()))
+
+            def on_end(ended: Ended) -> None:
+                place = id(ended.cohort)
+                if place in tasks:
+                    progress.remove_task(tasks.pop(place))
+                units[place] = steps[place] + images[place] / 5
+                self._ended(ended)
+
+            return self.start(cohorts, self.jobs, self.threads, self.launch, on_progress, on_end)
+
+
+def step_of(run: Run) -> int:
+    """At which step it goes on."""
+    return store.newest_checkpoint(run.folder)[0]
+
+
+def _status(run: Run) -> dict[str, Any]:
+    with contextlib.suppress(UserError):
+        return store.read_json(run.folder / store.STATUS) or {}
+    return {}

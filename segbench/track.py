@@ -20,7 +20,7 @@ def _csv(run: Run) -> Any:
 
 
 def _tensorboard(run: Run) -> Any:
-    return loggers.TensorBoardLogger(run.folder.parent / "tensorboard", name=run.name, version="")
+    return loggers.TensorBoardLogger(run.folder.parent / "tensorboard", name=run.folder.name, version="")
 
 
 def _wandb(run: Run) -> Any:
@@ -28,7 +28,7 @@ def _wandb(run: Run) -> Any:
 
 
 def _mlflow(run: Run) -> Any:
-    return loggers.MLFlowLogger(run.config.name, run_name=run.name)
+    return loggers.MLFlowLogger(run.config.name, run_name=run.name, save_dir=str(run.folder.parent / "mlruns"))
 
 
 MAKERS: dict[str, Callable[[Run], Any]] = {

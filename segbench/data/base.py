@@ -83,6 +83,22 @@ class Dataset(ABC):
         """A hash that changes when the data do, and not when they are moved."""
 
 
+class Part(Dataset):
+    """The images of a data set with these ``indices``."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+        self.classes, self.palette, self.splits = dataset.classes, dataset.palette, dataset.splits
+        self.split, self.labelled = dataset.split, dataset.labelled
+        self.indices, self.dataset = indices, dataset
+        self.ids = [dataset.ids[i] for i in indices]
+
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        return self.dataset.read(self.indices[index])
+
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint()
+
+
 class PairedFiles(Dataset):
     """A data set of image files with a label file each.
 

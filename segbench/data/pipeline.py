@@ -4,7 +4,8 @@ import math
 import os
 import random
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # before the import: it would ask the package registry
@@ -29,9 +30,9 @@ Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8, labels (B, H, W) uin
 class ScaledCrop(A.DualTransform):
     """A random crop of the randomly scaled image, of which only the pixels in the crop are computed.
 
-    The pixels are those that scaling the whole image by that factor and cropping then would give (bilinear; labels by
-    OpenCV's rule for the nearest), on a grid that begins at a whole source pixel near the crop. Where the scaled image
-    is smaller than the crop, it stands amid the mean colour and void.
+    The pixels are those that scaling the whole image by that factor and cropping then would give (bilinear; labels from
+    the pixel whose centre is nearest, so that they stay in line with the image), on a grid that begins at a whole
+    source pixel near the crop. An image that is smaller than the crop when scaled stands amid the mean colour and void.
 
     Args:
         scale: (smallest, largest) factor, drawn uniformly.
@@ -51,19 +52,21 @@ class ScaledCrop(A.DualTransform):
         return {"scale": scale, "axes": axes}
 
     def apply(self, img: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
-        return self._cut(img, scale, axes, cv2.INTER_LINEAR, MEAN_COLOUR)
-
-    def apply_to_mask(self, mask: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
-        return self._cut(mask, scale, axes, cv2.INTER_NEAREST, VOID)
-
-    def _cut(self, pixels: Pixels, scale: float, axes: list["Window"], interpolation: int, fill: int) -> Pixels:
         y, x = axes
         # Given the factor and not a size, OpenCV scales by just that; so near to 1 that the size stays, it copies.
-        region = cv2.resize(pixels[y.source, x.source], None, fx=scale, fy=scale, interpolation=interpolation)
-        region = np.asarray(region, np.uint8)[y.scaled, x.scaled]
+        region = cv2.resize(img[y.source, x.source], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        return self._place(np.asarray(region, np.uint8)[y.scaled, x.scaled], axes, MEAN_COLOUR)
+
+    def apply_to_mask(self, mask: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
+        # OpenCV's INTER_NEAREST takes the pixel at the corner, and its INTER_NEAREST_EXACT rounds the factor.
+        rows, columns = (axis.nearest(scale) for axis in axes)
+        return self._place(mask[rows].take(columns, axis=1), axes, VOID)
+
+    def _place(self, region: Pixels, axes: list["Window"], fill: int) -> Pixels:
+        y, x = axes
         if region.shape[:2] == self.crop:
             return region
-        out = np.full((*self.crop, *pixels.shape[2:]), fill, np.uint8)
+        out = np.full((*self.crop, *region.shape[2:]), fill, np.uint8)
         out[y.before : y.before + region.shape[0], x.before : x.before + region.shape[1]] = region
         return out
 
@@ -74,6 +77,11 @@ class Window(NamedTuple):
     source: slice
     scaled: slice
     before: int
+
+    def nearest(self, scale: float) -> npt.NDArray[np.int64]:
+        """For each scaled pixel the source pixel in which its centre lies."""
+        at = np.floor((np.arange(self.scaled.start, self.scaled.stop) + 0.5) / scale).astype(np.int64)
+        return np.minimum(self.source.start + at, self.source.stop - 1)
 
 
 def window(length: int, crop: int, scale: float, position: float) -> Window:
@@ -166,13 +174,29 @@ def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def train_loader(dataset: Dataset, recipe: RecipeConfig, seed: int, start_step: int, workers: int) -> DataLoader[Batch]:
-    """The batches of the steps from ``start_step`` to the end of the recipe, the same for any number of workers."""
+def _context(workers: int) -> str | None:
+    """Forked where that can be: at once, and with a class of a user's file; a cohort would hand on its fork server."""
+    return "fork" if workers and sys.platform == "linux" else None
+
+
+def train_loader(
+    dataset: Dataset, recipe: RecipeConfig, seed: int, start_step: int, workers: int, rank: int = 0, size: int = 1
+) -> DataLoader[Batch]:
+    """The batches of the steps from ``start_step`` to the end of the recipe, the same for any number of workers.
+
+    Of ``size`` processes each gets its part of every batch, one after the other.
+    """
     stream: Any = TrainStream(dataset, recipe, seed, start_step * recipe.batch_size)
+    share = recipe.batch_size // size
+    mine: Sequence[int] = range(len(stream))
+    if size > 1:
+        mine = [start + i for start in range(rank * share, len(stream), recipe.batch_size) for i in range(share)]
     return DataLoader(
         stream,
-        batch_size=recipe.batch_size,
+        batch_size=share,
+        sampler=mine,
         num_workers=workers,
+        multiprocessing_context=_context(workers),
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
         pin_memory=torch.cuda.is_available(),
@@ -185,6 +209,7 @@ def evaluation_images(dataset: Dataset, workers: int) -> Iterator[tuple[int, Pix
         EvaluationImages(dataset),
         batch_size=None,
         num_workers=workers,
+        multiprocessing_context=_context(workers),
         collate_fn=_as_is,
         worker_init_fn=_start_worker,
     )

@@ -4,7 +4,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,28 +11,10 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from segbench.errors import Failure, UserError
+from segbench.config import LaunchConfig
+from segbench.errors import OUT_OF_MEMORY, Failure, UserError
+from segbench.launch import STOP_GRACE_S, STOP_SIGNALS, Ended, OnEnd, OnProgress, caught_signals
 from segbench.plan import Cohort
-
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-STOP_GRACE_S = 30.0  # for a step in progress and a checkpoint, after which a cohort is killed
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a cohort ended: every run of it done, but for ``failures`` (run key -> reason).
-
-    Attributes:
-        stopped: it was asked to stop and saved its state, or was killed because it did not in time.
-        died: why the process as a whole ended; the runs that are not done failed with it.
-        user_error: a mistake of the user's was why.
-    """
-
-    cohort: Cohort
-    failures: dict[str, str]
-    stopped: bool = False
-    died: Failure | None = None
-    user_error: bool = False
 
 
 @dataclass
@@ -41,14 +22,17 @@ class _Child:
     process: Any
     connection: Connection
     cohort: Cohort
+    oom_kills: int
+    place: int
     ended: Ended | None = None
     killed: bool = False
 
 
 def context() -> Any:
     """The fork server, with what a cohort imports already imported, so that the second one starts at once."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # or it would import what lies in the folder that it is started in
     ctx = multiprocessing.get_context("forkserver")
-    ctx.set_forkserver_preload(["segbench.cohort"])
+    ctx.set_forkserver_preload(["segbench.launch.work"])
     return ctx
 
 
@@ -60,6 +44,9 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     except EOFError:
         process.join()
         raise UserError(f"the process that looks at the sweep died ({_exit(process.exitcode)})") from None
+    except BaseException:
+        process.kill()
+        raise
     finally:
         ours.close()
     process.join()
@@ -74,24 +61,33 @@ def run_cohorts(
     cohorts: Sequence[Cohort],
     jobs: int,
     threads: int,
-    on_progress: Callable[[Cohort, str, int, int], None],
-    on_end: Callable[[Ended], None],
+    launch: LaunchConfig,
+    on_progress: OnProgress,
+    on_end: OnEnd,
 ) -> bool:
-    """Run every cohort, ``jobs`` at a time. On Ctrl-C the running ones save their state and stop.
+    """See `segbench.launch.Launcher`."""
+    with caught_signals() as caught:
+        return run_until(caught, cohorts, jobs, threads, on_progress, on_end)
 
-    Returns:
-        False where it was interrupted before all had ended.
-    """
+
+def run_until(
+    caught: Sequence[int],
+    cohorts: Sequence[Cohort],
+    jobs: int,
+    threads: int,
+    on_progress: OnProgress,
+    on_end: OnEnd,
+) -> bool:
+    """`run_cohorts`, which stops once ``caught`` holds a signal."""
     waiting = list(cohorts)
     running: list[_Child] = []
-    interrupted = threading.Event()
-    previous = {s: signal.signal(s, lambda *_: interrupted.set()) for s in STOP_SIGNALS}
+    places = list(range(jobs))  # each with GPUs of its own
     kill_at, whole = None, True
     try:
-        while running or (waiting and not interrupted.is_set()):
-            while waiting and len(running) < jobs and not interrupted.is_set():
-                running.append(_start(waiting.pop(0), threads))
-            if interrupted.is_set():
+        while running or (waiting and not caught):
+            while waiting and len(running) < jobs and not caught:
+                running.append(_start(waiting.pop(0), threads, places.pop(0)))
+            if caught:
                 if kill_at is None:
                     kill_at = time.monotonic() + STOP_GRACE_S
                     for child in running:
@@ -104,20 +100,37 @@ def run_cohorts(
                 child = next(c for c in running if c.connection is connection)
                 if not _receive(child, on_progress):
                     running.remove(child)
+                    places.append(child.place)
                     assert child.ended is not None
                     whole = whole and not child.ended.stopped
                     on_end(child.ended)
     finally:
         for child in running:
             child.process.kill()
-        for s, handler in previous.items():
-            signal.signal(s, handler)
     return whole and not waiting
 
 
-def _start(cohort: Cohort, threads: int) -> _Child:
-    process, ours = _spawn(_work, cohort, threads)
-    return _Child(process, ours, cohort)
+def _start(cohort: Cohort, threads: int, place: int) -> _Child:
+    run = cohort.runs[0]
+    gpus = None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    here = bool(visible) or run.facts.gpus > 0  # or in a job on a machine that the plan was not made on
+    if run.facts.accelerator == "cuda" and isinstance(run.config.trainer.devices, int) and here:
+        gpus = gpus_of(place, run.config.trainer.devices, run.facts.gpus, visible)
+    process, ours = _spawn(_work, cohort, threads, gpus)
+    return _Child(process, ours, cohort, _oom_kills(), place)
+
+
+def gpus_of(place: int, each: int, number: int, visible: str | None) -> str:
+    """``CUDA_VISIBLE_DEVICES`` of the cohort in that place of those that run side by side.
+
+    Args:
+        each: GPUs of a cohort.
+        number: of this machine; where there are fewer than all places need, they are shared.
+        visible: ``CUDA_VISIBLE_DEVICES`` of the runner, if it is set.
+    """
+    names = visible.split(",") if visible else [str(i) for i in range(number)]
+    return ",".join(names[(place * each + i) % len(names)] for i in range(each))
 
 
 def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
@@ -127,7 +140,7 @@ def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
     system its SIGTERM, to every process of the group, but it is the runner that tells the cohorts to stop.
     """
     ours, theirs = multiprocessing.Pipe()
-    process = context().Process(target=target, args=(theirs, *args), daemon=target is _call)
+    process = context().Process(target=target, args=(theirs, *args))
     resource_tracker.ensure_running()  # here, since its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -138,15 +151,17 @@ def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
     return process, ours
 
 
-def _receive(child: _Child, on_progress: Callable[[Cohort, str, int, int], None]) -> bool:
+def _receive(child: _Child, on_progress: OnProgress) -> bool:
     """Take one message; False at the end."""
     try:
         message = child.connection.recv()
     except (EOFError, OSError):
         child.process.join()
         if child.ended is None:
-            reason = f"the cohort's process died ({_exit(child.process.exitcode)})"
-            child.ended = Ended(child.cohort, {}, stopped=child.killed, died=None if child.killed else Failure(reason))
+            died = Failure(f"the cohort's process died ({_exit(child.process.exitcode)})")
+            if child.process.exitcode == -signal.SIGKILL and _oom_kills() > child.oom_kills:
+                died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
+            child.ended = Ended(child.cohort, stopped=child.killed, died=None if child.killed else died)
         return False
     if isinstance(message, Ended):
         child.ended = replace(message, cohort=child.cohort)  # ours, not its copy
@@ -157,9 +172,15 @@ def _receive(child: _Child, on_progress: Callable[[Cohort, str, int, int], None]
 
 def _exit(code: int | None) -> str:
     if code is not None and code < 0:
-        hint = "; out of memory?" if code == -signal.SIGKILL else ""
-        return f"signal {signal.Signals(-code).name}{hint}"
+        return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
+
+
+def _oom_kills() -> int:
+    """How many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def _tell(connection: Connection, message: object) -> None:
@@ -182,9 +203,11 @@ def _call(connection: Connection, function: Callable[..., Any], args: Sequence[A
         _tell(connection, ("error", Failure.of(error).traceback))
 
 
-def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
+def _work(connection: Connection, cohort: Cohort, threads: int, gpus: str | None) -> None:
     """The whole life of a cohort's process."""
-    from segbench.cohort import Stopped, run_cohort
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before CUDA is first used
+    from segbench.launch.work import work
 
     last = [0.0]
 
@@ -200,12 +223,6 @@ def _work(connection: Connection, cohort: Cohort, threads: int) -> None:
         except (EOFError, OSError):
             return True  # the runner is gone
 
-    try:
-        ended = Ended(cohort, run_cohort(cohort, report, should_stop, threads))
-    except Stopped as stop:
-        ended = Ended(cohort, stop.failures, stopped=True)
-    except BaseException as error:
-        ended = Ended(cohort, {}, died=Failure.of(error), user_error=isinstance(error, UserError))
-    _tell(connection, ended)
+    _tell(connection, work(cohort, threads, report, should_stop))
     connection.close()
     os._exit(0)  # at once: nothing is left to flush, and threads of libraries may hang at exit

@@ -48,7 +48,7 @@ def provenance(sweep: Sweep) -> Provenance:
     Raises:
         UserError: a file that is there and is broken.
     """
-    manifest = store.read_json(sweep.folder / store.MANIFEST)
+    manifest = store.read_manifest(sweep.folder)
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
     facts: dict[str, list[str]] = {}
     for result in sweep.results:

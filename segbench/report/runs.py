@@ -86,16 +86,19 @@ def read_sweep(folder: Path, allow_mixed: bool = False) -> Sweep:
         allow_mixed: runs that must not be compared go into groups of their own, in place of an error.
 
     Raises:
-        UserError: no sweep there, no finished run, a broken file, or runs that must not be compared.
+        UserError: no sweep there, no finished run, another version's runs, or runs that must not be compared.
     """
-    manifest = store.read_json(folder / store.MANIFEST)
-    if manifest is None:
-        raise UserError(f"{folder} holds no sweep ({store.MANIFEST} is missing)")
+    manifest = store.read_manifest(folder)
     members: dict[str, list[tuple[dict[str, Any], store.Result]]] = {}
     missing = []
     for planned in manifest["runs"]:
         place = folder / planned["folder"]
-        result = store.read_result(place)
+        try:
+            result = store.read_result(place)
+        except store.Damaged as error:
+            why = f"{error}; `segbench sweep` sets it aside and makes it again"
+            missing.append(Missing(planned["decoder"], planned["seed"], "damaged", why))
+            continue
         if result is None:
             status = store.read_json(place / store.STATUS) or {}
             state, reason = status.get("state", "not started"), status.get("reason", "")

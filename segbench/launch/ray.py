@@ -1,0 +1,229 @@
+"""Cohorts as tasks of a Ray cluster: an existing one, or one that is started on this machine for the sweep.
+
+Where a node sees the driver's run folder, its tasks work in it as local ones do, and go on from the checkpoints there.
+Where it does not, they start anew in a folder of their own, and the finished files are sent to the driver's folder.
+"""
+
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from segbench import store
+from segbench.config import LaunchConfig
+from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
+from segbench.launch import STOP_GRACE_S, Ended, OnEnd, OnProgress, caught_signals
+from segbench.plan import Cohort, Run
+
+Files = dict[str, dict[str, bytes]]  # run key -> path within its folder -> contents
+RETRIES = 3  # of a task whose worker or node died
+OBJECT_STORE_BYTES = 200_000_000  # of a local cluster: results are small
+
+
+class Board:
+    """Where tasks say how far they are, and are told to stop."""
+
+    def __init__(self) -> None:
+        self.stopping = False
+        self.progress: dict[int, tuple[str, int, int]] = {}
+
+    def tell(self, number: int, progress: tuple[str, int, int] | None) -> bool:
+        """Returns whether to stop."""
+        if progress:
+            self.progress[number] = progress
+        return self.stopping
+
+    def read(self) -> dict[int, tuple[str, int, int]]:
+        """What is new."""
+        new, self.progress = self.progress, {}
+        return new
+
+    def stop(self) -> None:
+        self.stopping = True
+
+
+def run_cohorts(
+    cohorts: Sequence[Cohort],
+    jobs: int,
+    threads: int,
+    launch: LaunchConfig,
+    on_progress: OnProgress,
+    on_end: OnEnd,
+) -> bool:
+    """See `segbench.launch.Launcher`. ``threads`` are the CPUs that each task asks for.
+
+    Raises:
+        UserError: no cluster at ``launch.address``, or none of its nodes is large enough.
+    """
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(launch.address, jobs * threads)
+    try:
+        with caught_signals() as caught, _marked(cohorts[0].runs[0].folder.absolute().parent) as marker:
+            return _run(cohorts, launch.jobs or len(cohorts), threads, marker, caught, on_progress, on_end)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None, cpus: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent unasked
+    if address and (place := re.fullmatch(r"(.+):(\d+)", address)):
+        try:
+            socket.create_connection((place[1], int(place[2])), timeout=10).close()  # Ray itself would try for minutes
+        except OSError as error:
+            raise UserError(f"launch.address: no Ray cluster at '{address}': {brief(error)}") from None
+    here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    # Ctrl-C goes to the whole group of processes; Ray's must outlive it, for the tasks to save their state.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        options = {} if address else here
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"launch.address: no Ray cluster at '{address or 'local'}': {brief(error)}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(
+    cohorts: Sequence[Cohort],
+    at_once: int,
+    threads: int,
+    marker: str,
+    caught: Sequence[int],
+    on_progress: OnProgress,
+    on_end: OnEnd,
+) -> bool:
+    first = cohorts[0].runs[0]
+    gpus = first.config.trainer.processes if first.facts.accelerator == "cuda" else 0
+    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=0)
+    if largest < threads:
+        raise UserError(
+            f"launch.threads: a cohort wants {threads} CPUs, the largest node of the cluster has {largest:g}"
+        )
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    # A process for each cohort, which ends with it.
+    task: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=RETRIES)(_task)
+    waiting = list(enumerate(cohorts))
+    running: dict[Any, Cohort] = {}
+    kill_at, whole = None, True
+    while running or (waiting and not caught):
+        while waiting and len(running) < at_once and not caught:
+            number, cohort = waiting.pop(0)
+            runs = tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs)
+            asked = task.remote(board, number, replace(cohort, runs=runs), threads, os.getcwd(), marker)
+            running[asked] = cohort
+        if caught:
+            if kill_at is None:
+                kill_at = time.monotonic() + STOP_GRACE_S
+                board.stop.remote()
+            elif time.monotonic() > kill_at:
+                for asked in running:
+                    ray.cancel(asked, force=True)
+        ready, _ = ray.wait(list(running), timeout=0.2)
+        for number, progress in ray.get(board.read.remote()).items():
+            on_progress(cohorts[number], *progress)
+        for asked in ready:
+            ended = _ended(asked, running.pop(asked), kill_at is not None and time.monotonic() > kill_at)
+            whole = whole and not ended.stopped
+            on_end(ended)
+    ray.kill(board)
+    return whole and not waiting
+
+
+@contextmanager
+def _marked(folder: Path) -> Iterator[str]:
+    """The name of a file that no other folder holds: where a task finds it, it works in the driver's run folder."""
+    name = f".ray-{secrets.token_hex(16)}.{socket.gethostname()}-{os.getpid()}.tmp"
+    with store.explained(folder / name):
+        (folder / name).touch()
+    try:
+        yield name
+    finally:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _ended(asked: Any, cohort: Cohort, killed: bool) -> Ended:
+    """How a task ended, its files written where it could not do so itself.
+
+    Args:
+        killed: because it did not stop in time, which Ray reports like a worker that was lost.
+    """
+    try:
+        ended, files = ray.get(asked)
+    except ray.exceptions.RayError as error:
+        if killed:
+            return Ended(cohort, stopped=True)
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return Ended(cohort, died=Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True))
+        return Ended(cohort, died=Failure(f"its Ray task was lost {RETRIES + 1} times ({brief(error)[:200]})"))
+    try:
+        busy = {run.key for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
+    except UserError as error:
+        return Ended(cohort, died=Failure.of(error), user_error=True)
+    return replace(ended, cohort=cohort, busy=ended.busy | busy)
+
+
+def _bring(run: Run, files: dict[str, bytes]) -> bool:
+    """Write a run's files, its result last; False where another process has the run."""
+    with store.locked(run.folder) as mine:
+        if not mine:
+            return False
+        if not store.is_done(run.folder):
+            for name in sorted(files, key=lambda name: name == store.RESULT):
+                store.write_atomic(run.folder / name, lambda file, data=files[name]: file.write(data))  # type: ignore[misc]
+        store.tidy(run.folder)
+    return True
+
+
+def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, marker: str) -> tuple[Ended, Files]:
+    """A cohort on some node: how it ended, and the files of its runs where the driver does not see them."""
+    from segbench.launch.work import work
+
+    if os.path.isdir(folder):
+        os.chdir(folder)  # what a config names may be relative to it
+    last = [0.0]
+    stopping = [False]
+
+    def ask(progress: tuple[str, int, int] | None) -> None:
+        now = time.monotonic()
+        if now - last[0] > 0.2:
+            last[0] = now
+            stopping[0] = ray.get(board.tell.remote(number, progress))
+
+    def should_stop() -> bool:
+        ask(None)
+        return stopping[0]
+
+    def report(phase: str, done: int, total: int) -> None:
+        ask((phase, done, total))
+
+    if should_stop():
+        return Ended(cohort, stopped=True), {}
+    if (cohort.runs[0].folder.parent / marker).exists():
+        return work(cohort, threads, report, should_stop), {}
+    with tempfile.TemporaryDirectory(prefix="segbench-") as scratch:
+        runs = tuple(replace(run, folder=Path(scratch) / run.folder.name) for run in cohort.runs)
+        ended = work(Cohort(runs, 0), threads, report, should_stop)
+        kept = [] if ended.stopped else [run for run in runs if run.folder.is_dir()]
+        return ended, {run.key: _contents(run.folder) for run in kept}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    checkpoints = set(folder.glob(store.CHECKPOINTS))
+    files = [path for path in folder.rglob("*") if path.is_file() and path not in checkpoints]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
