@@ -8,9 +8,11 @@ FORMAT ?= terminal
 DECODER ?= bilinear
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests wait for processes more than they compute: three at a time also on two cores.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep table report compare list check data-check data-get export test test-fast lint types format bench clean
+.PHONY: help setup sweep plan status table report compare list check data-check data-get export test test-fast chaos lint types format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,12 @@ $(READY): pyproject.toml
 
 sweep: $(READY) ## run CONFIG=configs/default.yaml with ARGS="key=value ..." and print its table
 	@$(BIN)/segbench sweep $(CONFIG) $(ARGS)
+
+plan: $(READY) ## what CONFIG will do and take: runs, checks, time, memory and disk from a short trial
+	@$(BIN)/segbench plan $(CONFIG) $(ARGS)
+
+status: $(READY) ## where the newest sweep, or RUN=runs/name, stands; from another terminal too
+	@$(BIN)/segbench status $(RUN) $(ARGS)
 
 table: $(READY) ## the newest sweep's table again, or RUN=runs/name; FORMAT=terminal|md|csv|tex|json
 	@$(BIN)/segbench table $(RUN) --format $(FORMAT) $(ARGS)
@@ -52,10 +60,13 @@ export: $(READY) ## predictions of RUN=runs/sweep/run as its data set's owner ta
 	@$(BIN)/segbench export $(RUN) $(ARGS)
 
 test: $(READY) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-fast: $(READY) ## the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
+
+chaos: $(READY) ## kill a sweep at 40 moments: each time the table is that of an undisturbed one
+	$(BIN)/python -m pytest tests/test_chaos.py -s --moments 40 $(ARGS)
 
 lint: $(READY) ## style and common mistakes (ruff)
 	$(BIN)/ruff check .

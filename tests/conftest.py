@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 import torch
 import yaml
 
+from segbench import store
 from segbench.config import SweepConfig, build_config
+from segbench.launch import local
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("SEGBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
 
+local.context()  # whichever test starts the fork server first, it has what cohorts import
 torch.set_num_threads(1)  # tests run beside each other and beside cohorts; more threads on a busy machine only wait
 
 
@@ -36,6 +40,16 @@ def tiny(**changes: Any) -> dict[str, Any]:
     return values
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--moments", type=int, default=8, help="how many times tests/test_chaos.py kills a sweep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that processes which share the files out end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., SweepConfig]:
     return lambda **changes: build_config(tiny(runs_dir=str(tmp_path / "runs"), **changes))
@@ -53,10 +67,25 @@ def write_sweep(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+def write_again(folder: Path, **changes: Any) -> None:
+    """Make a run's folder whole again, with its checksums, after a test has changed its files or now its row."""
+    row = store.read_json(folder / store.RESULT)
+    row = {key: value for key, value in row.items() if key not in ("checksum", "files")}
+    store.write_result(folder, row | changes)
+
+
 def segbench(*args: object, cwd: Path = ROOT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """The console script in a process of its own."""
     command = [sys.executable, "-m", "segbench.cli", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False, **kwargs)
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for it; a test that waits in vain fails."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it does not happen within {seconds} s"
+        time.sleep(0.05)
 
 
 def real_data(folder: str) -> Path:

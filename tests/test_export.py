@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from segbench import store
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
 from segbench.export import export, load_run, predictions
 from segbench.metrics import mean_iou
-from tests.conftest import segbench
+from tests.conftest import segbench, write_again
 from tests.test_sweep import sweep
 from tests.test_voc_cityscapes import mask
 
@@ -139,13 +138,16 @@ def test_mistakes_are_named(cityscapes_run, tmp_path, monkeypatch):
     shutil.copytree(result.folder, copy)
     weights = load_file(copy / "decoder.safetensors")
     save_file({k: v for k, v in weights.items() if "laterals" not in k}, copy / "decoder.safetensors")
+    with pytest.raises(UserError, match=r"copy/decoder\.safetensors is damaged or was edited"):
+        load_run(copy)
+    write_again(copy)
     with pytest.raises(UserError, match=r"copy/decoder\.safetensors does not fit decoder 'bilinear'"):
         load_run(copy)
     (copy / "decoder.safetensors").write_bytes(b"broken")
+    write_again(copy)
     with pytest.raises(UserError, match="does not fit decoder"):
         load_run(copy)
-    row = store.read_json(copy / store.RESULT)
-    store.write_json(copy / store.RESULT, row | {"encoder_hash": "other"})
+    write_again(copy, encoder_hash="other")
     with pytest.raises(UserError, match="other weights of encoder"):
         load_run(copy)
     run = load_run(result.folder)

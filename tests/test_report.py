@@ -19,6 +19,7 @@ from segbench.report.drawing import PALETTE, Look, settle, style
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
+from tests.conftest import write_again
 
 CLASSES = ["sky", "road", "pole", "never"]
 PROTOCOL = {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2, 4]}
@@ -64,7 +65,7 @@ def write_run(folder, decoder, seed, counts, number, classes, **changes):
     lines = [f"{s},{2 / (s + 1) + 0.01 * seed},0.1," for s in range(1, 41)] + ["20,,,0.31"]
     (run / "history.csv").write_text("step,loss,lr,val_miou\n" + "\n".join(lines) + "\n")
     store.write_json(run / "environment.json", {"cpu": f"CPU {seed % 2}", "threads": 1, "versions": {"torch": "2.7"}})
-    store.write_json(run / "result.json", row)
+    store.write_result(run, row)
     return {"key": row["key"], "decoder": decoder, "seed": seed, "variant": row["variant"], "folder": run.name}
 
 
@@ -245,6 +246,7 @@ def test_where_images_are_alike_the_intervals_are_students(tmp_path, undrawn):
         for name in ("region", "boundary", "contour", "trimap"):
             arrays[name] = np.repeat(arrays[name][:1], 12, 0)
         np.savez(file, **arrays)
+        write_again(file.parent)
     found = Reader(write_report(path, gallery=False).path.read_text())
     scores = {d: np.nanmean(v, 1) for d, v in by_hand(path, "biou@0.02").items()}
     for d in ("nearest", "deconv", "subpixel"):
@@ -500,9 +502,7 @@ def test_a_grid_gives_a_section_for_each_group(tmp_path, undrawn):
 def test_groups_that_were_counted_differently(tmp_path, undrawn):
     path = fake_sweep(tmp_path / "s", {"bilinear": 0.0, "a": 0.1})
     for seed in range(3):
-        file = path / f"run1-s{seed}" / "result.json"
-        row = store.read_json(file)
-        store.write_json(file, row | {"evaluation": PROTOCOL | {"boundary_ratios": [], "tolerances_px": []}})
+        write_again(path / f"run1-s{seed}", evaluation=PROTOCOL | {"boundary_ratios": [], "tolerances_px": []})
     read = Reader(write_report(path, gallery=False).path.read_text())
     assert [list(s["metrics"])[:2] for s in read.json["sections"]] == [["miou", "biou@0.02"], ["miou", "trimap@1"]]
     assert list(read.json["files"]) == ["s.yaml"]

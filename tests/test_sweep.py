@@ -17,7 +17,7 @@ from segbench import store
 from segbench.errors import UserError
 from segbench.plan import make_cohorts
 from segbench.sweep import plan, run_sweep
-from tests.conftest import ROOT, segbench
+from tests.conftest import ROOT, segbench, until
 
 FIVE = ["bilinear", "nearest", "deconv", "fractional", "subpixel"]
 
@@ -39,6 +39,13 @@ def same(a, b):
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(weights[0][k], weights[1][k]) for k in weights[0])
     assert all(np.array_equal(a.counts[k], b.counts[k]) for k in a.counts)
+    return True
+
+
+def all_same(results, others):
+    """`same`, of every run of a sweep."""
+    assert results.keys() == others.keys()
+    assert all(same(results[key], others[key]) for key in results)
     return True
 
 
@@ -113,6 +120,13 @@ Slow.__name__ = "Dropping"  # seeds are drawn by class name
 )
 
 
+def slow_sweep(tmp_path, steps=24):
+    """Two cohorts with a decoder that takes its time, as kwargs of `make_config`."""
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    return {"decoders": [f"{plugin}:Slow", "nearest"], "seeds": [0, 1], "recipe": {"steps": steps}}
+
+
 def in_terminal(command):
     """Start as a terminal does: a process group that Ctrl-C reaches, also where these tests run in the background."""
     before = signal.signal(
@@ -135,16 +149,14 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
     process = in_terminal(command)
     runs = tmp_path / "runs" / "tiny"
-    deadline = time.monotonic() + 120
-    while not list(runs.glob("*/status.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: list(runs.glob("*/status.json")))
     time.sleep(1.5)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "stopped" in err
     assert "Traceback" not in err
-    steps = [max(store.checkpoints(f), default=0) for f in runs.iterdir() if f.is_dir()]
+    steps = [store.newest_checkpoint(f)[0] for f in runs.glob("*-s0-*")]
     assert len(set(steps)) == 1
     assert 0 < steps[0] < 16
     assert not list(runs.glob("*/result.json"))
@@ -283,7 +295,7 @@ def test_a_dead_process_leaves_other_cohorts_standing(make_config, tmp_path):
     results, code, out = sweep(config)
     assert code == 1
     assert [r.row["steps"] for r in results.values()] == [1]
-    assert "the cohort's process died (signal SIGKILL; out of memory?)" in out
+    assert "the cohort's process died (signal SIGKILL)" in out
 
 
 def test_a_full_disk_loses_nothing(make_config, tmp_path, monkeypatch):
@@ -384,17 +396,15 @@ def test_ctrl_c_at_any_time_is_one_line(write_sweep, tmp_path, moment):
     if moment == "importing":
         time.sleep(1.5)
     else:
-        deadline = time.monotonic() + 120
-        while not list(runs.glob("*/checkpoint-00000004.pt")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: list(runs.glob("*/checkpoint-00000004-*.pt")))
         time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert len(err.strip().splitlines()) <= 4
+    assert len([line for line in err.splitlines() if "runs the code in" not in line]) <= 4
     if moment == "evaluating":
-        assert [p.name for p in runs.glob("*/checkpoint*")] == ["checkpoint-00000004.pt"]  # the training is not lost
+        assert [p.name[:19] for p in runs.glob("*/checkpoint*")] == ["checkpoint-00000004"]  # the training is not lost
         assert json.loads(next(runs.glob("*/status.json")).read_text())["state"] == "stopped"
 
 
@@ -406,8 +416,8 @@ def test_brackets_in_messages_are_not_markup(make_config, tmp_path):
 
 
 def test_no_git_is_no_obstacle(monkeypatch):
-    from segbench.cohort import environment
     from segbench.config import TrainerConfig
+    from segbench.machine import environment
 
     monkeypatch.setenv("PATH", "")
     assert environment(1, TrainerConfig(), "cpu")["git"] == {"commit": None, "changes": None}

@@ -17,6 +17,7 @@ from segbench.errors import Failure, UserError
 from segbench.report import formats
 from segbench.report import table as tables
 from segbench.report.compare import compare
+from tests.conftest import write_again
 
 CLASSES = ["sky", "pole", "never"]
 
@@ -52,7 +53,7 @@ def write_run(folder, decoder, seed, quality, **changes):
     }  # fmt: skip
     run.mkdir(parents=True)
     np.savez(run / "counts.npz", ids=np.array(["a", "b"]), **counts_of(quality, seed))
-    store.write_json(run / "result.json", row)
+    store.write_result(run, row)
     return {"key": f"k{decoder}{seed}", "decoder": decoder, "seed": seed, "variant": {}, "folder": run.name}
 
 
@@ -167,7 +168,7 @@ def test_runs_that_must_not_be_compared_are_not(folder, name, value):
 def test_groups_with_other_protocols_show_what_they_have(folder):
     for run in folder.glob("worse-*"):
         row = store.read_json(run / "result.json")
-        store.write_json(run / "result.json", row | {"evaluation": row["evaluation"] | {"tolerances_px": []}})
+        write_again(run, evaluation=row["evaluation"] | {"tolerances_px": []})
     table = tables.make_table(folder, ["bf1@3", "miou"], allow_mixed=True)
     cells = {row["decoder"]: row for row in table.rows}
     assert cells["worse"]["BF1 (3px)"] is None
@@ -179,13 +180,14 @@ def test_groups_with_other_protocols_show_what_they_have(folder):
 def test_runs_on_other_images_are_not_compared(folder):
     run = next(folder.glob("worse-s2-*"))
     np.savez(run / "counts.npz", ids=np.array(["a", "c"]), **counts_of(0.4, 2))
+    write_again(run)
     with pytest.raises(UserError, match="counted on different images"):
         tables.make_table(folder)
 
 
 def test_results_of_another_version_are_named(folder):
     run = next(folder.glob("worse-s2-*"))
-    store.write_json(run / "result.json", store.read_json(run / "result.json") | {"result_version": 1})
+    write_again(run, result_version=1)
     with pytest.raises(UserError, match=r"worse-s2-kworse2 was made by another version"):
         tables.make_table(folder)
 
@@ -282,7 +284,7 @@ def test_compare_makes_no_difference_of_what_was_counted_differently(folder, oth
     for d in ("bilinear", "better", "worse"):
         for run in other.glob(f"{d}-*"):
             row = store.read_json(run / "result.json")
-            store.write_json(run / "result.json", row | {"evaluation": row["evaluation"] | {"flip": True}})
+            write_again(run, evaluation=row["evaluation"] | {"flip": True})
     manifest = store.read_json(folder / "sweep.json")
     store.write_json(folder / "sweep.json", manifest | {"config": sweep_config()})
     table = compare(folder, other, ["miou"]).table
@@ -342,8 +344,6 @@ def test_broken_folders_are_explained(folder, tmp_path):
         store.newest_sweep(tmp_path / "nothing")
     run = next(folder.glob("worse-s2-*"))
     (run / "counts.npz").write_bytes(b"PK\x03\x04 broken")
-    with pytest.raises(UserError, match=r"counts\.npz cannot be read"):
-        tables.make_table(folder)
+    assert any("counts.npz is damaged or was edited" in note for note in tables.make_table(folder).notes)
     (run / "result.json").write_text('{"decoder": ')
-    with pytest.raises(UserError, match=r"result\.json cannot be read"):
-        tables.make_table(folder)
+    assert any("result.json is damaged" in note for note in tables.make_table(folder).notes)

@@ -31,7 +31,7 @@ def test_tensorboard(make_config):
     assert code == 0, out
     folder = results["bilinear", 0].folder
     assert not (folder / "live").exists()
-    events = EventAccumulator(str(folder.parent / "tensorboard" / "bilinear-s0")).Reload()
+    events = EventAccumulator(str(folder.parent / "tensorboard" / folder.name)).Reload()
     kept = [float(r["loss"]) for r in rows(folder / "history.csv")]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(kept)
 

@@ -1,0 +1,268 @@
+"""The key, over every field of a config; `segbench plan`; `segbench status`."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from segbench import store
+from segbench.config import EvaluationConfig, RecipeConfig, SlurmConfig, SweepConfig, TrainerConfig, build_config
+from segbench.errors import UserError
+from segbench.estimate import _makespan, duration, estimate, look, size
+from segbench.plan import DecoderFacts, Facts, run_key
+from segbench.probe import resolve_accelerator
+from segbench.status import standings
+from segbench.sweep import plan, resources
+from tests.conftest import ROOT, segbench, tiny, until
+from tests.test_sweep import SLOW, sweep
+
+FACTS = Facts(
+    "cpu", 0, "weights", "features", ("a", "b"), ["Shapes", "source", "params", "train", "val"], 3, (4, 8, 16, 32),
+    {"bilinear": DecoderFacts("Bilinear", {"width": 8}, "source", 1, 1)},
+)  # fmt: skip
+
+# For every field another value than the default (of `tiny`), and whether it changes the numbers of a run.
+CHANGES = {
+    "name": ("other", False),
+    "data": (None, True),  # by the data set's own facts, below
+    "decoders": (["bilinear", "nearest", "deconv"], False),
+    "decoder_defaults": (None, True),  # by the decoder's facts, below
+    "seeds": ([0, 5], False),  # of another run
+    "grid": ({"recipe.lr": [0.002]}, False),
+    "baseline": ("nearest", False),
+    "runs_dir": ("elsewhere", False),
+    "encoder.name": ("resnet18", True), "encoder.weights": ("a/file/with/the/same.weights", False),  # their hash counts
+    "encoder.trainable": (True, True), "encoder.lr_factor": (0.5, False), "encoder.strides": ([4, 8], True),
+    "recipe.steps": (5, True), "recipe.batch_size": (4, True), "recipe.crop": (32, True),
+    "recipe.scale": ([1.0, 1.0], True), "recipe.flip": (0.0, True), "recipe.color_jitter": (0.1, True),
+    "recipe.optimizer": ("sgd", True), "recipe.lr": (0.1, True), "recipe.weight_decay": (0.5, True),
+    "recipe.momentum": (0.5, True), "recipe.schedule": ("poly", True), "recipe.power": (0.5, True),
+    "recipe.warmup_steps": (1, True), "recipe.clip_norm": (1.0, True), "recipe.class_weights": ([1.0, 2.0], True),
+    "evaluation.mode": (None, True), "evaluation.window": (None, True), "evaluation.stride": (None, True),  # below
+    "evaluation.flip": (True, True), "evaluation.scales": ([1.0, 0.5], True),
+    "evaluation.padding": ("replicate", True), "evaluation.boundary_ratios": ([0.1], True),
+    "evaluation.tolerances_px": ([2], True), "evaluation.trimap_widths_px": ([2], True),
+    "evaluation.every": (2, False),
+    "trainer.accelerator": (None, True),  # as it was resolved, below
+    "trainer.devices": (2, True), "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
+    "trainer.benchmark": (True, True),
+    "launch.launcher": ("ray", False), "launch.address": ("auto", False),
+    **{f"launch.slurm.{name}": (None, False) for name in SlurmConfig.model_fields},  # where, not what
+    "launch.on_oom": ("split", False), "launch.jobs": (3, False), "launch.threads": (3, False),
+    "launch.workers": (3, False), "launch.trackers": ([], False), "launch.checkpoint_minutes": (1.0, False),
+    "launch.cache": ("/dev/shm", False),
+}  # fmt: skip
+
+
+def fields(model=SweepConfig, prefix=""):
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and name != "data":
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def key(changes=None, facts=FACTS, seed=0):
+    values = tiny()
+    for dotted, value in (changes or {}).items():
+        *section, last = dotted.split(".")
+        place = values.setdefault(section[0], {}) if section else values
+        place[last] = value
+    config = build_config(values)
+    return run_key(config, facts, config.decoders[0], seed)
+
+
+def test_every_field_is_judged():
+    """A new field must say here whether it changes numbers."""
+    assert sorted(fields()) == sorted(CHANGES)
+
+
+@pytest.mark.parametrize("field", [f for f, (value, _) in CHANGES.items() if value is not None])
+def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
+    value, counts = CHANGES[field]
+    assert (key({field: value}) != key()) == counts
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accelerator": "cuda"}, {"encoder_hash": "other"}, {"classes": ("b", "a")}, {"strides": (4, 8, 16)},
+        *({"data": [v if i != j else "other" for j, v in enumerate(FACTS.data)]} for i in range(5)),
+        *({"decoders": {"bilinear": dataclasses.replace(FACTS.decoders["bilinear"], **change)}}
+          for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
+    ],
+)  # fmt: skip
+def test_what_names_stand_for_is_in_the_key(changes):
+    assert key(facts=dataclasses.replace(FACTS, **changes)) != key()
+
+
+def test_seed_and_window_are_in_the_key_and_the_number_of_gpus_is_not():
+    assert key(seed=1) != key()
+    slide = {"evaluation.mode": "slide", "evaluation.window": 64}
+    assert len({key(), key(slide), key(slide | {"evaluation.window": 32}), key(slide | {"evaluation.stride": 8})}) == 4
+    assert key(facts=dataclasses.replace(FACTS, gpus=4)) == key()
+    assert key({"recipe.steps": RecipeConfig(steps=4).steps}) == key()
+    assert key({"evaluation.padding": EvaluationConfig().padding, "trainer.devices": TrainerConfig().devices}) == key()
+
+
+def test_what_a_folder_s_labels_mean_is_in_the_key(make_config, tmp_path):
+    """The files are the same; void, the order of classes and the colour table are not."""
+    import numpy as np
+    from PIL import Image
+
+    for which in ("train", "val"):
+        for kind, values in (("images", (64, 64, 3)), ("masks", (64, 64))):
+            place = tmp_path / "own" / kind / which
+            place.mkdir(parents=True)
+            Image.fromarray(np.full(values, 1, np.uint8)).save(place / "a.png")
+
+    def keys(root="own", **params):
+        data = {"name": "folder", "root": str(tmp_path / root), "classes": ["a", "b"], **params}
+        config = build_config(tiny(runs_dir=str(tmp_path / "runs")) | {"data": data})
+        return [run.key for run in plan(config)]
+
+    base = keys()
+    assert keys(void=7) != base
+    assert keys(classes=["b", "a"]) != base
+    (tmp_path / "own").rename(tmp_path / "moved")
+    assert keys(root="moved") == base
+
+
+def test_plan_says_what_is_to_do_and_estimates_it(make_config, write_sweep, tmp_path):
+    config = make_config(decoders=["nearest"])
+    sweep(config)
+    path = write_sweep(decoders=["nearest", "deconv"], seeds=[0, 1])
+    said = segbench("plan", path)
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert lines[:4] == [
+        "tiny: 4 runs, 1 done, 3 to do", "  seed 0: deconv", "  seed 1: nearest, deconv",
+        "1 cohort at a time, 1 thread each",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[4:]] == ["time", "memory", "disk"]
+    assert sorted(p.name.split("-")[0] for p in (tmp_path / "runs" / "tiny").glob("*-s*")) == ["nearest"]
+
+
+@pytest.mark.slow
+def test_an_estimate_is_near_the_truth(make_config):
+    """Of memory and disk, which noise of the machine leaves alone; of time, that it is of the right order."""
+    config = make_config(decoders=["nearest", "deconv"], recipe={"steps": 60, "crop": 96}, data={"val": 30})
+    planned, failing = look(config)
+    assert failing == []
+    found = estimate(planned)
+    began = time.monotonic()
+    results, code, _ = sweep(config)
+    took = time.monotonic() - began
+    assert code == 0
+    kept = sum(p.stat().st_size for r in results.values() for p in r.folder.rglob("*") if p.is_file())
+    assert 0.7 < found.kept_bytes / kept < 1.3
+    assert 0.7 < found.memory_bytes / results["nearest", 0].row["peak_memory_bytes"] < 1.3
+    assert 0.3 < found.seconds / took < 3
+
+
+def test_plan_names_each_decoder_that_fails(write_sweep, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from segbench.decoders.bilinear import Bilinear\n"
+        "class Bad(Bilinear):\n    def __init__(self, *args):\n        raise RuntimeError('broken here')\n"
+    )
+    said = segbench("plan", write_sweep(decoders=["nearest", f"{tmp_path / 'bad.py'}:Bad", "nothing"]))
+    assert said.returncode == 1
+    assert "tiny: 1 runs, 0 done, 1 to do" in said.stdout
+    fails = [line for line in said.stdout.splitlines() if line.startswith("fails: ")]
+    assert len(fails) == 2
+    assert "broken here" in fails[0]
+    assert "unknown decoder 'nothing'" in fails[1]
+    assert f"runs the code in {tmp_path / 'bad.py'}" in said.stderr
+
+
+def test_plan_of_what_fails_as_a_whole(write_sweep):
+    said = segbench("plan", write_sweep(data={"size": 2}))
+    assert said.returncode == 1
+    assert said.stdout.startswith("fails: ")
+    assert len(said.stdout.splitlines()) == 1
+
+
+def test_status_of_a_sweep_that_runs_was_killed_and_is_done(write_sweep, tmp_path):
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    path = write_sweep(decoders=[f"{plugin}:Slow"], seeds=[0, 1], recipe={"steps": 40})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "segbench.cli", "sweep", str(path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    folder = tmp_path / "runs" / "tiny"
+    until(lambda: list(folder.glob("*/status.json")))
+    said = segbench("status", folder)
+    assert said.stdout.startswith("tiny: 2 runs: 1 running, 1 waiting")
+    assert re.search(r"step \d+ of 40", said.stdout)
+    process.kill()
+    process.wait()
+    until(lambda: [s.state for s in standings(folder)] == ["stopped", "waiting"])  # the cohort notices, and saves
+    assert segbench("sweep", path, "recipe.steps=2").returncode == 0
+    said = segbench("status", folder)
+    assert said.stdout.startswith("tiny: 2 runs: 2 done")
+
+
+def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
+    runs = plan(make_config(decoders=["nearest", "bilinear", "deconv"]))
+    folder = runs[0].folder.parent
+    store.write_json(
+        folder / store.MANIFEST,
+        {"runs": [{"decoder": r.title, "seed": 0, "variant": {}, "folder": r.folder.name} for r in runs]},
+    )
+    store.set_status(runs[0].folder, "running", phase="train", done=3, total=4)
+    store.fail(runs[1].folder, store.Failure("broken"))
+    store.write_json(runs[2].folder / store.RESULT, {"result_version": store.RESULT_VERSION, "checksum": "none"})
+    found = standings(folder)
+    assert [s.state for s in found] == ["killed", "failed", "damaged"]
+    assert found[1].more.startswith("broken (")
+    with store.locked(runs[0].folder):
+        assert standings(folder)[0].state == "running"
+    assert json.loads((runs[0].folder / store.STATUS).read_text())["pid"] == os.getpid()
+
+
+def test_the_last_cohort_to_end_ends_the_sweep():
+    assert _makespan([3, 3, 3], 2) == 6
+    assert _makespan([1, 5, 1, 1], 2) == 5
+    assert _makespan([], 2) == 0
+
+
+def test_words_for_times_and_sizes():
+    assert [duration(s) for s in (11.6, 200, 7512)] == ["12 s", "3 min 20 s", "2 h 5 min"]
+    assert [size(b) for b in (4200, 9.5e6, 1.62e9)] == ["4 kB", "9.5 MB", "1.6 GB"]
+
+
+@pytest.mark.parametrize(
+    ("place", "each", "number", "visible", "wanted"),
+    [(0, 1, 4, None, "0"), (3, 1, 4, None, "3"), (1, 2, 4, None, "2,3"), (1, 1, 2, "5,7", "7"), (1, 1, 1, None, "0")],
+)
+def test_each_cohort_gets_its_own_gpus(place, each, number, visible, wanted):
+    from segbench.launch.local import gpus_of
+
+    assert gpus_of(place, each, number, visible) == wanted
+
+
+def test_as_many_cohorts_as_gpus():
+    facts = dataclasses.replace(FACTS, accelerator="cuda", gpus=4)
+    jobs = [
+        resources(build_config(tiny(launch={"jobs": None}, trainer={"devices": d})), facts)[0] for d in (1, 2, [3, 1])
+    ]
+    assert jobs == [4, 2, 1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_elsewhere_need_not_be_here():
+    """A login node plans for nodes that have what it lacks."""
+    trainer = TrainerConfig(accelerator="gpu", devices=2)
+    assert resolve_accelerator(trainer, elsewhere=True) == "cuda"
+    with pytest.raises(UserError, match="this machine has no 'gpu'"):
+        resolve_accelerator(trainer)
+    with pytest.raises(UserError, match="say cpu or gpu"):
+        resolve_accelerator(TrainerConfig(accelerator="auto"), elsewhere=True)

@@ -1,0 +1,195 @@
+"""The Ray launcher, on real clusters of this machine: the same numbers as local, whatever dies."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from segbench import store
+from segbench.config import load_config
+from segbench.errors import UserError
+from segbench.sweep import run_sweep
+from tests.conftest import ROOT, until
+from tests.test_sweep import all_same, in_terminal, slow_sweep, sweep
+
+ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'segbench[ray]'")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+COMMAND = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--block"]
+PORT = 26379
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment():
+    """A place of our own, apart from other clusters of this machine, and no token in the home of who runs the tests."""
+    with (
+        tempfile.TemporaryDirectory(
+            prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+        ) as place,  # short for sockets
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in {"TMPDIR": place, "AUTH_MODE": "disabled", "USAGE_STATS_ENABLED": "0"}.items():
+            patch.setenv(f"RAY_{name}", value)
+        yield
+
+
+def in_cluster():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def node(*options, wrap=()):
+    """A node of the cluster: processes in a group of their own."""
+    command = [*wrap, *COMMAND, "--object-store-memory=100000000", *options]
+    return subprocess.Popen(
+        command, env=in_cluster(), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def family(pid):
+    """The process and all that descends from it."""
+    import psutil
+
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def kill(process):
+    for member in reversed(family(process.pid)):
+        member.kill()
+    process.wait()
+
+
+def await_nodes(number):
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address=127.0.0.1:{PORT}"]
+
+    def there():
+        status = subprocess.run(command, env=in_cluster(), capture_output=True, text=True, check=False)
+        return status.stdout.count(" node_") >= number
+
+    until(there, 90)
+
+
+@contextmanager
+def cluster(*workers):
+    """A head without CPUs, where the driver is, and a node for each of ``workers``; yields their processes."""
+    nodes = [node("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")]
+    try:
+        await_nodes(1)
+        for wrap in workers:  # one by one, lest two choose the same port
+            nodes.append(node(f"--address=127.0.0.1:{PORT}", "--num-cpus=1", wrap=wrap))
+            await_nodes(len(nodes))
+        yield nodes[1:]
+    finally:
+        for process in nodes:
+            if process.poll() is None:
+                kill(process)
+
+
+RAY = {"launcher": "ray", "jobs": None, "checkpoint_minutes": 1e-9}
+
+
+def test_a_node_that_is_killed_loses_nothing(make_config, tmp_path):
+    """Two nodes with a CPU each; one is killed in mid-training. Its cohort goes on elsewhere, from its checkpoint."""
+    two_seeds = slow_sweep(tmp_path, steps=40)
+    local, _, _ = sweep(make_config(**two_seeds, name="local", launch={"jobs": 2}))
+    config = make_config(**two_seeds, name="ray", launch=RAY | {"address": f"127.0.0.1:{PORT}"})
+    folder = Path(config.runs_dir) / "ray"
+    with cluster((), ()) as nodes:
+        steps = lambda: [store.newest_checkpoint(f)[0] for f in folder.glob("Slow-*")]  # noqa: E731
+        seen = []
+
+        def disturb():
+            until(lambda: len(steps()) == 2 and min(steps()) > 3)
+            kill(nodes[1])
+            seen.extend(steps())
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
+        results, code, out = sweep(config)
+        thread.join()
+    assert code == 0, out
+    assert min(seen) > 3  # both were in the midst of it
+    assert all_same(results, local)
+    assert not list(folder.glob("*/*checkpoint*"))
+    assert not list(folder.glob(".*.tmp"))
+    assert list((folder / ".locks").iterdir()) == []
+
+
+def test_where_the_run_folder_is_not_shared_the_results_come_back(make_config, tmp_path):
+    """The only node with CPUs has an empty file system in place of the folder that holds the runs."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a mount name space of its own needs rights that this user lacks")
+    changes = {"decoders": ["bilinear", "deconv"], "seeds": [0]}
+    local, _, _ = sweep(make_config(**changes, name="local"))
+    config = make_config(**changes, name="ray", launch=RAY | {"address": f"127.0.0.1:{PORT}"})
+    Path(config.runs_dir).mkdir(exist_ok=True)
+    hidden = f'mount -t tmpfs tmpfs {config.runs_dir} && exec "$@"'
+    with cluster(("unshare", "--mount", "sh", "-c", hidden, "sh")):
+        results, code, out = sweep(config)
+        assert code == 0, out
+    assert all_same(results, local)
+    assert all(store.read_row(result.folder) for result in results.values())
+    assert (results["deconv", 0].folder / "live" / "metrics.csv").is_file()
+
+
+def test_a_failure_on_a_node_comes_back_with_its_traceback(make_config, tmp_path):
+    (tmp_path / "bad.py").write_text(
+        "from segbench.decoders.bilinear import Bilinear\n"
+        "class Bad(Bilinear):\n    def forward(self, features, image):\n"
+        "        if image.shape[-1] == 64: raise RuntimeError('broken there')\n"
+        "        return super().forward(features, image)\n"
+    )
+    config = make_config(decoders=["nearest", f"{tmp_path / 'bad.py'}:Bad"], launch={"launcher": "ray"})
+    results, code, out = sweep(config)
+    assert code == 1
+    assert list(results) == [("nearest", 0)]
+    assert "failed Bad-s0: RuntimeError: broken there" in out
+
+
+def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_path):
+    path = write_sweep(**slow_sweep(tmp_path), launch={"launcher": "ray", "jobs": 2})
+    process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
+    runs = tmp_path / "runs" / "tiny"
+    until(lambda: len(list(runs.glob("*/status.json"))) == 4)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert {json.loads(p.read_text())["state"] for p in runs.glob("*/status.json")} == {"stopped"}
+    steps = [store.newest_checkpoint(f)[0] for f in runs.glob("*-s*")]
+    assert min(steps) > 0
+    results, code, _ = sweep(load_config(path))
+    assert code == 0
+    assert not ray.is_initialized()
+    assert not list((runs / ".locks").iterdir())
+    assert not list(runs.glob(".*.tmp"))
+    other = [f"runs_dir={tmp_path / 'other'}", "launch.launcher=local", "launch.jobs=2"]
+    assert all_same(results, sweep(load_config(path, other))[0])
+
+
+def test_what_cannot_be_is_said_in_a_line(make_config):
+    config = make_config(launch={"launcher": "ray", "address": "127.0.0.1:1"})
+    with pytest.raises(UserError, match=r"launch.address: no Ray cluster at '127\.0\.0\.1:1'"):
+        run_sweep(config, Console(file=io.StringIO()))
+
+
+def test_ray_is_an_extra(monkeypatch):
+    import importlib.util
+
+    from segbench.launch import launcher
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"'ray' is not installed; pip install 'segbench\[ray\]'"):
+        launcher("ray")
+    with pytest.raises(UserError, match=r"'slurm' is not installed; pip install 'segbench\[slurm\]'"):
+        launcher("slurm")
