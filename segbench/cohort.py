@@ -32,7 +32,7 @@ from segbench.evaluate import Evaluation, evaluate_together
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import device_of, environment, peak_memory
 from segbench.metrics import mean_iou
-from segbench.plan import Cohort, Run, protocol
+from segbench.plan import Cohort, Run, protocol, to_split
 from segbench.probe import build_decoder, data_facts
 from segbench.ranks import Ranks, started
 from segbench.registry import source_hash
@@ -108,10 +108,13 @@ def _run(
         number = len(data["val"])
         data["val"] = Part(data["val"], np.linspace(0, number - 1, min(images, number)).astype(int).tolist())
     members, optimizer_states = {}, {}
+    whole = cohort
 
     def fail(key: str, failure: Failure) -> None:
         failures[key] = failure
-        if ranks.first:
+        if ranks.first and to_split(whole, failure):
+            store.set_status(runs[key].folder, "stopped", reason=failure.reason)
+        elif ranks.first:
             store.fail(runs[key].folder, failure)
 
     for run in cohort.runs:
@@ -182,7 +185,7 @@ def _run(
             "eval_encoder_ms_per_image": 1000 * shared_s["encoder"],
             "eval_truth_ms_per_image": 1000 * shared_s["truth"],
             "cohort_size": len(cohort.runs),
-            "peak_memory_bytes": peak_memory(config.launch.workers),
+            "peak_memory_bytes": peak_memory(config.launch.workers, ranks.size),
         }
         if result.failure is not None:
             fail(key, result.failure)

@@ -13,7 +13,9 @@ from segbench.registry import describe
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", description="text of one line")]
+# Without what ends a line, or moves or hides what a terminal shows.
+PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+Line = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(height, width) in pixels")]
 
 
@@ -53,7 +55,7 @@ class DecoderConfig(Section):
 
     name: Line
     params: dict[str, Any] = {}
-    label: str = ""
+    label: Annotated[str, Field(pattern=f"^{PRINTABLE}*$", description="text of one line")] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -257,6 +259,12 @@ class SweepConfig(Section):
     runs_dir: Line = "runs"
 
     @model_validator(mode="after")
+    def _devices_are_ours_to_choose(self) -> "SweepConfig":
+        if isinstance(self.trainer.devices, list) and self.launch.launcher != "local":
+            raise ValueError(f"trainer.devices should be a number: {self.launch.launcher} chooses which ones")
+        return self
+
+    @model_validator(mode="after")
     def _batch_for_each_device(self) -> "SweepConfig":
         if self.recipe.batch_size % self.trainer.processes:
             raise ValueError(
@@ -305,8 +313,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     values.setdefault("name", path.stem)
     launch = values.get("launch")
     if isinstance(launch, dict) and launch.get("address") not in (None, "auto"):
+        where = f", line {lines['launch.address']}" if "launch.address" in lines else ""  # else by a YAML merge
         raise UserError(
-            f"{path}, line {lines['launch.address']}: launch.address should be auto here; a cluster can run code on "
+            f"{path}{where}: launch.address should be auto here; a cluster can run code on "
             "this machine, so name it yourself: launch.address=HOST:PORT on the command line, or in RAY_ADDRESS"
         )
     given = parse_overrides(overrides)

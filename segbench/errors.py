@@ -52,13 +52,13 @@ class Relayed(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the machine or of the GPU ran out; torch says the former by a bare RuntimeError."""
-    said = str(error)
+    """Whether memory of the machine or of the GPU ran out; torch says so by bare RuntimeErrors too."""
+    texts = ("can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and ("can't allocate memory" in said or "Cannot allocate memory" in said))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
     )
 
 

@@ -1,6 +1,7 @@
 """What a sweep will do and take, before it runs, and where it stands while it does. Imports no torch."""
 
 import heapq
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ class Plan:
     Attributes:
         runs: all of them.
         cohorts: of what is to do.
+        damaged: results that will be set aside and made again, in one line each.
         jobs: cohorts at a time.
         threads: of each.
         planning_s: seconds that looking at it took, which a sweep takes too.
@@ -34,6 +36,7 @@ class Plan:
 
     runs: list[Run]
     cohorts: list[Cohort]
+    damaged: list[str]
     jobs: int
     threads: int
     planning_s: float
@@ -77,9 +80,16 @@ def look(config: SweepConfig) -> tuple[Plan | None, list[str]]:
             check_files(variant, folder)
         except UserError as error:
             failing.append(str(error))
-    todo = [run for run in runs if not _is_done(run)]
+    todo, damaged = [], []
+    for run in runs:
+        try:
+            if store.read_row(run.folder) is not None:
+                continue
+        except store.Damaged as error:
+            damaged.append(f"{run.name}: {error}; it will be set aside, and the run made again")
+        todo.append(run)
     jobs, threads = resources(config, runs[0].facts)
-    return Plan(runs, make_cohorts(todo, step_of), jobs, threads, time.monotonic() - began), failing
+    return Plan(runs, make_cohorts(todo, step_of), damaged, jobs, threads, time.monotonic() - began), failing
 
 
 def _why_not(config: SweepConfig, decoder: DecoderConfig) -> str:
@@ -88,13 +98,6 @@ def _why_not(config: SweepConfig, decoder: DecoderConfig) -> str:
     except UserError as error:
         return str(error)
     return ""
-
-
-def _is_done(run: Run) -> bool:
-    try:
-        return store.read_row(run.folder) is not None
-    except UserError:
-        return False
 
 
 def estimate(planned: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
@@ -112,8 +115,9 @@ def estimate(planned: Plan, say: Callable[[str], None] = lambda what: None) -> E
         if kind not in trials:
             say(f"trying {cohort.name}: {', '.join(run.title for run in cohort.runs)}")
             at_once = min(planned.jobs, len(planned.cohorts))
+            gpus = [local.own_gpus(cohort, place) for place in range(at_once)]
             with ThreadPoolExecutor(at_once) as pool:
-                trials[kind] = list(pool.map(lambda _, c=cohort: local.call(_try, c, planned.threads), range(at_once)))
+                trials[kind] = list(pool.map(lambda g, c=cohort: local.call(_try, c, planned.threads, g), gpus))
     seconds, memory, gpu, kept, running = [], [], [], 0.0, []
     for cohort in planned.cohorts:
         found = trials[(repr(cohort.runs[0].variant), *(run.title for run in cohort.runs))]
@@ -147,9 +151,11 @@ def _makespan(seconds: Sequence[float], jobs: int) -> float:
     return max(free)
 
 
-def _try(cohort: Cohort, threads: int) -> "Trial":
+def _try(cohort: Cohort, threads: int, gpus: str | None) -> "Trial":
     from segbench.trial import trial
 
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before CUDA is first used
     return trial(cohort, threads)
 
 
@@ -157,6 +163,7 @@ def describe(config: SweepConfig, planned: Plan) -> str:
     """Runs and cohorts, what is done and what is to do, in lines."""
     done = len(planned.runs) - sum(len(c.runs) for c in planned.cohorts)
     lines = [f"{config.name}: {len(planned.runs)} runs, {done} done, {len(planned.runs) - done} to do"]
+    lines += [f"  damaged {damage}" for damage in planned.damaged]
     for cohort in planned.cohorts:
         start = f", from step {cohort.start_step}" if cohort.start_step else ""
         lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")

@@ -176,18 +176,19 @@ class Lockstep(pl.LightningModule):
         optimizer.zero_grad(set_to_none=True)
         with self._unshared():
             self.ranks.together(lambda: self.manual_backward(loss))
-        self.ranks.sum_gradients([p for g in optimizer.param_groups for p in g["params"]])
-        if self.recipe.clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(
-                [p for g in optimizer.param_groups for p in g["params"]],
-                self.recipe.clip_norm,
-                error_if_nonfinite=False,
-            )
-            if not torch.isfinite(norm):
-                raise Diverged(
-                    f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
-                )
-        optimizer.step()
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        self.ranks.sum_gradients(parameters)
+
+        def update() -> None:
+            if self.recipe.clip_norm is not None:
+                norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm, error_if_nonfinite=False)
+                if not torch.isfinite(norm):
+                    raise Diverged(
+                        f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
+                    )
+            optimizer.step()
+
+        self.ranks.together(update)  # its first time, it makes its state, for which memory may be too small in one
         member.losses.append(value)
         if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)

@@ -30,9 +30,10 @@ def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[
     here = Path(segbench.__file__).parent
     index = _device_index(trainer, 0)
     git: dict[str, str | None] = {}
-    for what, command in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
+    for what, asked in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
         try:
-            done = subprocess.run(["git", "-C", str(here), *command], capture_output=True, text=True, check=True)
+            command = ["git", "--no-optional-locks", "-C", str(here), *asked]  # a commit at the same time goes on
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
             git[what] = None
         else:
@@ -56,11 +57,11 @@ def _device_index(trainer: TrainerConfig, rank: int) -> int:
     return trainer.devices[rank] if isinstance(trainer.devices, list) else rank
 
 
-def peak_memory(workers: int) -> int:
-    """Bytes: the largest resident size of this process so far, and that of its loader workers."""
+def peak_memory(workers: int, processes: int = 1) -> int:
+    """Bytes: the largest resident size of this process so far, and that of its loader workers; of each process."""
     unit = 1 if sys.platform == "darwin" else 1024
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return unit * (own + workers * child)
+    return unit * processes * (own + workers * child)
 
 
 def _cpu_name() -> str:

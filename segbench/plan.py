@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench.config import DecoderConfig, SweepConfig, expand_grid
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION
 
 
@@ -133,6 +133,11 @@ def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
             "logits": "at the labels' size, then argmax",
         }
     )
+
+
+def to_split(cohort: Cohort, failure: Failure) -> bool:
+    """Whether the runs that failed so are tried again in a smaller cohort."""
+    return failure.out_of_memory and len(cohort.runs) > 1 and cohort.runs[0].config.launch.on_oom == "split"
 
 
 def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int]) -> list[Cohort]:

@@ -20,6 +20,7 @@ from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
 from segbench.registry import DATASETS, DECODERS, check_params, source_hash
 from segbench.registry import parameters as parameters_of
+from segbench.store import explained
 from segbench.track import require
 
 
@@ -188,5 +189,6 @@ def check_files(config: SweepConfig, marker: Path) -> None:
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):
                 pass
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.touch()
+        with explained(done):
+            done.parent.mkdir(parents=True, exist_ok=True)
+            done.touch()

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from segbench.errors import Failure, Relayed
 
 Value = TypeVar("Value")
+JOIN_TIMEOUT = timedelta(minutes=5)  # once all have started
 TIMEOUT = timedelta(days=1)  # of a step or an image; a process that dies is noticed at once
 
 
@@ -67,11 +67,17 @@ class Ranks:
         """In place; a parameter without gradient takes part with zeros, where another process may have one."""
         if self.size == 1:
             return
-        for parameter in parameters:
-            if parameter.requires_grad:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+
+        def complete() -> None:
+            for parameter in trained:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+
+        self.together(complete)
+        for parameter in trained:
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give all those of the first, such as the running means of batch normalisation."""
@@ -97,20 +103,23 @@ def started(size: int, accelerator: str, work: Callable[..., None], *args: Any) 
     if size == 1:
         yield Ranks()
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, timeout=JOIN_TIMEOUT, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")  # a GPU cannot be used after a fork
     others = []
     try:
         for rank in range(1, size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_other, args=(theirs, rank, size, port, accelerator, work, args))
+            process = context.Process(target=_other, args=(theirs, rank, size, store.port, accelerator, work, args))
             process.daemon = True  # where this one is killed, its end of the connections closes, and the other fails
             process.start()
             theirs.close()
             others.append((process, ours))
-        with _joined(0, size, port, accelerator) as ranks:
+        for _, connection in others:
+            try:
+                connection.recv()  # it has started
+            except EOFError:
+                raise RuntimeError(_told(others)) from None
+        with _joined(0, size, store, accelerator) as ranks:
             try:
                 yield ranks
             except RuntimeError as error:
@@ -128,9 +137,10 @@ def _told(others: list[tuple[Any, Any]]) -> str:
     """What another process said when it failed, or how it died; empty where all are well."""
     for rank, (process, connection) in enumerate(others, 1):
         with contextlib.suppress(EOFError, OSError):
-            if connection.poll(1):
-                failure: Failure = connection.recv()
-                return f"process {rank} of the cohort failed: {failure.reason}\n{failure.traceback}"
+            while connection.poll(5):
+                failure: Failure | None = connection.recv()
+                if failure is not None:
+                    return f"process {rank} of the cohort failed: {failure.reason}\n{failure.traceback}"
         process.join(1)
         if process.exitcode:
             return f"process {rank} of the cohort died (exit code {process.exitcode})"
@@ -138,12 +148,13 @@ def _told(others: list[tuple[Any, Any]]) -> str:
 
 
 @contextmanager
-def _joined(rank: int, size: int, port: int, accelerator: str) -> Iterator[Ranks]:
+def _joined(rank: int, size: int, store: dist.TCPStore, accelerator: str) -> Iterator[Ranks]:
     # What Lightning reads to know that the processes are there already.
-    names = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
+    names = {"LOCAL_RANK": f"{rank}", "NODE_RANK": "0", "WORLD_SIZE": f"{size}"}
+    names |= {"MASTER_ADDR": store.host, "MASTER_PORT": f"{store.port}"}
+    os.environ |= names
     backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield Ranks(rank, size)
     finally:
@@ -155,9 +166,15 @@ def _joined(rank: int, size: int, port: int, accelerator: str) -> Iterator[Ranks
 def _other(
     connection: Any, rank: int, size: int, port: int, accelerator: str, work: Callable[..., None], args: Any
 ) -> None:
+    connection.send(None)  # it has started
     try:
-        with _joined(rank, size, port, accelerator) as ranks:
-            work(ranks, *args)
+        store = dist.TCPStore("127.0.0.1", port, size, timeout=JOIN_TIMEOUT, wait_for_workers=False)
+        with _joined(rank, size, store, accelerator) as ranks:
+            try:
+                work(ranks, *args)
+            except Exception as error:
+                connection.send(Failure.of(error))  # before the group is left, at which the first process asks why
+                raise
     except Exception as error:
         connection.send(Failure.of(error))
         raise SystemExit(1) from None

@@ -12,7 +12,12 @@ from segbench.estimate import duration
 
 @dataclass(frozen=True)
 class Standing:
-    """Of one run: its state (done, running, stopped, killed, failed, damaged or waiting), and what is known of it."""
+    """Of one run.
+
+    Attributes:
+        state: done, running, stopped, killed, failed, damaged, unreadable or waiting.
+        more: what else is known.
+    """
 
     decoder: str
     seed: int
@@ -35,16 +40,19 @@ def standings(folder: Path) -> list[Standing]:
 
 
 def _standing(folder: Path) -> tuple[str, str]:
+    held = store.is_locked(folder)  # before the files, or a run that ends in between would look killed
     try:
         row = store.read_row(folder)
         status = store.read_json(folder / store.STATUS) or {}
-    except UserError as error:
+    except store.Damaged as error:
         return "damaged", str(error)
+    except UserError as error:
+        return "unreadable", str(error)
     if row is not None:
         return "done", f"at {row['finished']}"
     step = store.newest_checkpoint(folder)[0]
     saved = f"saved at step {step}" if step else "nothing saved"
-    if store.is_locked(folder):
+    if held or store.is_locked(folder):
         return "running", _progress(status) if status.get("state") == "running" else "starting"
     state = status.get("state", "waiting")
     if state == "running":

@@ -27,6 +27,7 @@ from segbench.errors import Failure, UserError
 CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
+VOUCHED_FOR = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
 RESULT_VERSION = 4  # raise when the same config would give other numbers, or a result holds other things
 COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
@@ -122,8 +123,7 @@ def is_done(folder: Path) -> bool:
 
 def write_result(folder: Path, row: dict[str, Any]) -> None:
     """Write ``result.json``, with the checksums of the run's other files: from here on the run is done."""
-    names = [name for name in (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS) if (folder / name).exists()]
-    row = row | {"files": {name: _sha256(folder / name) for name in names}}
+    row = row | {"files": {name: _sha256(folder / name) for name in VOUCHED_FOR if (folder / name).exists()}}
     write_json(folder / RESULT, row | {"checksum": _checksum(row)})
 
 
@@ -132,14 +132,16 @@ def read_row(folder: Path) -> dict[str, Any] | None:
 
     Raises:
         Damaged: ``result.json`` or a file that it vouches for was cut short or changed, or the counts are missing.
-        UserError: another version made it.
+        UserError: another version made it, or a file cannot be read.
     """
     path = folder / RESULT
     try:
         row = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:  # which says nothing of what is in it
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
         raise Damaged(f"{path} is damaged ({error})") from None
     if not isinstance(row, dict) or "result_version" not in row:
         raise Damaged(f"{path} is damaged (it is no result)")
@@ -147,6 +149,8 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged or was edited (its checksum differs)")
     if row["result_version"] != RESULT_VERSION:
         raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
+    if not isinstance(row.get("files"), dict) or not row["files"].keys() <= set(VOUCHED_FOR):
+        raise Damaged(f"{path} is damaged (it vouches for other files than segbench writes)")
     for name, checksum in row["files"].items():
         found = _sha256(folder / name)
         if found is None and name == COUNTS:  # a copy may leave out what tables do without, such as the weights
@@ -161,7 +165,7 @@ def read_result(folder: Path) -> Result | None:
 
     Raises:
         Damaged: its files are not those that were written.
-        UserError: another version made them.
+        UserError: another version made them, or one cannot be read.
     """
     row = read_row(folder)
     if row is None:
@@ -207,7 +211,8 @@ def damaged_checkpoints(folder: Path) -> list[Path]:
     damaged = [
         path for path in folder.glob(CHECKPOINTS) if not (_sha256(path) or "").startswith(path.stem.split("-")[2])
     ]
-    return [path.rename(path.with_name(f"damaged-{path.name}")) for path in damaged]
+    with explained(folder):
+        return [path.rename(path.with_name(f"damaged-{path.name}")) for path in damaged]
 
 
 def tidy(folder: Path) -> None:
@@ -215,7 +220,7 @@ def tidy(folder: Path) -> None:
 
     For the holder of the lock.
     """
-    leftovers = [*folder.glob(".*.tmp"), *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ())]
+    leftovers = [*folder.rglob(".*.tmp"), *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ())]
     for path in leftovers:
         path.unlink(missing_ok=True)
 
@@ -326,7 +331,15 @@ def _checksum(row: dict[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str | None:
-    """None where there is no such file."""
-    with suppress(FileNotFoundError), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-    return None
+    """None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None

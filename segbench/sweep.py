@@ -23,7 +23,7 @@ from segbench import store
 from segbench.config import SweepConfig, expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
-from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
 from segbench.registry import DATASETS, DECODERS
 
 
@@ -120,7 +120,7 @@ def look_after(runs: Sequence[Run]) -> Iterator[str]:
                 if store.read_row(run.folder) is None:
                     for path in store.damaged_checkpoints(run.folder):
                         yield f"{path} (its checksum differs): set aside; the run goes on from an older one, or anew"
-            except UserError as error:
+            except store.Damaged as error:
                 yield f"{run.name}: {error}; set aside as {store.set_aside(run.folder)}, the run is made again"
 
 
@@ -158,14 +158,16 @@ class _Sweep:
     def run(self) -> int:
         """Returns the exit code."""
         cohorts = make_cohorts(list(self.open.values()), step_of)
+        jobs = self.jobs
         try:
             while self.open:
-                if cohorts and not self._round(cohorts):
+                if cohorts and not self._round(cohorts, jobs) and self.open:
                     raise KeyboardInterrupt
                 cohorts, self.again = self.again, []
+                jobs = 1 if cohorts else self.jobs  # memory was too small: one after the other
                 cohorts = cohorts or make_cohorts(self._wait(), step_of)
         except KeyboardInterrupt:
-            self.console.print("[yellow]stopped[/]; the state is saved, the same command goes on from here")
+            self.console.print("[yellow]stopped[/]; the same command goes on from what is saved")
             return 130
         return self.code
 
@@ -202,20 +204,19 @@ class _Sweep:
     def _ended(self, ended: Ended) -> None:
         """Settle what a cohort did; what is left open was stopped, or is held by another process."""
         cohort, failures = ended.cohort, dict(ended.failures)
-        unexplained = Failure("the cohort ended without its result")
+        died = ended.died or Failure("the cohort ended without its result")
         for run in cohort.runs:
             if store.is_done(run.folder):
                 self._settle(run)
             elif run.key not in failures and run.key not in ended.busy and not ended.stopped:
-                failures[run.key] = ended.died or unexplained
-                with (
-                    contextlib.suppress(UserError),
-                    store.locked(run.folder) as mine,
-                ):  # full disk: it is at least printed
-                    if mine:
-                        store.fail(run.folder, failures[run.key])
-        short = [run for run in cohort.runs if run.key in failures and failures[run.key].out_of_memory]
-        if short and self.launch.on_oom == "split" and len(cohort.runs) > 1:
+                with contextlib.suppress(UserError), store.locked(run.folder) as mine:
+                    if not mine:  # another process's, whatever became of this one
+                        continue
+                    if not to_split(cohort, died):
+                        store.fail(run.folder, died)
+                failures[run.key] = died  # on a full disk it is at least printed
+        short = [run for run in cohort.runs if run.key in failures and to_split(cohort, failures[run.key])]
+        if short:
             middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
             parts = [part for part in (short[:middle], short[middle:]) if part]
             self.again += [cohort for part in parts for cohort in make_cohorts(part, step_of)]
@@ -236,7 +237,7 @@ class _Sweep:
         if done:
             self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(', '.join(done))}", highlight=False)
 
-    def _round(self, cohorts: Sequence[Cohort]) -> bool:
+    def _round(self, cohorts: Sequence[Cohort], jobs: int) -> bool:
         """Run cohorts, with progress bars; False where it was interrupted."""
         columns = (
             TextColumn("{task.description}"),
@@ -270,7 +271,7 @@ class _Sweep:
                 units[place] = steps[place] + images[place] / 5
                 self._ended(ended)
 
-            return self.start(cohorts, self.jobs, self.threads, self.launch, on_progress, on_end)
+            return self.start(cohorts, jobs, self.threads, self.launch, on_progress, on_end)
 
 
 def step_of(run: Run) -> int:

@@ -77,14 +77,14 @@ def handler(site):
             part = part[: site.cuts.pop(0)] if site.cuts else part
             if site.silent and len(site.asked) == 1:
                 part = part[:30_000]
+            site.sent += len(part)  # before the client can have it all
             self.wfile.write(part)
             if site.silent and len(site.asked) == 1:
-                site.silent.wait(10)
+                site.silent.wait(60)
             if site.resets:
                 site.resets -= 1
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
-            site.sent += len(part)
             self.close_connection = True
 
         def log_message(self, *args):
@@ -285,7 +285,7 @@ def test_a_connection_that_is_reset_goes_on(serve, site, tmp_path):
 
 def test_a_server_that_falls_silent_is_asked_again(serve, site, tmp_path, monkeypatch):
     body = serve("voc", tar(voc_files()))
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(download, "TIMEOUT_S", 3)
     site.silent = threading.Event()
     get("voc", tmp_path)
     site.silent.set()
@@ -429,7 +429,7 @@ def test_an_unreachable_host(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/x"
-    refused(r"no connection \(.*refused\), 4 times in a row; the same command", "voc", tmp_path, url)
+        refused(r"no connection \(.*refused\), 4 times in a row; the same command", "voc", tmp_path, url)
 
 
 @pytest.mark.parametrize(

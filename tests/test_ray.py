@@ -1,17 +1,20 @@
 """The Ray launcher, on real clusters of this machine: the same numbers as local, whatever dies."""
 
+import contextlib
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -20,12 +23,14 @@ from segbench.config import load_config
 from segbench.errors import UserError
 from segbench.sweep import run_sweep
 from tests.conftest import ROOT, until
-from tests.test_sweep import all_same, in_terminal, slow_sweep, sweep
+from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'segbench[ray]'")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 COMMAND = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", "--block"]
-PORT = 26379
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    PORT = free.getsockname()[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,15 +61,14 @@ def node(*options, wrap=()):
 
 def family(pid):
     """The process and all that descends from it."""
-    import psutil
-
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
 def kill(process):
     for member in reversed(family(process.pid)):
-        member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
 
 
@@ -98,27 +102,38 @@ RAY = {"launcher": "ray", "jobs": None, "checkpoint_minutes": 1e-9}
 
 
 def test_a_node_that_is_killed_loses_nothing(make_config, tmp_path):
-    """Two nodes with a CPU each; one is killed in mid-training. Its cohort goes on elsewhere, from its checkpoint."""
-    two_seeds = slow_sweep(tmp_path, steps=40)
-    local, _, _ = sweep(make_config(**two_seeds, name="local", launch={"jobs": 2}))
+    """Two nodes with a CPU each; a worker is killed in mid-training, and then a node. All goes on from checkpoints."""
+    two_seeds = slow_sweep(tmp_path)
     config = make_config(**two_seeds, name="ray", launch=RAY | {"address": f"127.0.0.1:{PORT}"})
     folder = Path(config.runs_dir) / "ray"
     with cluster((), ()) as nodes:
-        steps = lambda: [store.newest_checkpoint(f)[0] for f in folder.glob("Slow-*")]  # noqa: E731
         seen = []
+
+        def steps():
+            return [store.newest_checkpoint(f)[0] for f in folder.glob("Slow-*")]
+
+        def worker():
+            return json.loads(next(folder.glob("Slow-s0-*/status.json")).read_text())["pid"]
 
         def disturb():
             until(lambda: len(steps()) == 2 and min(steps()) > 3)
+            before = worker()
+            os.kill(before, signal.SIGKILL)
+            until(lambda: worker() != before)
             kill(nodes[1])
-            seen.extend(steps())
+            seen.extend(["worker", "node"])
+            (tmp_path / "go").touch()
 
         thread = threading.Thread(target=disturb)
         thread.start()
         results, code, out = sweep(config)
         thread.join()
     assert code == 0, out
-    assert min(seen) > 3  # both were in the midst of it
-    assert all_same(results, local)
+    assert seen == ["worker", "node"]
+    begun = Counter((tmp_path / "steps").read_text().split())
+    assert len(begun) >= 4  # two processes, one in place of the worker, one or two in place of the node's
+    assert sum(begun.values()) <= 24 * 2 + len(begun)  # each did again what it was in the midst of, no more
+    assert all_same(results, sweep(make_config(**two_seeds, name="local"))[0])
     assert not list(folder.glob("*/*checkpoint*"))
     assert not list(folder.glob(".*.tmp"))
     assert list((folder / ".locks").iterdir()) == []
@@ -128,17 +143,29 @@ def test_where_the_run_folder_is_not_shared_the_results_come_back(make_config, t
     """The only node with CPUs has an empty file system in place of the folder that holds the runs."""
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
         pytest.skip("a mount name space of its own needs rights that this user lacks")
-    changes = {"decoders": ["bilinear", "deconv"], "seeds": [0]}
-    local, _, _ = sweep(make_config(**changes, name="local"))
-    config = make_config(**changes, name="ray", launch=RAY | {"address": f"127.0.0.1:{PORT}"})
-    Path(config.runs_dir).mkdir(exist_ok=True)
+    changes = slow_sweep(tmp_path, seeds=[0])
+    launch = RAY | {"address": f"127.0.0.1:{PORT}"}
+    config = make_config(**changes, name="ray", launch=launch)
+    Path(config.runs_dir).mkdir()
     hidden = f'mount -t tmpfs tmpfs {config.runs_dir} && exec "$@"'
     with cluster(("unshare", "--mount", "sh", "-c", hidden, "sh")):
+        with pytest.raises(UserError, match=r"wants 1 CPUs \(launch.threads\) and 1 GPUs"):
+            run_sweep(make_config(launch=launch, trainer={"accelerator": "gpu"}), Console(file=io.StringIO()))
+
+        def disturb():
+            until(lambda: in_training(tmp_path, 1))
+            os.kill(int((tmp_path / "steps").read_text().split()[0]), signal.SIGKILL)
+            (tmp_path / "go").touch()
+
+        thread = threading.Thread(target=disturb)
+        thread.start()
         results, code, out = sweep(config)
+        thread.join()
         assert code == 0, out
-    assert all_same(results, local)
+    assert len(set((tmp_path / "steps").read_text().split())) == 2  # one in place of that which was killed
+    assert all_same(results, sweep(make_config(**changes, name="local"))[0])
     assert all(store.read_row(result.folder) for result in results.values())
-    assert (results["deconv", 0].folder / "live" / "metrics.csv").is_file()
+    assert (results["nearest", 0].folder / "live" / "metrics.csv").is_file()
 
 
 def test_a_failure_on_a_node_comes_back_with_its_traceback(make_config, tmp_path):
@@ -155,12 +182,41 @@ def test_a_failure_on_a_node_comes_back_with_its_traceback(make_config, tmp_path
     assert "failed Bad-s0: RuntimeError: broken there" in out
 
 
+GREEDY = """
+import time
+import torch
+from segbench.decoders.bilinear import Bilinear
+
+class Greedy(Bilinear):
+    def forward(self, features, image):
+        if self.training and image.shape[-1] == 64:
+            kept = torch.ones({number}, dtype=torch.uint8)
+            time.sleep(60)
+        return super().forward(features, image)
+"""
+
+
+def test_out_of_memory_is_told_and_tried_again_in_halves(make_config, monkeypatch, tmp_path):
+    """Ray watches the memory, and ends a task that takes more than it is told to allow."""
+    memory = psutil.virtual_memory()
+    if memory.available < 14e9:
+        pytest.skip(f"needs 14 GB of free memory, here are {memory.available / 1e9:.0f}")
+    (tmp_path / "greedy.py").write_text(GREEDY.format(number=9_000_000_000))
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{1 - (memory.available - 6e9) / memory.total:.3f}")
+    decoders = ["nearest", f"{tmp_path / 'greedy.py'}:Greedy"]
+    results, code, out = sweep(make_config(decoders=decoders, launch={"launcher": "ray", "on_oom": "split"}))
+    assert code == 1
+    assert list(results) == [("nearest", 0)]
+    assert "out of memory seed 0: nearest-s0 and Greedy-s0 again" in out
+    assert "failed Greedy-s0: out of memory: with launch.on_oom=split" in out
+    assert "Ray ended its task" in out
+
+
 def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_path):
     path = write_sweep(**slow_sweep(tmp_path), launch={"launcher": "ray", "jobs": 2})
     process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
     runs = tmp_path / "runs" / "tiny"
-    until(lambda: len(list(runs.glob("*/status.json"))) == 4)
-    time.sleep(2)
+    until(lambda: in_training(tmp_path, 2))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
@@ -168,6 +224,7 @@ def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_pa
     assert {json.loads(p.read_text())["state"] for p in runs.glob("*/status.json")} == {"stopped"}
     steps = [store.newest_checkpoint(f)[0] for f in runs.glob("*-s*")]
     assert min(steps) > 0
+    (tmp_path / "go").touch()
     results, code, _ = sweep(load_config(path))
     assert code == 0
     assert not ray.is_initialized()

@@ -28,7 +28,7 @@ from segbench.report.formats import as_csv
 from segbench.report.table import make_table
 from segbench.sweep import plan, run_sweep
 from tests.conftest import ROOT, segbench, until
-from tests.test_sweep import same, sweep
+from tests.test_sweep import in_training, same, slow_sweep, sweep
 
 
 def folder_of(config, decoder="nearest"):
@@ -215,19 +215,6 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[1:], ".odd.tmp", "sweep.json"])
 
 
-SLOW = """
-import time
-from segbench.decoders.bilinear import Bilinear
-
-class Slow(Bilinear):
-    def forward(self, features, image):
-        with open({log!r}, "a") as file:
-            file.write("train\\n" if self.training and image.shape[-1] == 64 else "")
-        time.sleep(0.1)
-        return super().forward(features, image)
-"""
-
-
 def command(path):
     return [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
 
@@ -290,20 +277,20 @@ def test_what_another_process_has_done_is_not_said_to_be_ours(make_config):
 @pytest.mark.slow
 def test_the_work_of_a_killed_runner_is_taken_over(write_sweep, tmp_path):
     """The second runner waits for the first one's runs, and does them once it is dead."""
-    plugin, log = tmp_path / "slow.py", tmp_path / "log"
-    plugin.write_text(SLOW.format(log=str(log)))
-    path = write_sweep(decoders=[f"{plugin}:Slow"], recipe={"steps": 60}, launch={"checkpoint_minutes": 1e-9})
+    path = write_sweep(**slow_sweep(tmp_path, seeds=[0]), launch={"checkpoint_minutes": 1e-9})
     first = start(path)
-    until(lambda: log.exists() and log.read_text())
+    until(lambda: in_training(tmp_path, 1))
     second = start(path)
     time.sleep(4)
     assert second.poll() is None
     first.kill()
     first.communicate()
+    until(lambda: len(set((tmp_path / "steps").read_text().split())) == 2)
+    (tmp_path / "go").touch()
     out, _ = second.communicate(timeout=120)
     assert second.returncode == 0, out
-    assert "done seed 0: Slow" in out
-    assert len(log.read_text().split()) <= 60 + 1  # from the last checkpoint
+    assert "done seed 0: Slow, nearest" in out
+    assert len((tmp_path / "steps").read_text().split()) <= 24 + 1  # from the last checkpoint
 
 
 def test_a_lock_is_exclusive_and_leaves_no_file(tmp_path):
@@ -411,6 +398,8 @@ def test_what_counts_as_out_of_memory():
 
     assert out_of_memory(MemoryError())
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not out_of_memory(RuntimeError("the plug-in is broken"))
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -457,10 +446,11 @@ def test_a_process_that_the_system_kills_for_memory_is_told_from_another(make_co
     plugin = tmp_path / "killed.py"
     plugin.write_text(KILLED)
     config = make_config(decoders=[f"{plugin}:Killed"])
+    monkeypatch.setattr(local, "oom_kills", lambda: 0)
     _, _, out = sweep(config)
     assert "the cohort's process died (signal SIGKILL)" in out
     kills = itertools.count()  # Linux's counter, which goes up
-    monkeypatch.setattr(local, "_oom_kills", lambda: next(kills))
+    monkeypatch.setattr(local, "oom_kills", lambda: next(kills))
     _, _, out = sweep(config)
     assert "out of memory" in out
     assert "the system killed the cohort's process" in out
@@ -497,6 +487,44 @@ def test_a_dead_loader_worker_fails_its_cohort_only(make_config, tmp_path, split
     assert states == ["done", "failed"]
 
 
+def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(make_config, tmp_path, monkeypatch):
+    (tmp_path / "dying.py").write_text(DYING_DATA)
+    data = {"name": f"{tmp_path / 'dying.py'}:Dying", "dies": 0}
+    (cohort,) = make_cohorts(plan(make_config(data=data, launch={"workers": 1})), lambda run: 0)
+    kills = itertools.count()
+    for count, memory in ((lambda: 0, False), (lambda: next(kills), True)):
+        monkeypatch.setattr("segbench.launch.work.oom_kills", count)
+        ended = work(cohort, 1, lambda *_: None, lambda: False)
+        assert ended.died.out_of_memory == memory
+        assert ("out of memory" in ended.died.reason) == memory
+        assert "DataLoader worker" in ended.died.reason
+
+
+SHORT = """
+from segbench.decoders.bilinear import Bilinear
+
+class Short(Bilinear):
+    def forward(self, features, image):
+        if image.shape[-1] == 64:
+            raise MemoryError
+        return super().forward(features, image)
+"""
+
+
+@pytest.mark.parametrize(("on_oom", "state"), [("split", "stopped"), ("fail", "failed")])
+def test_a_run_that_will_be_tried_again_has_not_failed(make_config, tmp_path, on_oom, state):
+    """Or another runner would take it for lost."""
+    (tmp_path / "short.py").write_text(SHORT)
+    config = make_config(decoders=["nearest", f"{tmp_path / 'short.py'}:Short"], launch={"on_oom": on_oom})
+    (cohort,) = make_cohorts(plan(config), lambda run: 0)
+    ended = work(cohort, 1, lambda *_: None, lambda: False)
+    nearest, short = cohort.runs
+    assert list(ended.failures) == [short.key]
+    assert ended.failures[short.key].out_of_memory
+    assert store.read_json(short.folder / store.STATUS)["state"] == state
+    assert store.is_done(nearest.folder)
+
+
 @pytest.mark.slow
 def test_nothing_grows_over_fifty_cohorts(make_config, tmp_path):
     """File descriptors, threads and memory of the runner and of the fork server; a cohort's own end with it."""
@@ -531,6 +559,61 @@ def test_nothing_grows_over_fifty_cohorts(make_config, tmp_path):
 
 def test_status_of_a_folder_that_holds_nothing(tmp_path):
     assert "no sweep" in segbench("status", "--runs-dir", tmp_path).stderr
+
+
+def sweep_that_is_interrupted(make_config, finishes):
+    """`_Sweep` of which a signal comes while its last cohort ends, or is stopped."""
+    from segbench.sweep import _Sweep
+
+    config = make_config(decoders=["nearest"])
+    runs = plan(config)
+
+    def interrupted(cohorts, jobs, threads, launch, on_progress, on_end):
+        if finishes:
+            work(cohorts[0], threads, lambda *_: None, lambda: False)
+        on_end(Ended(cohorts[0], stopped=not finishes))
+        return False
+
+    console = Console(file=io.StringIO(), width=200)
+    return _Sweep(runs, config, interrupted, console).run(), console.file.getvalue().strip()
+
+
+def test_an_interrupt_while_the_last_cohort_ends_is_no_stop(make_config):
+    assert sweep_that_is_interrupted(make_config, True) == (0, "done seed 0: nearest")
+    # And while it does not, it is one.
+    code, out = sweep_that_is_interrupted(lambda **changes: make_config(**changes, name="other"), False)
+    assert (code, out) == (130, "stopped; the same command goes on from what is saved")
+
+
+def test_the_end_of_a_process_fails_no_run_of_another(make_config):
+    from segbench.sweep import _Sweep
+
+    config = make_config(decoders=["nearest", "bilinear"])
+    runs = plan(config)
+    console = Console(file=io.StringIO(), width=200)
+    other = _Sweep(runs, config, lambda *args: True, console)
+    (cohort,) = make_cohorts(runs, lambda run: 0)
+    with store.locked(runs[0].folder):  # as another process has it
+        other._ended(Ended(cohort, died=Failure("killed")))
+    assert list(other.open) == [runs[0].key]
+    assert "failed bilinear-s0: killed" in console.file.getvalue()
+    assert "nearest" not in console.file.getvalue()
+
+
+def test_what_cannot_be_read_is_not_taken_for_damaged(make_config):
+    config = make_config(decoders=["nearest"])
+    results, _, _ = sweep(config)
+    folder = results["nearest", 0].folder
+    (folder / store.COUNTS).rename(folder / "kept")
+    (folder / store.COUNTS).mkdir()
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^cannot read .*counts\.npz: Is a directory$"):
+            sweep(config)
+    assert folder.is_dir()
+    assert not (folder.parent / "damaged").exists()
+    (folder / store.COUNTS).rmdir()
+    (folder / "kept").rename(folder / store.COUNTS)
+    assert "1 done before, 0 to do" in sweep(config)[2]
 
 
 def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):

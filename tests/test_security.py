@@ -227,6 +227,8 @@ def test_labels_write_nothing_outside_of_the_runs(write_sweep, tmp_path):
         ({"launch": {"slurm": {"slurm_setup": ["touch elsewhere"]}}}, "unknown key 'launch.slurm.slurm_setup'"),
         ({"runs_dir": "runs\ntouch elsewhere"}, "runs_dir should"),
         ({"decoders": ["plug.py\n:Mine"]}, "name should"),
+        ({"decoders": ["plug.py\u202e:Mine"]}, "name should"),
+        ({"decoders": [{"name": "nearest", "label": "\x1b[1A\x1b[2K"}]}, "label should"),
         ({"data": {"name": "plug.py\x1b[2K:Data"}}, "name should"),
     ],
 )
@@ -242,6 +244,15 @@ def test_a_file_cannot_choose_whose_cluster_to_join(write_sweep):
         load_config(path)
     path = write_sweep(launch={"launcher": "ray", "address": "auto"})
     assert load_config(path, ["launch.address=192.0.2.1:6379"]).launch.address == "192.0.2.1:6379"
+
+
+def test_nor_can_it_by_a_merge(write_sweep):
+    path = write_sweep()
+    kept = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "launch"}
+    merged = "launch:\n  <<: {launcher: ray, address: '192.0.2.1:6379'}\n"
+    path.write_text(yaml.safe_dump(kept) + merged)
+    with pytest.raises(UserError, match=r"launch.address should be auto here"):
+        load_config(path)
 
 
 # Nothing is fetched unasked
@@ -297,6 +308,17 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, change):
         assert done.returncode == 2, done
         assert "folders outside of" in done.stderr or "is damaged" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "files", [{"/etc/hostname": "0"}, {"../../other": "0"}, {"/dev/zero": "0"}, ["counts.npz"], None]
+)
+def test_a_result_vouches_for_its_own_files_only(tmp_path, files):
+    """What it names is read for its checksum."""
+    row = {"result_version": store.RESULT_VERSION} | ({} if files is None else {"files": files})
+    store.write_json(tmp_path / store.RESULT, row | {"checksum": store._checksum(row)})
+    with pytest.raises(store.Damaged, match="vouches for other files"):
+        store.read_row(tmp_path)
 
 
 def test_status_of_a_stranger_s_folder_removes_nothing(tmp_path):

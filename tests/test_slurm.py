@@ -21,10 +21,10 @@ from segbench.config import load_config
 from segbench.errors import UserError
 from segbench.sweep import run_sweep
 from tests.conftest import ROOT, until
-from tests.test_sweep import all_same, in_terminal, slow_sweep, sweep
+from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 
 pytest.importorskip("submitit", reason="submitit is not installed; pip install 'segbench[slurm]'")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LOCAL = {"launcher": "slurm", "slurm": {"cluster": "local"}}
 REAL = {"launcher": "slurm", "jobs": None, "checkpoint_minutes": 1e-9}
 
@@ -55,8 +55,7 @@ def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_pa
     path = write_sweep(**slow_sweep(tmp_path), launch=LOCAL)
     process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
     folder = tmp_path / "runs" / "tiny"
-    until(lambda: len(list(folder.glob("*/status.json"))) == 4)
-    time.sleep(2)
+    until(lambda: in_training(tmp_path, 2))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
@@ -64,6 +63,7 @@ def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_pa
     assert {json.loads(p.read_text())["state"] for p in folder.glob("*/status.json")} == {"stopped"}
     assert min(steps(folder)) > 0
     assert left(folder) == set()
+    (tmp_path / "go").touch()
     results, code, _ = sweep(load_config(path))
     assert code == 0
     assert left(folder) == set()
@@ -82,20 +82,19 @@ def job_process(folder):
 
 
 def test_a_job_that_slurm_warns_saves_its_state_and_is_started_again(make_config, tmp_path):
-    changes = slow_sweep(tmp_path) | {"seeds": [0]}
-    local, _, _ = sweep(make_config(**changes, name="local"))
+    changes = slow_sweep(tmp_path, seeds=[0])
     config = make_config(**changes, name="slurm", launch=LOCAL | {"checkpoint_minutes": 1000})
     folder, seen = Path(config.runs_dir) / "slurm", []
 
     def warn():
-        until(lambda: list(folder.glob("Slow-s0-*/status.json")))
+        until(lambda: in_training(tmp_path, 1))
         process, before = job_process(folder), pid(folder)
-        time.sleep(1)
         process.send_signal(signal.SIGUSR2)
         process.wait(60)
         seen.extend(steps(folder))
         until(lambda: pid(folder) != before)
         seen.append("again")
+        (tmp_path / "go").touch()
 
     thread = threading.Thread(target=warn)
     thread.start()
@@ -104,7 +103,7 @@ def test_a_job_that_slurm_warns_saves_its_state_and_is_started_again(make_config
     assert code == 0, out
     assert min(seen[:2]) > 0
     assert seen[2] == "again"
-    assert all_same(results, local)
+    assert all_same(results, sweep(make_config(**changes, name="local"))[0])
 
 
 def test_a_job_that_is_killed_is_reported_with_what_it_printed(make_config, tmp_path):
@@ -112,11 +111,14 @@ def test_a_job_that_is_killed_is_reported_with_what_it_printed(make_config, tmp_
     folder = Path(config.runs_dir) / "tiny"
 
     def kill():
-        until(lambda: list(folder.glob("Slow-s0-*/status.json")))
+        until(lambda: in_training(tmp_path, 2))
         job_process(folder).kill()
+        (tmp_path / "go").touch()
 
-    threading.Thread(target=kill, daemon=True).start()
+    thread = threading.Thread(target=kill)
+    thread.start()
     results, code, out = sweep(config)
+    thread.join()
     assert code == 1
     assert {seed for _, seed in results} == {1}
     assert "ended without a result" in out
@@ -228,8 +230,7 @@ def squeue():
 @pytest.mark.usefixtures("cluster")
 def test_a_real_slurm_gives_the_same_though_a_job_is_preempted_and_another_requeued(make_config, tmp_path):
     """One job gets Slurm's signals of a preemption; of the other the node is lost, as far as Slurm knows."""
-    changes = slow_sweep(tmp_path, steps=40)
-    local, _, _ = sweep(make_config(**changes, name="local", launch={"jobs": 2}))
+    changes = slow_sweep(tmp_path)
     config = make_config(**changes, name="real", launch=REAL)
     folder = Path(config.runs_dir) / "real"
     seen = []
@@ -242,6 +243,7 @@ def test_a_real_slurm_gives_the_same_though_a_job_is_preempted_and_another_reque
         subprocess.run(["scontrol", "requeue", second], check=True)
         until(lambda: squeue().count("PENDING") == 2)
         seen.extend(steps(folder))
+        (tmp_path / "go").touch()
         for job in (first, second):
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
 
@@ -250,7 +252,7 @@ def test_a_real_slurm_gives_the_same_though_a_job_is_preempted_and_another_reque
     results, code, out = sweep(config)
     thread.join()
     assert code == 0, out
-    assert all_same(results, local)
+    assert all_same(results, sweep(make_config(**changes, name="local"))[0])
     assert min(seen) > 2
     assert left(folder) == set()
 
@@ -258,7 +260,7 @@ def test_a_real_slurm_gives_the_same_though_a_job_is_preempted_and_another_reque
 @pytest.mark.usefixtures("cluster")
 def test_ctrl_c_takes_the_jobs_out_of_the_queue(write_sweep, tmp_path):
     """Those that run save their state; those that wait never start."""
-    path = write_sweep(**slow_sweep(tmp_path) | {"seeds": [0, 1, 2]}, launch=REAL | {"threads": 2})
+    path = write_sweep(**slow_sweep(tmp_path, seeds=[0, 1, 2]), launch=REAL | {"threads": 2})
     process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
     folder = tmp_path / "runs" / "tiny"
     until(lambda: any(steps(folder)))
@@ -267,7 +269,26 @@ def test_ctrl_c_takes_the_jobs_out_of_the_queue(write_sweep, tmp_path):
     _, err = process.communicate(timeout=100)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    assert squeue() == ""
+    until(lambda: squeue() == "")
     states = [json.loads(p.read_text())["state"] for p in folder.glob("*/status.json")]
     assert states == ["stopped", "stopped"]
     assert left(folder) == set()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_jobs_of_a_killed_runner_go_on_and_the_same_command_waits_for_them(write_sweep, tmp_path):
+    path = write_sweep(**slow_sweep(tmp_path, seeds=[0]), launch=REAL)
+    process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
+    until(lambda: in_training(tmp_path, 1))
+    process.kill()
+    process.communicate()
+    again = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
+    time.sleep(5)
+    assert again.poll() is None
+    (tmp_path / "go").touch()
+    _, err = again.communicate(timeout=100)
+    assert again.returncode == 0, err
+    assert len(set((tmp_path / "steps").read_text().split())) == 1  # one process did all of it
+    results, _, _ = sweep(load_config(path))
+    other = [f"runs_dir={tmp_path / 'other'}", "launch.launcher=local"]
+    assert all_same(results, sweep(load_config(path, other))[0])

@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -110,21 +111,35 @@ class Dropping(Bilinear):
 SLOW = (
     DROPOUT
     + """
-import time
+import os, time
+HERE = os.path.dirname(__file__)
 class Slow(Dropping):
+    "Notes each training step, and then takes a second for it until the test says go."
     def forward(self, features, image):
-        time.sleep(0.25)
+        if self.training and image.shape[-1] == 64:  # not what it is tried on before the sweep
+            with open(os.path.join(HERE, "steps"), "a") as file:
+                file.write(f"{os.getpid()} ")
+            began = time.monotonic()
+            while not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() - began < 1:
+                time.sleep(0.02)
         return super().forward(features, image)
 Slow.__name__ = "Dropping"  # seeds are drawn by class name
 """
 )
 
 
-def slow_sweep(tmp_path, steps=24):
-    """Two cohorts with a decoder that takes its time, as kwargs of `make_config`."""
+def slow_sweep(tmp_path, seeds=(0, 1)):
+    """A cohort for each seed, with a decoder that takes its time, as kwargs of `make_config`."""
     plugin = tmp_path / "slow.py"
     plugin.write_text(SLOW)
-    return {"decoders": [f"{plugin}:Slow", "nearest"], "seeds": [0, 1], "recipe": {"steps": steps}}
+    return {"decoders": [f"{plugin}:Slow", "nearest"], "seeds": list(seeds), "recipe": {"steps": 24}}
+
+
+def in_training(tmp_path, number):
+    """So many processes of a `slow_sweep` have each done a step."""
+    log = tmp_path / "steps"
+    steps = Counter(log.read_text().split()) if log.exists() else {}
+    return sum(count > 1 for count in steps.values()) >= number
 
 
 def in_terminal(command):
@@ -142,15 +157,12 @@ def in_terminal(command):
 
 def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     """Ctrl-C in mid-training, then the same command: weights and counts as if undisturbed, dropout included."""
-    plugin = tmp_path / "slow.py"
-    plugin.write_text(SLOW)
-    changes = {"decoders": [f"{plugin}:Slow", "nearest"], "recipe": {"steps": 16, "clip_norm": 1.0}}
-    path = write_sweep(**changes)
+    changes = slow_sweep(tmp_path, seeds=[0])
+    path = write_sweep(**changes | {"recipe": {"steps": 24, "clip_norm": 1.0}})
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
     process = in_terminal(command)
     runs = tmp_path / "runs" / "tiny"
-    until(lambda: list(runs.glob("*/status.json")))
-    time.sleep(1.5)
+    until(lambda: in_training(tmp_path, 1))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -158,11 +170,12 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     assert "Traceback" not in err
     steps = [store.newest_checkpoint(f)[0] for f in runs.glob("*-s0-*")]
     assert len(set(steps)) == 1
-    assert 0 < steps[0] < 16
+    assert 0 < steps[0] < 24
     assert not list(runs.glob("*/result.json"))
 
     from segbench.config import load_config
 
+    (tmp_path / "go").touch()
     resumed, code, _ = sweep(load_config(path))
     assert code == 0
     undisturbed, _, _ = sweep(load_config(path, [f"runs_dir={tmp_path / 'other'}"]))
@@ -388,16 +401,15 @@ def test_grid_makes_a_table_by_variant(make_config):
 def test_ctrl_c_at_any_time_is_one_line(write_sweep, tmp_path, moment):
     """To the whole group, as a terminal does: while processes start, and in the final evaluation."""
     plugin = tmp_path / "slow.py"
-    plugin.write_text(SLOW.replace("time.sleep(0.25)", "time.sleep(0 if self.training else 0.5)"))
+    plugin.write_text(SLOW.replace("if self.training and", "if not self.training and"))
     path = write_sweep(decoders=[f"{plugin}:Slow"], data={"val": 40})
     command = [sys.executable, "-m", "segbench.cli", "sweep", str(path)]
     process = in_terminal(command)
     runs = tmp_path / "runs" / "tiny"
     if moment == "importing":
-        time.sleep(1.5)
+        until(psutil.Process(process.pid).children)
     else:
-        until(lambda: list(runs.glob("*/checkpoint-00000004-*.pt")))
-        time.sleep(1)
+        until(lambda: list(runs.glob("*/checkpoint-00000004-*.pt")) and in_training(tmp_path, 1))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -1,9 +1,9 @@
 """Who runs a cohort, and where. Imports no torch."""
 
+import contextlib
 import importlib.util
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -40,7 +40,7 @@ OnProgress = Callable[[Cohort, str, int, int], None]  # cohort, phase (train or 
 OnEnd = Callable[[Ended], None]
 
 
-@contextmanager
+@contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """The signals of a stop that came since, which do nothing else meanwhile; one that is ignored (nohup) stays so."""
     caught: list[int] = []
@@ -53,12 +53,19 @@ def caught_signals() -> Iterator[list[int]]:
             signal.signal(s, handler)
 
 
+def oom_kills() -> int:
+    """How many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return 0
+
+
 class Launcher(Protocol):
     """Runs every cohort; on Ctrl-C (or another of `STOP_SIGNALS`) it has the running ones save their state and stop.
 
     Each calls ``on_progress`` now and then, and ``on_end`` once for each cohort that was started, both in the thread
     that called it. ``jobs`` cohorts run at a time, with ``threads`` threads each; a launcher of a cluster whose own
-    scheduler decides takes them as what to ask for. Returns False where it was interrupted before all had ended.
+    scheduler decides takes them as what to ask for. Returns False where it was interrupted.
     """
 
     def __call__(

@@ -13,7 +13,7 @@ from typing import Any
 
 from segbench.config import LaunchConfig
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError
-from segbench.launch import STOP_GRACE_S, STOP_SIGNALS, Ended, OnEnd, OnProgress, caught_signals
+from segbench.launch import STOP_GRACE_S, STOP_SIGNALS, Ended, OnEnd, OnProgress, caught_signals, oom_kills
 from segbench.plan import Cohort
 
 
@@ -82,7 +82,7 @@ def run_until(
     waiting = list(cohorts)
     running: list[_Child] = []
     places = list(range(jobs))  # each with GPUs of its own
-    kill_at, whole = None, True
+    kill_at = None
     try:
         while running or (waiting and not caught):
             while waiting and len(running) < jobs and not caught:
@@ -102,23 +102,26 @@ def run_until(
                     running.remove(child)
                     places.append(child.place)
                     assert child.ended is not None
-                    whole = whole and not child.ended.stopped
                     on_end(child.ended)
     finally:
         for child in running:
             child.process.kill()
-    return whole and not waiting
+    return not caught
 
 
 def _start(cohort: Cohort, threads: int, place: int) -> _Child:
-    run = cohort.runs[0]
-    gpus = None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    kills = oom_kills()  # before it can be one of them
+    process, ours = _spawn(_work, cohort, threads, own_gpus(cohort, place))
+    return _Child(process, ours, cohort, kills, place)
+
+
+def own_gpus(cohort: Cohort, place: int) -> str | None:
+    """``CUDA_VISIBLE_DEVICES`` for the cohort in that place of those that run side by side; None to leave it."""
+    run, visible = cohort.runs[0], os.environ.get("CUDA_VISIBLE_DEVICES")
     here = bool(visible) or run.facts.gpus > 0  # or in a job on a machine that the plan was not made on
     if run.facts.accelerator == "cuda" and isinstance(run.config.trainer.devices, int) and here:
-        gpus = gpus_of(place, run.config.trainer.devices, run.facts.gpus, visible)
-    process, ours = _spawn(_work, cohort, threads, gpus)
-    return _Child(process, ours, cohort, _oom_kills(), place)
+        return gpus_of(place, run.config.trainer.devices, run.facts.gpus, visible)
+    return None
 
 
 def gpus_of(place: int, each: int, number: int, visible: str | None) -> str:
@@ -159,7 +162,7 @@ def _receive(child: _Child, on_progress: OnProgress) -> bool:
         child.process.join()
         if child.ended is None:
             died = Failure(f"the cohort's process died ({_exit(child.process.exitcode)})")
-            if child.process.exitcode == -signal.SIGKILL and _oom_kills() > child.oom_kills:
+            if child.process.exitcode == -signal.SIGKILL and oom_kills() > child.oom_kills:
                 died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
             child.ended = Ended(child.cohort, stopped=child.killed, died=None if child.killed else died)
         return False
@@ -174,13 +177,6 @@ def _exit(code: int | None) -> str:
     if code is not None and code < 0:
         return f"signal {signal.Signals(-code).name}"
     return f"exit code {code}"
-
-
-def _oom_kills() -> int:
-    """How many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
-    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
-        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
-    return 0
 
 
 def _tell(connection: Connection, message: object) -> None:
@@ -200,7 +196,8 @@ def _call(connection: Connection, function: Callable[..., Any], args: Sequence[A
     except UserError as error:
         _tell(connection, ("user_error", str(error)))
     except Exception as error:
-        _tell(connection, ("error", Failure.of(error).traceback))
+        failure = Failure.of(error)
+        _tell(connection, ("user_error", failure.reason) if failure.out_of_memory else ("error", failure.traceback))
 
 
 def _work(connection: Connection, cohort: Cohort, threads: int, gpus: str | None) -> None:

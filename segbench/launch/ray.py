@@ -12,6 +12,7 @@ import signal
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,15 +29,25 @@ from segbench.plan import Cohort, Run
 
 Files = dict[str, dict[str, bytes]]  # run key -> path within its folder -> contents
 RETRIES = 3  # of a task whose worker or node died
+LOST = f"its Ray task was lost {RETRIES + 1} times"
 OBJECT_STORE_BYTES = 200_000_000  # of a local cluster: results are small
 
 
 class Board:
-    """Where tasks say how far they are, and are told to stop."""
+    """Where tasks say that they begin and how far they are, and are told to stop.
+
+    Ray starts it again, empty, where it was lost; so the driver says whether to stop each time.
+    """
 
     def __init__(self) -> None:
         self.stopping = False
         self.progress: dict[int, tuple[str, int, int]] = {}
+        self.begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Returns how often that task has begun."""
+        self.begun[number] += 1
+        return self.begun[number]
 
     def tell(self, number: int, progress: tuple[str, int, int] | None) -> bool:
         """Returns whether to stop."""
@@ -44,13 +55,11 @@ class Board:
             self.progress[number] = progress
         return self.stopping
 
-    def read(self) -> dict[int, tuple[str, int, int]]:
-        """What is new."""
+    def read(self, stopping: bool) -> dict[int, tuple[str, int, int]]:
+        """What is new; ``stopping`` is what to tell the tasks."""
+        self.stopping = stopping
         new, self.progress = self.progress, {}
         return new
-
-    def stop(self) -> None:
-        self.stopping = True
 
 
 def run_cohorts(
@@ -85,6 +94,7 @@ def _connect(address: str | None, cpus: int) -> None:
         except OSError as error:
             raise UserError(f"launch.address: no Ray cluster at '{address}': {brief(error)}") from None
     here: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    here["_system_config"] = {"task_oom_retries": 0}  # or a task that is too large is tried for ever
     # Ctrl-C goes to the whole group of processes; Ray's must outlive it, for the tasks to save their state.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:
@@ -107,20 +117,21 @@ def _run(
 ) -> bool:
     first = cohorts[0].runs[0]
     gpus = first.config.trainer.processes if first.facts.accelerator == "cuda" else 0
-    largest = max((n["Resources"].get("CPU", 0) for n in ray.nodes() if n["Alive"]), default=0)
-    if largest < threads:
-        raise UserError(
-            f"launch.threads: a cohort wants {threads} CPUs, the largest node of the cluster has {largest:g}"
-        )
+    nodes = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]]
+    if not any(has_cpus >= threads and has_gpus >= gpus for has_cpus, has_gpus in nodes):
+        wanted = f"{threads} CPUs (launch.threads)" + f" and {gpus} GPUs (trainer.devices)" * bool(gpus)
+        there = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in nodes)
+        raise UserError(f"launch.launcher: a cohort wants {wanted}; the cluster's nodes have, CPUs and GPUs: {there}")
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    kept = {"max_restarts": -1, "max_task_retries": -1}
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, **kept).remote()
     # A process for each cohort, which ends with it.
     task: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=RETRIES)(_task)
     waiting = list(enumerate(cohorts))
     running: dict[Any, Cohort] = {}
-    kill_at, whole = None, True
+    kill_at = None
     while running or (waiting and not caught):
         while waiting and len(running) < at_once and not caught:
             number, cohort = waiting.pop(0)
@@ -130,19 +141,16 @@ def _run(
         if caught:
             if kill_at is None:
                 kill_at = time.monotonic() + STOP_GRACE_S
-                board.stop.remote()
             elif time.monotonic() > kill_at:
                 for asked in running:
                     ray.cancel(asked, force=True)
         ready, _ = ray.wait(list(running), timeout=0.2)
-        for number, progress in ray.get(board.read.remote()).items():
+        for number, progress in ray.get(board.read.remote(bool(caught))).items():
             on_progress(cohorts[number], *progress)
         for asked in ready:
-            ended = _ended(asked, running.pop(asked), kill_at is not None and time.monotonic() > kill_at)
-            whole = whole and not ended.stopped
-            on_end(ended)
+            on_end(_ended(asked, running.pop(asked), kill_at is not None and time.monotonic() > kill_at))
     ray.kill(board)
-    return whole and not waiting
+    return not caught
 
 
 @contextmanager
@@ -170,7 +178,7 @@ def _ended(asked: Any, cohort: Cohort, killed: bool) -> Ended:
             return Ended(cohort, stopped=True)
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             return Ended(cohort, died=Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True))
-        return Ended(cohort, died=Failure(f"its Ray task was lost {RETRIES + 1} times ({brief(error)[:200]})"))
+        return Ended(cohort, died=Failure(f"{LOST} ({brief(error)[:200]})"))
     try:
         busy = {run.key for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
     except UserError as error:
@@ -212,6 +220,8 @@ def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, ma
     def report(phase: str, done: int, total: int) -> None:
         ask((phase, done, total))
 
+    if ray.get(board.begin.remote(number)) > RETRIES + 1:  # where memory is short, a cluster may try for ever
+        return Ended(cohort, died=Failure(f"{LOST}; Ray ends tasks for which memory is too small")), {}
     if should_stop():
         return Ended(cohort, stopped=True), {}
     if (cohort.runs[0].folder.parent / marker).exists():

@@ -39,11 +39,11 @@ class Task:
     """What a job does: a cohort, in a process of its own, and what Slurm's signals ask for.
 
     Args:
-        stop: a file that the runner makes before it asks the jobs to stop; without it a signal is Slurm's.
+        go: a file that the runner removes before it asks the jobs to stop; while it is there a signal is Slurm's.
     """
 
-    def __init__(self, cohort: Cohort, threads: int, stop: Path) -> None:
-        self.cohort, self.threads, self.stop = cohort, threads, stop
+    def __init__(self, cohort: Cohort, threads: int, go: Path) -> None:
+        self.cohort, self.threads, self.go = cohort, threads, go
         self.cwd = os.getcwd()  # relative paths of data and plug-ins are meant from there
 
     def __call__(self) -> Ended:
@@ -57,12 +57,12 @@ class Task:
             ended = this
 
         with caught_signals() as caught:
-            if not self.stop.exists():
+            if self.go.exists():
                 local.run_until(caught, [self.cohort], 1, self.threads, lambda *_: None, on_end)
             # After SIGTERM alone Slurm kills the job, which it then may start again, or it sends its warning as well.
-            while ended.stopped and warning not in caught and not self.stop.exists():
+            while ended.stopped and warning not in caught and self.go.exists():
                 time.sleep(0.5)
-        if ended.stopped and not self.stop.exists():
+        if ended.stopped and self.go.exists():
             assert callable(requeue)
             requeue(warning, None)  # submitit's: exits, to be started again
         return ended
@@ -89,24 +89,24 @@ def run_cohorts(
     folder = cohorts[0].runs[0].folder.absolute().parent / FOLDER / f"{time.strftime('%Y%m%d')}-{secrets.token_hex(8)}"
     with store.explained(folder):
         folder.mkdir(mode=0o700, parents=True)
-    stop = folder / "stop"
+        (go := folder / "go").touch()
     started: dict[Any, Cohort] = {}
     try:
         with caught_signals() as caught:
-            started = _submit(cohorts, threads, launch, folder, stop)
-            return _watch(dict(started), caught, stop, on_progress, on_end)
+            started = _submit(cohorts, threads, launch, folder, go)
+            return _watch(dict(started), caught, go, on_progress, on_end)
     finally:
-        stop.unlink(missing_ok=True)
         # What the jobs printed that did not end well stays, and what those need that still run.
-        if not (started and any(path.suffix in (".out", ".err", ".pkl") for path in folder.iterdir())):
+        kinds = {path.suffix for path in folder.iterdir()} if started else set()
+        if ".pkl" not in kinds:
+            go.unlink(missing_ok=True)
+        if not kinds & {".out", ".err", ".pkl"}:
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):  # another runner's are there
                 folder.parent.rmdir()
 
 
-def _submit(
-    cohorts: Sequence[Cohort], threads: int, launch: LaunchConfig, folder: Path, stop: Path
-) -> dict[Any, Cohort]:
+def _submit(cohorts: Sequence[Cohort], threads: int, launch: LaunchConfig, folder: Path, go: Path) -> dict[Any, Cohort]:
     """The jobs, by cohort."""
     first, asked = cohorts[0].runs[0], launch.slurm
     names = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "signal_delay_s")
@@ -128,8 +128,8 @@ def _submit(
             folder, cluster=asked.cluster, slurm_max_num_timeout=ATTEMPTS, local_max_num_timeout=ATTEMPTS
         )
         executor.update_parameters(**parameters)
-        with executor.batch():
-            jobs = [executor.submit(Task(_absolute(cohort), threads, stop)) for cohort in cohorts]
+        with store.explained(folder), executor.batch():
+            jobs = [executor.submit(Task(_absolute(cohort), threads, go)) for cohort in cohorts]
     except (RuntimeError, subprocess.SubprocessError) as error:
         raise UserError(f"launch.slurm: {brief(error)}") from None
     finally:
@@ -141,18 +141,16 @@ def _absolute(cohort: Cohort) -> Cohort:
     return replace(cohort, runs=tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs))
 
 
-def _watch(
-    running: dict[Any, Cohort], caught: Sequence[int], stop: Path, on_progress: OnProgress, on_end: OnEnd
-) -> bool:
-    """Until every job has ended; False where it was asked to stop before."""
+def _watch(running: dict[Any, Cohort], caught: Sequence[int], go: Path, on_progress: OnProgress, on_end: OnEnd) -> bool:
+    """Until every job has ended; False where it was asked to stop."""
     said = {job: _said(cohort) for job, cohort in running.items()}
     gone: dict[Any, tuple[float, str]] = {}  # since when, and how Slurm calls it
-    next_poll, kill_at, whole = 0.0, None, True
+    next_poll, kill_at = 0.0, None
     while running:
         now = time.monotonic()
         if caught and kill_at is None:
             kill_at, next_poll = now + STOP_GRACE_S, now + 1
-            stop.touch()
+            go.unlink(missing_ok=True)
             _ask_to_stop(list(running))
         elif kill_at is not None and now > kill_at:
             kill_at = now + STOP_GRACE_S
@@ -170,14 +168,13 @@ def _watch(
             if ended is not None:
                 del running[job]
                 _clear(job, ended)
-                whole = whole and not ended.stopped
                 on_end(ended)
             elif (status := _said(cohort)) != said[job]:
                 said[job] = status
                 if status.get("state") == "running":
                     on_progress(cohort, status["phase"], status["done"], status["total"])
         time.sleep(0.5)
-    return whole
+    return not caught
 
 
 def _said(cohort: Cohort) -> dict[str, Any]:

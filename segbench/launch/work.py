@@ -1,12 +1,12 @@
 """What every launcher runs, in a process of its own: claim the runs of a cohort, do them, say how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from segbench import store
 from segbench.cohort import Stopped, run_cohort
-from segbench.errors import Failure, UserError
-from segbench.launch import Ended
+from segbench.errors import OUT_OF_MEMORY, Failure, UserError
+from segbench.launch import Ended, oom_kills
 from segbench.plan import Cohort, Run, make_cohorts
 
 
@@ -24,17 +24,28 @@ def work(
         should_stop: asked after each step and each evaluated image.
     """
     failures: dict[str, Failure] = {}
+    kills = oom_kills()
+    mine: list[Run] = []
     try:
         with ExitStack() as locks:
-            mine = [run for run in cohort.runs if _claim(run, locks)]
+            mine += [run for run in cohort.runs if _claim(run, locks)]
             # As planned, unless another process has brought some of them further.
             for part in make_cohorts(mine, lambda run: store.newest_checkpoint(run.folder)[0]):
                 run_cohort(part, failures, report, should_stop, threads)
-        return Ended(cohort, failures, frozenset(run.key for run in cohort.runs if run not in mine))
+        return Ended(cohort, failures, _others(cohort, mine))
     except Stopped:
-        return Ended(cohort, failures, stopped=True)
+        return Ended(cohort, failures, _others(cohort, mine), stopped=True)
     except BaseException as error:
-        return Ended(cohort, failures, died=Failure.of(error), user_error=isinstance(error, UserError))
+        died = Failure.of(error)
+        # A loader worker, or another of several processes.
+        killed = any(text in died.reason for text in ("DataLoader worker", "(exit code -9)"))
+        if killed and oom_kills() > kills:
+            died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
+        return Ended(cohort, failures, _others(cohort, mine), died=died, user_error=isinstance(error, UserError))
+
+
+def _others(cohort: Cohort, mine: Sequence[Run]) -> frozenset[str]:
+    return frozenset(run.key for run in cohort.runs if run not in mine)
 
 
 def _claim(run: Run, locks: ExitStack) -> bool:
