@@ -1,7 +1,11 @@
-"""`segbench plan` against the truth: estimated and measured time, memory and disk of a whole sweep, in a new folder."""
+"""`segbench plan` against the truth: estimated and measured time, memory and disk of a whole sweep, in a new folder.
+
+Memory is measured from outside, twice a second: the proportional set sizes (in which shared pages count once) of the
+runner and all its descendants. So are the checkpoints on the disk.
+"""
 
 import argparse
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,8 +13,31 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
+from segbench import store
 from segbench.config import load_config
 from segbench.estimate import estimate, look
+
+
+def run(command: list[str], folder: Path) -> tuple[float, int, int]:
+    """Seconds that the command takes, and the most bytes of memory, and of checkpoints below ``folder``, meanwhile."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    memory, checkpoints = [0], [0]
+    while process.poll() is None:
+        sizes = []
+        with contextlib.suppress(psutil.Error):
+            for member in [me := psutil.Process(process.pid), *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    sizes.append(member.memory_full_info().pss)
+        memory.append(sum(sizes))
+        with contextlib.suppress(FileNotFoundError):  # one is removed in between
+            checkpoints.append(sum(p.stat().st_size for p in folder.glob(f"*/{store.CHECKPOINTS}")))
+        time.sleep(0.5)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return time.perf_counter() - start, max(memory), max(checkpoints)
 
 
 def main() -> None:
@@ -27,18 +54,16 @@ def main() -> None:
         start = time.perf_counter()
         found = estimate(planned)
         trial_s = time.perf_counter() - start
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "segbench.cli", "sweep", args.config, *overrides], check=True)
-        sweep_s = time.perf_counter() - start
         folders = [run.folder for run in planned.runs]
-        peaks = [json.loads((folder / "result.json").read_text())["peak_memory_bytes"] for folder in folders]
-        at_once = min(planned.jobs, len(planned.cohorts))
-        kept = sum(p.stat().st_size for folder in folders for p in Path(folder).rglob("*") if p.is_file())
+        command = [sys.executable, "-m", "segbench.cli", "sweep", args.config, *overrides]
+        sweep_s, memory, checkpoints = run(command, folders[0].parent)
+        kept = sum(p.stat().st_size for folder in folders for p in folder.rglob("*") if p.is_file())
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; the trial took {trial_s:.0f} s")
         for what, guess, truth, unit in (
-            ("time", found.seconds, sweep_s, 1.0),
-            ("memory", found.memory_bytes, at_once * max(peaks), 1e9),
-            ("disk", found.kept_bytes, kept, 1e6),
+            ("time, s", found.seconds, sweep_s, 1.0),
+            ("memory, GB", found.memory_bytes, memory, 1e9),
+            ("disk, MB", found.kept_bytes, kept, 1e6),
+            ("checkpoints, MB", found.running_bytes, checkpoints, 1e6),
         ):
             print(f"{what}: estimated {guess / unit:.2f}, measured {truth / unit:.2f}, ratio {guess / truth:.3f}")
 

@@ -1,7 +1,8 @@
 """Cohorts side by side with one thread each, or one after the other with all; and how soon a cohort starts.
 
-Prints how long the first and the second process take from their start until they have worked, imports included; then
-wall times of whole sweeps of as many cohorts as there are cores, which take turns, and their ratio.
+Prints how long the first process and those after it take until they have worked, imports included; how long cohorts one
+after the other take until their first training step is done (encoder, data, decoders and the step); then wall times of
+whole sweeps of as many cohorts as there are cores, which take turns, and their ratio.
 """
 
 import argparse
@@ -12,7 +13,28 @@ import sys
 import tempfile
 import time
 
-from segbench.launch import local
+from segbench.config import load_config
+from segbench.launch import Ended, local
+from segbench.plan import Cohort, make_cohorts
+from segbench.sweep import plan
+
+
+def first_steps(config: str, overrides: list[str]) -> list[float]:
+    """Seconds from the start of each of three cohorts, one after the other, until its first step is done."""
+    with tempfile.TemporaryDirectory() as scratch:
+        loaded = load_config(config, [*overrides, f"runs_dir={scratch}", "seeds=[0,1,2]"])
+        began, seconds = [time.perf_counter()], {}
+
+        def on_progress(cohort: Cohort, phase: str, done: int, total: int) -> None:
+            seconds.setdefault(cohort.runs[0].seed, time.perf_counter() - began[-1])
+
+        def on_end(ended: Ended) -> None:
+            began.append(time.perf_counter())
+
+        cohorts = make_cohorts(plan(loaded), lambda run: 0)
+        began[0] = time.perf_counter()
+        local.run_cohorts(cohorts, 1, os.cpu_count() or 1, loaded.launch, on_progress, on_end)
+        return list(seconds.values())
 
 
 def seconds(jobs: int, threads: int, config: str, overrides: list[str]) -> float:
@@ -35,7 +57,9 @@ def main() -> None:
     for which in ("first", "second", "third"):
         start = time.perf_counter()
         local.call(os.getpid)
-        print(f"{which} process: {time.perf_counter() - start:.2f} s until it has worked")
+        print(f"{which} process: {time.perf_counter() - start:.2f} s until it has worked", flush=True)
+    steps = ", ".join(f"{s:.2f}" for s in first_steps(args.config, args.overrides))
+    print(f"three cohorts, one after the other: {steps} s until the first step was done", flush=True)
     cores = os.cpu_count() or 1
     overrides = [*args.overrides, f"seeds={list(range(cores))}".replace(" ", "")]
     ratios = []
