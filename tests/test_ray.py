@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,7 +22,8 @@ from rich.console import Console
 from segbench import store
 from segbench.config import load_config
 from segbench.errors import UserError
-from segbench.sweep import run_sweep
+from segbench.plan import make_cohorts
+from segbench.sweep import plan, run_sweep
 from tests.conftest import ROOT, until
 from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 
@@ -210,6 +212,22 @@ def test_out_of_memory_is_told_and_tried_again_in_halves(make_config, monkeypatc
     assert "out of memory seed 0: nearest-s0 and Greedy-s0 again" in out
     assert "failed Greedy-s0: out of memory: with launch.on_oom=split" in out
     assert "Ray ended its task" in out
+
+
+def test_a_task_that_a_cluster_tries_for_ever_is_given_up(make_config, monkeypatch):
+    """By Ray's own default a task that it ended for lack of memory begins again without end, and nobody is told."""
+    from segbench.launch.ray import RETRIES, _task
+
+    (cohort,) = make_cohorts(plan(make_config()), lambda run: 0)
+    board = SimpleNamespace(
+        begin=SimpleNamespace(remote=lambda number: RETRIES + 2), tell=SimpleNamespace(remote=lambda *_: False)
+    )
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    ended, files = _task(board, 0, cohort, 1, ".", "marker")
+    assert ended.died.out_of_memory
+    assert "Ray ended its task 4 times" in ended.died.reason
+    assert files == {}
+    assert not any(run.folder.exists() for run in cohort.runs)
 
 
 def test_ctrl_c_saves_the_state_and_the_same_command_goes_on(write_sweep, tmp_path):

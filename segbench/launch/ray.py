@@ -29,7 +29,6 @@ from segbench.plan import Cohort, Run
 
 Files = dict[str, dict[str, bytes]]  # run key -> path within its folder -> contents
 RETRIES = 3  # of a task whose worker or node died
-LOST = f"its Ray task was lost {RETRIES + 1} times"
 OBJECT_STORE_BYTES = 200_000_000  # of a local cluster: results are small
 
 
@@ -178,7 +177,7 @@ def _ended(asked: Any, cohort: Cohort, killed: bool) -> Ended:
             return Ended(cohort, stopped=True)
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             return Ended(cohort, died=Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True))
-        return Ended(cohort, died=Failure(f"{LOST} ({brief(error)[:200]})"))
+        return Ended(cohort, died=Failure(f"its Ray task was lost {RETRIES + 1} times ({brief(error)[:200]})"))
     try:
         busy = {run.key for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
     except UserError as error:
@@ -220,8 +219,9 @@ def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, ma
     def report(phase: str, done: int, total: int) -> None:
         ask((phase, done, total))
 
-    if ray.get(board.begin.remote(number)) > RETRIES + 1:  # where memory is short, a cluster may try for ever
-        return Ended(cohort, died=Failure(f"{LOST}; Ray ends tasks for which memory is too small")), {}
+    if ray.get(board.begin.remote(number)) > RETRIES + 1:  # only where memory is short does a cluster try so often
+        died = Failure(f"{OUT_OF_MEMORY} (Ray ended its task {RETRIES + 1} times)", out_of_memory=True)
+        return Ended(cohort, died=died), {}
     if should_stop():
         return Ended(cohort, stopped=True), {}
     if (cohort.runs[0].folder.parent / marker).exists():
