@@ -585,6 +585,17 @@ def test_an_interrupt_while_the_last_cohort_ends_is_no_stop(make_config):
     assert (code, out) == (130, "stopped; the same command goes on from what is saved")
 
 
+def test_a_lock_that_cannot_be_made_fails_the_cohort_with_the_reason(make_config):
+    (cohort,) = make_cohorts(plan(make_config(decoders=["nearest", "bilinear"])), lambda run: 0)
+    folder = cohort.runs[0].folder.parent
+    folder.mkdir(parents=True)
+    (folder / ".locks").touch()
+    ended = work(cohort, 1, lambda *_: None, lambda: False)
+    assert ended.user_error
+    assert "cannot write" in ended.died.reason
+    assert ended.busy == frozenset()  # nobody else's
+
+
 def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     from segbench.sweep import _Sweep
 

@@ -1,6 +1,6 @@
 """What every launcher runs, in a process of its own: claim the runs of a cohort, do them, say how it ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from segbench import store
@@ -26,26 +26,27 @@ def work(
     failures: dict[str, Failure] = {}
     kills = oom_kills()
     mine: list[Run] = []
+    busy: set[str] = set()
     try:
         with ExitStack() as locks:
-            mine += [run for run in cohort.runs if _claim(run, locks)]
+            for run in cohort.runs:
+                if _claim(run, locks):
+                    mine.append(run)
+                else:
+                    busy.add(run.key)
             # As planned, unless another process has brought some of them further.
             for part in make_cohorts(mine, lambda run: store.newest_checkpoint(run.folder)[0]):
                 run_cohort(part, failures, report, should_stop, threads)
-        return Ended(cohort, failures, _others(cohort, mine))
+        return Ended(cohort, failures, frozenset(busy))
     except Stopped:
-        return Ended(cohort, failures, _others(cohort, mine), stopped=True)
+        return Ended(cohort, failures, frozenset(busy), stopped=True)
     except BaseException as error:
         died = Failure.of(error)
         # A loader worker, or another of several processes.
         killed = any(text in died.reason for text in ("DataLoader worker", "(exit code -9)"))
         if killed and oom_kills() > kills:
             died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
-        return Ended(cohort, failures, _others(cohort, mine), died=died, user_error=isinstance(error, UserError))
-
-
-def _others(cohort: Cohort, mine: Sequence[Run]) -> frozenset[str]:
-    return frozenset(run.key for run in cohort.runs if run not in mine)
+        return Ended(cohort, failures, frozenset(busy), died=died, user_error=isinstance(error, UserError))
 
 
 def _claim(run: Run, locks: ExitStack) -> bool:
