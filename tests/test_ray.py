@@ -106,7 +106,7 @@ RAY = {"launcher": "ray", "jobs": None, "checkpoint_minutes": 1e-9}
 
 def test_a_node_that_is_killed_loses_nothing(make_config, tmp_path):
     """Two nodes with a CPU each; a worker is killed in mid-training, and then a node. All goes on from checkpoints."""
-    two_seeds = slow_sweep(tmp_path)
+    two_seeds = slow_sweep(tmp_path, hold_s=5)  # until the worker's successor is at work too
     config = make_config(**two_seeds, name="ray", launch=RAY | {"address": f"127.0.0.1:{PORT}"})
     folder = Path(config.runs_dir) / "ray"
     with cluster((), ()) as nodes:
@@ -115,14 +115,13 @@ def test_a_node_that_is_killed_loses_nothing(make_config, tmp_path):
         def steps():
             return [store.newest_checkpoint(f)[0] for f in folder.glob("Slow-*")]
 
-        def worker():
-            return json.loads(next(folder.glob("Slow-s0-*/status.json")).read_text())["pid"]
+        def at_work():
+            return set((tmp_path / "steps").read_text().split())
 
         def disturb():
-            until(lambda: len(steps()) == 2 and min(steps()) > 3)
-            before = worker()
-            os.kill(before, signal.SIGKILL)
-            until(lambda: worker() != before)
+            until(lambda: len(steps()) == 2 and min(steps()) > 0)
+            os.kill(int(at_work().pop()), signal.SIGKILL)
+            until(lambda: len(at_work()) == 3)
             kill(nodes[1])
             seen.extend(["worker", "node"])
             (tmp_path / "go").touch()

@@ -113,14 +113,15 @@ SLOW = (
     + """
 import os, time
 HERE = os.path.dirname(__file__)
+HOLD_S = 1
 class Slow(Dropping):
-    "Notes each training step, and then takes a second for it until the test says go."
+    "Notes each training step, and then takes its time for it until the test says go."
     def forward(self, features, image):
         if self.training and image.shape[-1] == 64:  # not what it is tried on before the sweep
             with open(os.path.join(HERE, "steps"), "a") as file:
                 file.write(f"{os.getpid()} ")
             began = time.monotonic()
-            while not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() - began < 1:
+            while not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() - began < HOLD_S:
                 time.sleep(0.02)
         return super().forward(features, image)
 Slow.__name__ = "Dropping"  # seeds are drawn by class name
@@ -128,10 +129,10 @@ Slow.__name__ = "Dropping"  # seeds are drawn by class name
 )
 
 
-def slow_sweep(tmp_path, seeds=(0, 1)):
+def slow_sweep(tmp_path, seeds=(0, 1), hold_s=1):
     """A cohort for each seed, with a decoder that takes its time, as kwargs of `make_config`."""
     plugin = tmp_path / "slow.py"
-    plugin.write_text(SLOW)
+    plugin.write_text(SLOW.replace("HOLD_S = 1", f"HOLD_S = {hold_s}"))
     return {"decoders": [f"{plugin}:Slow", "nearest"], "seeds": list(seeds), "recipe": {"steps": 24}}
 
 
