@@ -110,8 +110,7 @@ def started(size: int, accelerator: str, work: Callable[..., None], *args: Any) 
         for rank in range(1, size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_other, args=(theirs, rank, size, store.port, accelerator, work, args))
-            process.daemon = True  # where this one is killed, its end of the connections closes, and the other fails
-            process.start()
+            process.start()  # no daemon, which could have no loader workers; where this one is killed, the other fails
             theirs.close()
             others.append((process, ours))
         for _, connection in others:

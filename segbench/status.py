@@ -44,13 +44,13 @@ def _standing(folder: Path) -> tuple[str, str]:
     try:
         row = store.read_row(folder)
         status = store.read_json(folder / store.STATUS) or {}
+        step = store.newest_checkpoint(folder)[0]
     except store.Damaged as error:
         return "damaged", str(error)
     except UserError as error:
         return "unreadable", str(error)
     if row is not None:
         return "done", f"at {row['finished']}"
-    step = store.newest_checkpoint(folder)[0]
     saved = f"saved at step {step}" if step else "nothing saved"
     if held or store.is_locked(folder):
         return "running", _progress(status) if status.get("state") == "running" else "starting"

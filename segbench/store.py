@@ -220,7 +220,11 @@ def tidy(folder: Path) -> None:
 
     For the holder of the lock.
     """
-    leftovers = [*folder.rglob(".*.tmp"), *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ())]
+    leftovers = [
+        *folder.glob(".*.tmp"),
+        *folder.glob("live/.*.tmp"),
+        *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ()),
+    ]
     for path in leftovers:
         path.unlink(missing_ok=True)
 

@@ -271,7 +271,8 @@ class _Sweep:
                 units[place] = steps[place] + images[place] / 5
                 self._ended(ended)
 
-            return self.start(cohorts, jobs, self.threads, self.launch, on_progress, on_end)
+            launch = self.launch.model_copy(update={"jobs": jobs}) if jobs < self.jobs else self.launch
+            return self.start(cohorts, jobs, self.threads, launch, on_progress, on_end)
 
 
 def step_of(run: Run) -> int:

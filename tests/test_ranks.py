@@ -140,9 +140,15 @@ def test_two_processes_train_as_one(make_config, plugin):
 
 
 @pytest.mark.slow
-def test_batch_normalisation_and_a_trainable_encoder_work_too(make_config):
+def test_batch_normalisation_a_trainable_encoder_and_loader_workers_work_too(make_config):
     results, code, out = sweep(
-        make_config(decoders=["deconv"], trainer={"devices": 2}, encoder={"trainable": True}, evaluation={"every": 2})
+        make_config(
+            decoders=["deconv"],
+            trainer={"devices": 2},
+            encoder={"trainable": True},
+            evaluation={"every": 2},
+            launch={"workers": 1},
+        )
     )
     assert code == 0, out
     rows = (results["deconv", 0].folder / "history.csv").read_text().splitlines()

@@ -43,7 +43,7 @@ def work(
     except BaseException as error:
         died = Failure.of(error)
         # A loader worker, or another of several processes.
-        killed = any(text in died.reason for text in ("DataLoader worker", "(exit code -9)"))
+        killed = any(text in died.reason for text in ("DataLoader worker (pid", "(exit code -9)"))
         if killed and oom_kills() > kills:
             died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
         return Ended(cohort, failures, frozenset(busy), died=died, user_error=isinstance(error, UserError))
