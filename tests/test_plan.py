@@ -300,8 +300,9 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path, monkeypa
     run = {"decoder": "nearest", "seed": 0, "variant": {}, "folder": "nearest-s0-key"}
     store.write_json(tmp_path / store.MANIFEST, {"runs": [run]})
     store.set_status(tmp_path / run["folder"], "running", phase="evaluate", done=3, total=4)
-    looks = iter([True, False])
-    monkeypatch.setattr(store, "is_locked", lambda folder: next(looks))
+    held = [True]
+    monkeypatch.setattr(store, "is_locked", lambda folder: held[0])
+    monkeypatch.setattr(store, "newest_checkpoint", lambda folder: (held.__setitem__(0, False) or 0, None))
     assert [s.state for s in standings(tmp_path)] == ["running"]
 
 
