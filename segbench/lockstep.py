@@ -154,7 +154,7 @@ class Lockstep(pl.LightningModule):
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 member.failure = Failure.of(error)
             changed = changed_in_place((*features, image), versions, member.decoder)
-            if changed is not None:
+            if changed is not None and member.failure is None:  # in the backward pass
                 member.failure = Failure.of(changed)
             if member.failure is not None:
                 optimizer.zero_grad(set_to_none=True)

@@ -97,6 +97,9 @@ def predict(decoder: nn.Module, views: Sequence[View], size: tuple[int, int]) ->
 
     Windows that overlap average their logits. One view gives its logits; several give the mean of their softmax
     probabilities, each brought to the labels' size as logits.
+
+    Raises:
+        ChangedInPlace: the decoder changed features or an image of the views, which are then spoilt for other decoders.
     """
     total: Tensor | None = None
     for view in views:
@@ -115,7 +118,11 @@ def _of_view(decoder: nn.Module, view: View) -> Tensor:
     total, times = None, torch.zeros(view.height, view.width)
     for window in view.windows:
         height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
+        shared = (*window.features, window.image)
+        versions = [t._version for t in shared]
         logits: Tensor = crop(decoder(list(window.features), window.image), (height, width))
+        if changed := changed_in_place(shared, versions, decoder):
+            raise changed
         if len(view.windows) == 1:
             return logits
         if total is None:
