@@ -16,7 +16,7 @@ from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder
 from segbench.errors import Failure
 from segbench.metrics import Counts, Truth
-from segbench.predict import encode, predict
+from segbench.predict import changed_in_place, encode, predict
 from segbench.ranks import Ranks
 
 Int64s = npt.NDArray[np.int64]
@@ -132,6 +132,8 @@ def evaluate(
             result = results[key]
             if result.failure is not None:
                 continue
+            shared = [(*w.features, w.image) for view in views for w in view.windows]
+            versions = [[t._version for t in tensors] for tensors in shared]
             try:
                 clock = _now(device)
                 scores = predict(decoder, views, labels.shape)  # (K, H, W)
@@ -145,11 +147,15 @@ def evaluate(
                 result.ids.append(dataset.ids[index])
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 result.failure = Failure.of(error)
+            found = (changed_in_place(t, v, decoder) for t, v in zip(shared, versions, strict=True))
+            if changed := next((error for error in found if error is not None), None):
+                result.failure = Failure.of(changed)
+                views = encode(encoder, image, protocol)  # the others go on with fresh ones
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)
-    shared = {"encoder": encoder_s, "truth": truth_s}
-    return results, {name: float(np.mean(seconds)) if seconds else math.nan for name, seconds in shared.items()}
+    times = {"encoder": encoder_s, "truth": truth_s}
+    return results, {name: float(np.mean(seconds)) if seconds else math.nan for name, seconds in times.items()}
 
 
 def _now(device: torch.device) -> float:

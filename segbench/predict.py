@@ -8,7 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
+from segbench.decoders.base import crop
 from segbench.encoders import Encoder
+
+
+class ChangedInPlace(RuntimeError):
+    """A decoder changed what belongs to all: the encoder's features or the image."""
+
+
+def changed_in_place(tensors: Sequence[Tensor], versions: Sequence[int], decoder: nn.Module) -> ChangedInPlace | None:
+    """The error where one of ``tensors``, features and then the image, no longer has its version; else None."""
+    names = [*(f"features[{i}]" for i in range(len(tensors) - 1)), "the image"]
+    changed = [n for n, t, v in zip(names, tensors, versions, strict=True) if t._version != v]
+    if not changed:
+        return None
+    return ChangedInPlace(
+        f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
+        "inplace=True or an operation such as add_?"
+    )
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,7 @@ def _of_view(decoder: nn.Module, view: View) -> Tensor:
     total, times = None, torch.zeros(view.height, view.width)
     for window in view.windows:
         height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
-        logits: Tensor = decoder(list(window.features), window.image)[..., :height, :width]
+        logits: Tensor = crop(decoder(list(window.features), window.image), (height, width))
         if len(view.windows) == 1:
             return logits
         if total is None:
