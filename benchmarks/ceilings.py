@@ -4,7 +4,7 @@ Ceilings: the labels of the evaluation split reduced to stride s by the majority
 the lower label) and brought back by repeating, scored against the labels themselves. Lookup: each pixel gets the class
 that had most pixels of its colour (16 levels a channel) in the training split, each class's counts divided by its whole
 number to the power w; the w with the highest mIoU on the evaluation split is taken, which favours the lookup. Prints
-Markdown.
+Markdown; with ``--picture`` also writes the first evaluation scenes above their labels.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from segbench.config import load_config
 from segbench.data import open_data
@@ -47,8 +48,8 @@ def ceilings(data: Dataset) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     found = {}
     for stride in STRIDES:
         counts = [t.count(torch.from_numpy(coarse(t.labels.numpy(), stride, k))) for t in truths]
-        region, boundary = (sum(c.region for c in counts), sum(c.boundary[0] for c in counts))
-        found[stride] = (iou(region.numpy()), iou(boundary.numpy()))
+        region, boundary = torch.stack([torch.stack([c.region, c.boundary[0]]) for c in counts]).sum(0).numpy()
+        found[stride] = (iou(region), iou(boundary))
     return found
 
 
@@ -79,8 +80,14 @@ def row(name: object, scores: np.ndarray) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=DEFAULT)
-    config = load_config(parser.parse_args().config, [])
+    parser.add_argument("--picture", type=Path, metavar="PNG")
+    args = parser.parse_args()
+    config = load_config(args.config)
     train, val = (open_data(config.data, which) for which in ("train", "val"))
+    if args.picture:
+        scenes = [val.read(i) for i in range(4)]
+        colours = np.array(val.palette, np.uint8)
+        Image.fromarray(np.hstack([np.vstack([image, colours[labels]]) for image, labels in scenes])).save(args.picture)
     head = f"mean | {' | '.join(val.classes)} |\n|{' --- |' * (len(val.classes) + 2)}"
     found = ceilings(val)
     for i, name in enumerate(("IoU", "Boundary IoU 0.02")):
