@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder, crop
 from segbench.encoders import Encoder
 from segbench.errors import Failure
-from segbench.predict import changed_in_place, pad_to_stride
+from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
 from segbench.ranks import Ranks
 
 
@@ -150,17 +150,20 @@ class Lockstep(pl.LightningModule):
             if member.failure is not None:
                 continue
             try:
-                self._train(member, optimizer, features, image, labels, versions)
+                self._train(member, optimizer, features, image, labels)
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 member.failure = Failure.of(error)
-            changed = changed_in_place((*features, image), versions, member.decoder)
-            if changed is not None and member.failure is None:  # in the backward pass
-                member.failure = Failure.of(changed)
+            changed = versions != [t._version for t in (*features, image)]
+            if changed and member.failure is None:
+                name = type(member.decoder).__name__
+                member.failure = Failure.of(
+                    ChangedInPlace(f"{name} changes the features in place in its backward pass")
+                )
             if member.failure is not None:
                 optimizer.zero_grad(set_to_none=True)
                 optimizer.state.clear()  # memory that the others can use
             member.train_s += self._tick(own=True)
-            if changed is not None:  # the others go on with fresh ones
+            if changed:  # the others go on with fresh ones
                 features, image = self._encode(images)
                 versions = [t._version for t in (*features, image)]
         self.steps_done += 1
@@ -176,15 +179,7 @@ class Lockstep(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done, *own))
         return self.encoder(image), image
 
-    def _train(
-        self,
-        member: Member,
-        optimizer: Any,
-        features: list[Tensor],
-        image: Tensor,
-        labels: Tensor,
-        versions: Sequence[int],
-    ) -> None:
+    def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
         factor = lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
@@ -192,9 +187,8 @@ class Lockstep(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done, *own))
 
         def forward() -> Tensor:
-            logits = crop(member.decoder(list(features), image), (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
-            if changed := changed_in_place((*features, image), versions, member.decoder):
-                raise changed
+            logits = call_decoder(member.decoder, features, image)
+            logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
             return F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
 
         loss = self.ranks.together(forward) / self._denominator(labels)

@@ -16,16 +16,30 @@ class ChangedInPlace(RuntimeError):
     """A decoder changed what belongs to all: the encoder's features or the image."""
 
 
-def changed_in_place(tensors: Sequence[Tensor], versions: Sequence[int], decoder: nn.Module) -> ChangedInPlace | None:
-    """The error where one of ``tensors``, features and then the image, no longer has its version; else None."""
-    names = [*(f"features[{i}]" for i in range(len(tensors) - 1)), "the image"]
-    changed = [n for n, t, v in zip(names, tensors, versions, strict=True) if t._version != v]
-    if not changed:
-        return None
-    return ChangedInPlace(
-        f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
-        "inplace=True or an operation such as add_?"
-    )
+def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) -> Tensor:
+    """The logits (B, K, H, W) of a decoder, held to its contract.
+
+    Args:
+        features, image: as `segbench.decoders.base.Decoder.forward` takes them.
+
+    Raises:
+        ChangedInPlace: it changed one of them, which is then spoilt for other decoders.
+        ValueError: it returns something else than (B, K, H, W).
+    """
+    shared = {**{f"features[{i}]": f for i, f in enumerate(features)}, "the image": image}
+    versions = {name: tensor._version for name, tensor in shared.items()}
+    logits = decoder(list(features), image)
+    changed = [name for name, tensor in shared.items() if tensor._version != versions[name]]
+    if changed:
+        raise ChangedInPlace(
+            f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
+            "inplace=True or an operation such as add_?"
+        )
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    batch, _, height, width = image.shape
+    if not isinstance(logits, Tensor) or logits.ndim != 4 or (*shape[:1], *shape[2:]) != (batch, height, width):
+        raise ValueError(f"{type(decoder).__name__} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
+    return logits
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ def predict(decoder: nn.Module, views: Sequence[View], size: tuple[int, int]) ->
     probabilities, each brought to the labels' size as logits.
 
     Raises:
-        ChangedInPlace: the decoder changed features or an image of the views, which are then spoilt for other decoders.
+        ChangedInPlace, ValueError: the decoder breaks its contract, see `call_decoder`.
     """
     total: Tensor | None = None
     for view in views:
@@ -118,11 +132,7 @@ def _of_view(decoder: nn.Module, view: View) -> Tensor:
     total, times = None, torch.zeros(view.height, view.width)
     for window in view.windows:
         height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
-        shared = (*window.features, window.image)
-        versions = [t._version for t in shared]
-        logits: Tensor = crop(decoder(list(window.features), window.image), (height, width))
-        if changed := changed_in_place(shared, versions, decoder):
-            raise changed
+        logits = crop(call_decoder(decoder, window.features, window.image), (height, width))
         if len(view.windows) == 1:
             return logits
         if total is None:

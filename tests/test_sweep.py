@@ -299,6 +299,10 @@ class LateSize(PyramidDecoder):
         made.spoils = self.spoils
         return made
 
+class LateLogits(Base):
+    def spoil(self, logits):
+        return torch.nn.functional.pad(logits, (1, 1, 1, 1)) if self.passes == 2 else logits
+
 class LateGuide(LateSize):
     spoils = "guide"
 
@@ -319,6 +323,7 @@ class Dies(Base):
         ("InPlace", "ChangedInPlace: InPlace changes features[0] in place, which all decoders share"),
         ("EvalInPlace", "ChangedInPlace: EvalInPlace changes features[0] in place, which all decoders share"),
         ("LateGuide", "BrokenUpsampler: the upsampler Up of LateGuide changes its guide in place"),
+        ("LateLogits", "ValueError: LateLogits returns (2, 7, 66, 66); wanted logits of (2, 'K', 64, 64)"),
         ("LateSize", "BrokenUpsampler: the upsampler Up of LateSize returns (2, 8, 2, 2) for (2, 8, 2, 2) and scale 2"),
     ],
 )
@@ -338,6 +343,13 @@ def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(five, make_confi
     _, code, out = sweep(config)  # tried again
     assert code == 1
     assert "1 to do" in out
+
+
+def test_a_wrong_size_is_named_before_the_sweep(make_config, tmp_path):
+    (tmp_path / "bad.py").write_text(FAILING.replace("self.calls == 3", "True"))
+    with pytest.raises(UserError, match=r"Up of LateSize returns \(1, 8, 2, 3\) .* wanted \(1, 8, 4, 6\)"):
+        sweep(make_config(decoders=["bilinear", f"{tmp_path / 'bad.py'}:LateSize"]))
+    assert not list((tmp_path / "runs").glob("*/*/result.json"))
 
 
 def test_a_dead_process_leaves_other_cohorts_standing(make_config, tmp_path):

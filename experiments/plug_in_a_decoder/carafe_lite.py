@@ -9,6 +9,8 @@ from segbench import PyramidDecoder
 class CarafeLiteUpsampler(nn.Module):
     """Each output pixel is a weighted mean of the 5x5 pixels around its source; a convolution predicts the weights."""
 
+    starts_as = "random"
+
     def __init__(self, channels: int, scale: int) -> None:
         super().__init__()
         self.scale = scale

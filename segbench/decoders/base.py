@@ -176,7 +176,8 @@ class PyramidDecoder(Decoder):
         assert isinstance(steps, nn.ModuleList)
         for scale, step in zip(self._scales(rest), steps, strict=True):
             rest /= scale
-            x = self._step(step, scale, x, _fit(guide, size, rest, scale, x) if self.guided else None)
+            fine = _fit(guide, _ceil(size, 1 / rest), _ceil(x.shape[-2:], Fraction(scale))) if self.guided else None
+            x = self._step(step, scale, x, fine)
         # Steps from an odd level overshoot by a pixel; crop, so that pixel centres stay where they are.
         return resize(crop(x, _ceil(size, 1 / rest)), size)
 
@@ -229,12 +230,10 @@ def _ceil(size: Sequence[int], scale: Fraction) -> tuple[int, int]:
     return height, width
 
 
-def _fit(guide: Tensor, size: tuple[int, int], rest: Fraction, scale: Scale, x: Tensor) -> Tensor:
-    """The guide at ``size / rest``, last row and column repeated up to what a step of ``scale`` makes of ``x``."""
-    height, width = _ceil(size, 1 / rest)
-    guide = resize(guide, (height, width))
-    padded = _ceil(x.shape[-2:], Fraction(scale))
-    missing = (padded[0] - height, padded[1] - width)
+def _fit(guide: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """The guide at ``size``, its last row and column repeated up to ``padded``, the size that an upsampler puts out."""
+    guide = resize(guide, size)
+    missing = (padded[0] - size[0], padded[1] - size[1])
     return F.pad(guide, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else guide
 
 
