@@ -361,6 +361,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "evaluation_title": run.config.evaluation.title,
         "parameters": facts.parameters,
         "macs": facts.macs,
+        "decoder_source": facts.source,
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
         "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
