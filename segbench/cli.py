@@ -259,7 +259,7 @@ def _export(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from segbench.cohort import quiet
-    from segbench.export import export, load_run
+    from segbench.export import export, in_words, load_run
 
     quiet()
     _name_code(_run_configs(args.run, args.overrides))
@@ -267,10 +267,10 @@ def _export(args: argparse.Namespace) -> int:
     out = args.out or args.run / f"predictions-{run.dataset.split}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("predicting", total=len(run.dataset))
-        miou = export(run, out, lambda done, total: progress.update(task, completed=done))
+        region = export(run, out, lambda done, total: progress.update(task, completed=done))
     print(f"{len(run.dataset)} predictions of {args.run.name} in {out}")
     if run.dataset.labelled:
-        print(f"mIoU of what was written: {100 * miou:.2f}")
+        print(in_words(run, region))
     return 0
 
 

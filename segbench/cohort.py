@@ -71,14 +71,17 @@ def run_cohort(
     trainer = cohort.runs[0].config.trainer
     threads = max(1, threads // trainer.processes)
     accelerator = cohort.runs[0].facts.accelerator
-    with started(trainer.processes, accelerator, _follow, cohort, threads, images) as ranks:
-        _run(ranks, cohort, failures, report, should_stop, threads, images)
+    with (
+        started(trainer.processes, accelerator, _follow, cohort, threads, images) as ranks,
+        Trackers(cohort.runs[0].config.launch.trackers) as trackers,
+    ):
+        _run(ranks, cohort, failures, report, should_stop, threads, images, trackers)
 
 
 def _follow(ranks: Ranks, cohort: Cohort, threads: int, images: int | None) -> None:
     """The whole life of another process of the cohort: as the first, but silent."""
     with contextlib.suppress(Stopped):
-        _run(ranks, cohort, {}, lambda *_: None, lambda: False, threads, images)
+        _run(ranks, cohort, {}, lambda *_: None, lambda: False, threads, images, Trackers(()))
 
 
 def _run(
@@ -89,6 +92,7 @@ def _run(
     should_stop: Callable[[], bool],
     threads: int,
     images: int | None,
+    trackers: Trackers,
 ) -> None:
     quiet()
     torch.set_num_threads(threads)
@@ -115,6 +119,7 @@ def _run(
 
     def fail(key: str, failure: Failure) -> None:
         failures[key] = failure
+        trackers.close(key, "stopped" if to_split(whole, failure) else "failed")
         if ranks.first and to_split(whole, failure):
             store.set_status(runs[key].folder, "stopped", reason=failure.reason)
         elif ranks.first:
@@ -134,6 +139,7 @@ def _run(
             environs = environment(threads, config.trainer, run.facts.accelerator)
             store.write_yaml(run.folder / store.CONFIG, run_config(run))
             store.write_json(run.folder / store.ENVIRONMENT, environs)
+            trackers.start(run)
     cohort = replace(cohort, runs=tuple(run for run in cohort.runs if run.key in members))
     if not members:
         return
@@ -157,10 +163,14 @@ def _run(
         stop_asked = stop_asked or ranks.any(should_stop())  # the first process is asked, and the others follow
         return stop_asked
 
-    _train(cohort, module, data, tell, stopping)
-    for key, member in members.items():
-        if member.failure is not None:
-            fail(key, member.failure)
+    def after_step() -> None:
+        for key, member in members.items():
+            if ranks.first:
+                trackers.update(key, member.history)
+            if member.failure is not None and key not in failures:
+                fail(key, member.failure)
+
+    _train(cohort, module, data, tell, stopping, after_step)
     alive = {key: member.decoder for key, member in members.items() if member.failure is None}
 
     def after_image(done: int) -> None:
@@ -180,6 +190,7 @@ def _run(
         )
     except Stopped:
         for key in alive:
+            trackers.close(key, "stopped")
             if ranks.first:
                 store.set_status(runs[key].folder, "stopped", step=module.steps_done)
         raise
@@ -197,9 +208,12 @@ def _run(
         if result.failure is not None:
             fail(key, result.failure)
             continue
+        final = {"step": config.recipe.steps, "val_miou": float(mean_iou(result.arrays()["region"].sum(0)))}
+        trackers.update(key, [*members[key].history, final])
         try:
             hashes = {"features_hash": features_hash, "skeleton_hash": starts[key]}
             _store(runs[key], members[key], encoder, result, timing | hashes)
+            trackers.close(key, "finished")
         except UserError:
             raise  # the disk or the folder, which the other runs share
         except Exception as error:  # weights of a plug-in that cannot be written
@@ -226,9 +240,17 @@ class Status:
 
 
 def _train(
-    cohort: Cohort, module: Lockstep, data: dict[str, Dataset], report: Report, should_stop: Callable[[], bool]
+    cohort: Cohort,
+    module: Lockstep,
+    data: dict[str, Dataset],
+    report: Report,
+    should_stop: Callable[[], bool],
+    then: Callable[[], None],
 ) -> None:
-    """The steps that are left, with checkpoints: now and then, at a stop, and before each evaluation."""
+    """The steps that are left, with checkpoints: now and then, at a stop, and before each evaluation.
+
+    ``then`` is called at the end of each step.
+    """
     config = cohort.runs[0].config
     steps, every = config.recipe.steps, config.evaluation.every
     last = time.monotonic()
@@ -253,8 +275,6 @@ def _train(
             return True
         return False
 
-    trackers = Trackers({run.key: run for run in cohort.runs} if module.ranks.first else {}, config.launch.trackers)
-
     def after_step(done: int) -> bool:
         nonlocal last
         report("train", done, steps)
@@ -264,8 +284,7 @@ def _train(
             checkpoint(done)
             last = time.monotonic()
         stop = stop or evaluate_midway(done)
-        for key in trackers.runs:
-            trackers.update(key, module.members[key].history)
+        then()
         return stop
 
     module.after_step = after_step
@@ -296,7 +315,6 @@ def _train(
         use_distributed_sampler=False,
     )
     trainer.fit(module, loader)
-    trackers.close()
 
 
 def run_config(run: Run) -> dict[str, Any]:
@@ -369,6 +387,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more:
         "parameters": facts.parameters,
         "macs": facts.macs,
         "output_stride": facts.params.get("output_stride"),
+        "decoder_source": facts.source,
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
         "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -20,20 +21,22 @@ from segbench.errors import UserError, brief
 from segbench.metrics import Truth, mean_iou
 from segbench.predict import encode, predict
 from segbench.probe import resolve_accelerator
+from segbench.registry import source_hash
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, ready to predict."""
+    """A finished run, ready to predict; ``counted`` is what it counted on ``dataset``, None if it was on another."""
 
     config: SweepConfig
     encoder: Encoder
     decoder: nn.Module
     dataset: Dataset
+    counted: store.Result | None
 
 
 def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = ()) -> Trained:
-    """Encoder, decoder and data of a finished run, as its own config says.
+    """Encoder, decoder and data of a finished run, as its own config says; torch gets as many threads as it had then.
 
     Args:
         folder: ``runs/<sweep>/<run>``.
@@ -41,16 +44,26 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         overrides: ``key=value`` for what may differ here, such as ``data.root``.
 
     Raises:
-        UserError: no finished run there, weights that do not fit, or data that cannot be read.
+        UserError: no finished run there, weights that do not fit, a decoder whose source has changed since, or data
+            that cannot be read.
     """
-    row = store.read_row(folder)
-    if row is None:
+    counted = store.read_result(folder)
+    if counted is None:
         raise UserError(f"{folder} holds no finished run ({store.RESULT} is missing)")
+    row = counted.row
+    if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
+        torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
     config = load_config(folder / "config.yaml", [*overrides, *([f"data.val_split={split}"] if split else [])])
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
         raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")
     decoder = build_decoder(config.decoders[0], encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
+    cls = type(decoder)
+    if not cls.__module__.startswith("segbench.") and source_hash(cls) != row["decoder_source"]:
+        raise UserError(
+            f"the source of decoder '{config.decoders[0].name}' changed after {folder} was made; bring the old one "
+            "back, or run its sweep again"
+        )
     path = folder / "decoder.safetensors"
     try:
         weights = load_file(path)
@@ -65,7 +78,8 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         raise UserError(f"data set '{config.data.name}' has other classes than those that {folder} was trained on")
     index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
     device = torch.device(resolve_accelerator(config.trainer), index)
-    return Trained(config, encoder.to(device), decoder.to(device).eval(), dataset)
+    same = list(dataset.ids) == counted.ids.tolist() and dataset.fingerprint() == row["data_fingerprints"][-1]
+    return Trained(config, encoder.to(device), decoder.to(device).eval(), dataset, counted if same else None)
 
 
 @torch.no_grad()
@@ -79,25 +93,44 @@ def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[
         yield index, pixels, labels, scores.argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def export(run: Trained, out: Path, after_image: Callable[[int, int], None] = lambda done, total: None) -> float:
+def export(
+    run: Trained, out: Path, after_image: Callable[[int, int], None] = lambda done, total: None
+) -> npt.NDArray[np.int64]:
     """Write one file per image of the run's split below ``out``, named and coded as `Dataset.submission` says.
 
     Args:
         after_image: called with the number of images done and their total.
 
     Returns:
-        mIoU of what was written, 0 to 1; NaN for a split without labels.
+        (N, 3, K) region counts of what was written, image by image.
 
     Raises:
         UserError: a folder that cannot be written, a full disk, or an image id that would leave ``out``.
     """
-    total = torch.zeros(3, len(run.dataset.classes), dtype=torch.int64)
+    counts = []
     for index, _, labels, predicted in predictions(run):
         name, picture = run.dataset.submission(index, predicted)
         path = out / name
         if not path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"image id '{run.dataset.ids[index]}' names a file outside {out}")
         store.write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
-        total += Truth(torch.from_numpy(labels), len(run.dataset.classes)).count(torch.from_numpy(predicted)).region
+        truth = Truth(torch.from_numpy(labels), len(run.dataset.classes))
+        counts.append(truth.count(torch.from_numpy(predicted)).region.numpy())
         after_image(index + 1, len(run.dataset))
-    return float(mean_iou(total.numpy()))
+    return np.stack(counts)
+
+
+def in_words(run: Trained, region: npt.NDArray[np.int64]) -> str:
+    """mIoU of what `export` wrote, and how far it is from what the run counted, if that was on the same data."""
+    miou = 100 * float(mean_iou(region.sum(0)))
+    said = f"mIoU of what was written: {miou:.2f}"
+    if run.counted is None:
+        return said
+    there = run.counted.counts["region"]
+    then = 100 * float(mean_iou(there.sum(0)))
+    change = region - there
+    # A pixel that changes moves one prediction from class to class, and makes or breaks one intersection at most.
+    pixels = np.maximum(np.abs(change[:, 0]).sum(1), np.abs(change[:, 1]).sum(1) // 2)
+    images = int((change != 0).any((1, 2)).sum())
+    differ = f"at least {pixels.sum()} pixels in {images} images differ" if images else "0 pixels differ"
+    return f"{said}; the run counted {then:.2f} ({miou - then:.1f} points, {differ})"

@@ -65,6 +65,11 @@ class Run:
         return self.decoder.title
 
     @property
+    def conditions(self) -> str:
+        """Hash of what runs must share to stand in one table: their keys' `conditions`, and the decoders' defaults."""
+        return _hash(conditions(self.config, self.facts) | {"defaults": self.config.decoder_defaults})
+
+    @property
     def name(self) -> str:
         return f"{self.title}-s{self.seed}"
 
@@ -104,18 +109,24 @@ def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], Facts]) -> lis
 def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int) -> str:
     """Hash of all that changes the numbers of a run: not of names, paths, worker counts or other runs."""
     own = facts.decoders[decoder.title]
+    return _hash(conditions(config, facts) | {"decoder": [own.class_name, own.params, own.source], "seed": seed})
+
+
+def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
+    """All that changes the numbers of a run but its decoder and seed."""
     unused = {"weights"} if config.encoder.trainable else {"weights", "lr_factor"}
-    parts = {
+    return {
         "version": RESULT_VERSION,
         "data": [facts.data, facts.classes],
         "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
-        "decoder": [own.class_name, own.params, own.source],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
         "trainer": config.trainer.model_dump(exclude={"devices"})
         | {"accelerator": facts.accelerator, "processes": config.trainer.processes},
-        "seed": seed,
     }
+
+
+def _hash(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
 

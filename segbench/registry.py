@@ -10,7 +10,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,8 @@ from typing import Any
 import pydantic
 
 from segbench.errors import UserError, brief, suggest, unknown
+
+INSTALLED = ("site-packages", "dist-packages")  # folders whose modules are no neighbours of each other
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _import_file(path: Path) -> ModuleType:
     name = f"segbench_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
+    _let_import_neighbours(full)
     spec = importlib.util.spec_from_file_location(name, full)
     assert spec is not None
     assert spec.loader is not None
@@ -155,13 +158,87 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+def _let_import_neighbours(plugin: Path) -> None:
+    """Let a plug-in's file import modules of its own folder, which come after all that is installed.
+
+    Raises:
+        UserError: Python takes another file for one of them.
+    """
+    home = plugin.parent
+    neighbours = {file.relative_to(home).parts[0] for file in _imported(plugin, home) if file != plugin}
+    if neighbours and str(home) not in sys.path:
+        sys.path.append(str(home))
+        importlib.invalidate_caches()
+    for neighbour in sorted(neighbours):
+        name = neighbour.removesuffix(".py")
+        spec = sys.modules[name].__spec__ if name in sys.modules else importlib.util.find_spec(name)
+        origins = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+        taken = next((origin for origin in origins if origin), "a module of its own")
+        if Path(taken).resolve() != (home / neighbour).resolve():
+            raise UserError(
+                f"{plugin} imports '{name}', which stands for its neighbour {home / neighbour} and for {taken}, which "
+                "Python takes; rename the neighbour"
+            )
+
+
 def source_hash(cls: type[Any]) -> str:
-    """Hash of the source files that define ``cls`` and what it derives from, torch and the standard library aside."""
+    """Hash of the source files that define ``cls`` and what it derives from, torch and the standard library aside.
+
+    Of a plug-in, the modules of its own folder or package that its file imports count too, directly or not. They are
+    found by reading the source: an import within a function counts, one of a computed name does not.
+    """
     digest = hashlib.sha256()
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}:
-            digest.update(Path(inspect.getsourcefile(base) or "").read_bytes())
+    files = [
+        Path(inspect.getsourcefile(base) or "").resolve()
+        for base in cls.__mro__
+        if base.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
+    ]
+    for file in files:
+        digest.update(file.read_bytes())
+    package, *rest = cls.__module__.split(".")
+    if package != __package__:
+        depth = len(rest) + (files[0].name == "__init__.py")
+        home = files[0].parents[depth]
+        for file in sorted(_imported(files[0], home, package if depth else None) - set(files)):
+            digest.update(f"\0{file.relative_to(home).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def _imported(file: Path, home: Path, package: str | None = None) -> set[Path]:
+    """``file`` and the files below ``home`` that it imports, directly or not; of one package where that is named."""
+    found: set[Path] = set()
+    left = [file, *_modules(home, file.relative_to(home).parent.parts)]  # Python runs the packages around it first
+    while left:
+        file = left.pop()
+        if file in found:
+            continue
+        found.add(file)
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):  # which its import says
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                wanted = [(home, alias.name) for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                place = file.parents[node.level - 1] if node.level else home
+                wanted = [(place, f"{node.module or ''}.{alias.name}".strip(".")) for alias in node.names]
+            else:
+                continue
+            for place, name in wanted:
+                parts = name.split(".")
+                ours = parts[0] == package if package else parts[0] != __package__ and home.name not in INSTALLED
+                if ours if place == home else place.is_relative_to(home):
+                    left += _modules(place, parts)
+    return found
+
+
+def _modules(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """The files that importing a module runs: its own and those of the packages that it is in."""
+    for part in parts:
+        places = (folder / part / "__init__.py", folder / f"{part}.py")
+        yield from [place for place in places if place.is_file()][:1]
+        folder = folder / part
 
 
 def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Parameter]:

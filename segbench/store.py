@@ -93,14 +93,17 @@ def read_json(path: Path) -> Any:
     """The parsed file, or None where there is none.
 
     Raises:
-        UserError: the file is there and is not JSON.
+        Damaged: it is not JSON.
+        UserError: it cannot be read.
     """
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it to have it made again") from None
+    except OSError as error:  # which says nothing of what is in it
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise Damaged(f"{path} cannot be read ({error}); remove it to have it made again") from None
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Result:
 
 
 class Damaged(UserError):
-    """A result whose files are not those that were written."""
+    """A file that is not as it was written."""
 
 
 def is_done(folder: Path) -> bool:
@@ -248,16 +251,16 @@ def _lives(pid: int) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Hold the lock of a run: True, or False at once where another process has it.
+def locked(folder: Path, timeout_s: float = 0.0) -> Iterator[bool]:
+    """Hold the lock of a run's folder, or of a sweep's manifest: True, or False where another process has it so long.
 
     That may be one of another machine that shares the disk. The system gives the lock of a dead process free.
     """
     place = folder.parent / ".locks"
-    with explained(place):
+    with explained(folder):
         place.mkdir(parents=True, exist_ok=True)
     path = place / folder.name.rpartition("-")[2]  # the key: labels may differ
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=timeout_s, thread_local=False)
     with explained(path), suppress(Timeout):  # which is an OSError too
         lock.acquire()
     if not lock.is_locked:
@@ -301,7 +304,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What the sweep in ``folder`` planned.
 
     Raises:
-        UserError: no sweep there, or a manifest that segbench has not written.
+        Damaged: it is not as segbench writes it.
+        UserError: no sweep there, or a file that cannot be read.
     """
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -310,9 +314,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         names = [planned["folder"] for planned in manifest["runs"]]
         if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
-            raise UserError(f"{path} names folders outside of the sweep's")
+            raise Damaged(f"{path} names folders outside of the sweep's")
     except (TypeError, KeyError):
-        raise UserError(f"{path} is damaged; the sweep's command makes it again") from None
+        raise Damaged(f"{path} is damaged; the sweep's command makes it again") from None
     return dict(manifest)
 
 

@@ -23,6 +23,7 @@ from segbench import store
 from segbench.config import SweepConfig, expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
+from segbench.manifest import write_manifest
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
 from segbench.registry import DATASETS, DECODERS
 
@@ -83,12 +84,14 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     todo = [run for run in runs if not store.is_done(run.folder)]
     for variant in {repr(run.variant): run.config for run in todo}.values():
         check_files(variant, folder)
-    store.write_json(folder / store.MANIFEST, _manifest(config, runs))
+    if damage := write_manifest(config, runs):
+        console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
     say = f"[bold]{escape(config.name)}[/]: {len(runs)} runs, {len(runs) - len(todo)} done before, {len(todo)} to do"
     console.print(say)
     if not todo:
         return folder, 0
     code = _Sweep(todo, config, start, console).run()
+    write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
         f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}", soft_wrap=True
@@ -134,14 +137,6 @@ def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
     by_gpus = max(1, facts.gpus // config.trainer.processes) if isinstance(config.trainer.devices, int) else 1
     jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else by_gpus)
     return jobs, config.launch.threads or max(1, cores // jobs)
-
-
-def _manifest(config: SweepConfig, runs: Sequence[Run]) -> dict[str, Any]:
-    """What the table needs to know of the sweep: which runs belong to it, done or not."""
-    rows = [
-        {"key": r.key, "decoder": r.title, "seed": r.seed, "variant": r.variant, "folder": r.folder.name} for r in runs
-    ]
-    return {"config": config.model_dump(), "runs": rows}
 
 
 class _Sweep:

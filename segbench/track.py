@@ -24,12 +24,16 @@ def _tensorboard(run: Run) -> Any:
 
 
 def _wandb(run: Run) -> Any:
-    return loggers.WandbLogger(name=run.name, id=run.folder.name, project=run.config.name, save_dir=run.folder)
+    new: dict[str, Any] = {"reinit": "create_new"}  # or the runs of a cohort would all be one
+    return loggers.WandbLogger(name=run.name, id=run.folder.name, project=run.config.name, save_dir=run.folder, **new)
 
 
 def _mlflow(run: Run) -> Any:
     return loggers.MLFlowLogger(run.config.name, run_name=run.name, save_dir=str(run.folder.parent / "mlruns"))
 
+
+# How a run ended, for Lightning's loggers, of which only MLflow's knows more than success, and as wandb's exit code.
+ENDINGS = {"finished": ("success", 0), "failed": ("failed", 1), "stopped": ("KILLED", 255)}
 
 MAKERS: dict[str, Callable[[Run], Any]] = {
     "csv": _csv,
@@ -47,22 +51,31 @@ def require(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The loggers of a cohort's runs.
+    """The loggers of a cohort's runs, each open until `close`; what is open when the cohort fails, failed with it.
 
     A logger that raises is left out from then on, and the reason stands in ``tracking.txt`` in the run's folder.
 
     Args:
-        runs: run key -> run.
         names: of `MAKERS`.
     """
 
-    def __init__(self, runs: Mapping[str, Run], names: Sequence[str]) -> None:
-        self.runs = dict(runs)
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.runs: dict[str, Run] = {}
         self.loggers: dict[tuple[str, str], Any] = {}
-        self.logged = dict.fromkeys(runs, 0)
-        for key, run in self.runs.items():
-            for name in names:
-                self._try(key, name, lambda run=run, key=key, name=name: self._start(run, key, name))  # type: ignore[misc]
+        self.logged: dict[str, int] = {}
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for key in self.runs:
+            self.close(key, "failed")
+
+    def start(self, run: Run) -> None:
+        self.runs[run.key], self.logged[run.key] = run, 0
+        for name in self.names:
+            self._try(run.key, name, lambda name=name: self._start(run, name))  # type: ignore[misc]
 
     def update(self, key: str, history: Sequence[Mapping[str, float]]) -> None:
         """Log the rows that a run's history has grown by, after a resume all of them."""
@@ -75,15 +88,16 @@ class Trackers:
                 self._try(key, name, logger.save)
         self.logged[key] = len(history)
 
-    def close(self) -> None:
-        for key in self.runs:
-            for name, logger in self._of(key):
-                self._try(key, name, lambda logger=logger: logger.finalize("success"))  # type: ignore[misc]
+    def close(self, key: str, ending: str) -> None:
+        """End a run's trackers, with one of `ENDINGS`; nothing where they have ended."""
+        for name, logger in self._of(key):
+            self._try(key, name, lambda name=name, logger=logger: _end(name, logger, ending))  # type: ignore[misc]
+            self.loggers.pop((key, name), None)
 
-    def _start(self, run: Run, key: str, name: str) -> None:
+    def _start(self, run: Run, name: str) -> None:
         logger = MAKERS[name](run)
+        self.loggers[run.key, name] = logger
         logger.log_hyperparams({"decoder": run.title, "seed": run.seed, **run.variant, "key": run.key})
-        self.loggers[key, name] = logger
 
     def _of(self, key: str) -> list[tuple[str, Any]]:
         return [(name, logger) for (run, name), logger in self.loggers.items() if run == key]
@@ -96,3 +110,10 @@ class Trackers:
             note: Path = self.runs[key].folder / "tracking.txt"
             with contextlib.suppress(UserError):
                 store.write_text(note, f"{name} was left out from here: {Failure.of(error).traceback}\n")
+
+
+def _end(name: str, logger: Any, ending: str) -> None:
+    status, exit_code = ENDINGS[ending]
+    logger.finalize(status)
+    if name == "wandb":  # whose logger leaves the run to the end of the process
+        logger.experiment.finish(exit_code=exit_code)

@@ -1,6 +1,8 @@
 import contextlib
 import io
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from segbench.config import load_config
+from segbench.data import open_data
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
-from segbench.export import export, load_run, predictions
+from segbench.export import export, in_words, load_run, predictions
 from segbench.metrics import mean_iou
-from tests.conftest import segbench, write_again
+from segbench.report import page
+from tests.conftest import ROOT, segbench, write_again
 from tests.test_sweep import sweep
 from tests.test_voc_cityscapes import mask
 
@@ -60,12 +65,87 @@ def cityscapes_run(tmp_path_factory):
 
 def test_what_is_exported_is_what_was_counted(cityscapes_run, tmp_path):
     _, result = cityscapes_run
-    miou = export(load_run(result.folder), tmp_path)
-    assert miou == float(mean_iou(result.counts["region"].sum(0)))
+    region = export(load_run(result.folder), tmp_path)
+    assert np.array_equal(region, result.counts["region"])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "ulm_000001_000019_pred_labelIds.png",
         "weimar_000001_000019_pred_labelIds.png",
     ]
+
+
+def test_export_says_how_far_it_is_from_what_was_counted(cityscapes_run, tmp_path):
+    _, result = cityscapes_run
+    miou = 100 * mean_iou(result.counts["region"].sum(0))
+    done = segbench("export", result.folder, "--out", tmp_path / "own")
+    said = f"mIoU of what was written: {miou:.2f}; the run counted {miou:.2f} (0.0 points, 0 pixels differ)\n"
+    assert done.stdout.endswith(said), done
+    done = segbench("export", result.folder, "--split", "train", "--out", tmp_path / "train")
+    assert done.stdout.splitlines()[-1].startswith("mIoU of what was written: ")
+    assert "counted" not in done.stdout
+
+    run, before = load_run(result.folder), result.counts["region"].copy()
+    for moves, wanted in (
+        ([(1, 0, 1)], "at least 1 pixels in 1 images differ"),  # one wrong pixel becomes wrong in another way
+        ([(1, 0, 1)] * 3 + [(0, 2, 1)], "at least 4 pixels in 2 images differ"),
+    ):
+        region = before.copy()
+        for image, old, new in moves:
+            region[image, 1, old] -= 1
+            region[image, 1, new] += 1
+        assert wanted in in_words(run, region)
+    region = before.copy()
+    region[0, 0, 3] += 2  # a right pixel more, and one that became right in the place of another that did not
+    assert "at least 2 pixels in 1 images differ" in in_words(run, region)
+
+
+def test_export_is_done_with_the_threads_of_the_run(make_config, tmp_path):
+    """From a process that has another number, every pixel as it was counted."""
+    results, code, out = sweep(make_config(decoders=["bilinear", "deconv"], launch={"threads": 2}))
+    assert code == 0, out
+    for (decoder, _), result in results.items():
+        out = tmp_path / decoder
+        script = (
+            "import sys, torch\nfrom pathlib import Path\nfrom segbench.export import export, load_run\n"
+            "torch.set_num_threads(1)\nrun = load_run(Path(sys.argv[1]))\nprint(torch.get_num_threads())\n"
+            "export(run, Path(sys.argv[2]))\n"
+        )
+        command = [sys.executable, "-c", script, str(result.folder), str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.stdout == "2\n", done.stderr
+        dataset = open_data(load_config(result.folder / "config.yaml").data, "val")
+        confusion, region = np.zeros((7, 7), np.int64), []
+        for index in range(3):
+            predicted = np.asarray(Image.open(out / dataset.submission(index, dataset.read(index)[1])[0]))
+            labels = dataset.read(index)[1]
+            here = np.zeros((7, 7), np.int64)
+            np.add.at(here, (labels[labels != VOID], predicted[labels != VOID]), 1)
+            region.append([np.diag(here), here.sum(0), here.sum(1)])
+            confusion += here
+        assert np.array_equal(region, result.counts["region"])
+        assert np.array_equal(confusion, result.counts["confusion"])
+
+
+def test_a_plug_in_that_was_edited_after_the_run_is_not_taken_for_it(make_config, tmp_path, monkeypatch):
+    plugin, helper = tmp_path / "edited.py", tmp_path / "helper_of_edited.py"
+    plugin.write_text(
+        "import helper_of_edited\nfrom segbench.decoders.bilinear import Bilinear\nclass Mine(Bilinear):\n    pass\n"
+    )
+    helper.write_text("")
+    results, code, out = sweep(make_config(decoders=["nearest", f"{plugin}:Mine"]))
+    assert code == 0, out
+    folder = results["Mine", 0].folder
+    assert segbench("export", folder).returncode == 0
+    helper.write_text("EDITED = True\n")
+    done = segbench("export", folder)
+    assert done.returncode == 2
+    (said,) = [line for line in done.stderr.splitlines() if "runs the code" not in line]
+    assert f"the source of decoder '{plugin}:Mine' changed after {folder} was made" in said
+
+    monkeypatch.setattr(page._Section, "draw", lambda self: None)  # figures take most of the time
+    monkeypatch.setattr(sys, "path", list(sys.path))  # which the plug-in's folder is added to, in this process
+    done = page.write_report(folder.parent)
+    assert len(done.notes) == 1
+    assert done.notes[0].startswith("Mine cannot be shown: the source of decoder")
 
 
 def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path, monkeypatch):

@@ -4,7 +4,11 @@ import pytest
 
 from segbench import store, track
 from segbench.errors import UserError
-from tests.test_sweep import sweep
+from segbench.launch.work import work
+from segbench.metrics import mean_iou
+from segbench.plan import make_cohorts
+from segbench.sweep import plan
+from tests.test_sweep import FAILING, sweep
 
 
 def rows(path):
@@ -20,7 +24,9 @@ def test_csv_by_default_holds_what_the_history_holds(make_config):
     assert [(r["step"], float(r["loss"])) for r in live if r["loss"]] == [
         (r["step"], float(r["loss"])) for r in kept if r["loss"]
     ]
-    assert [r["step"] for r in live if r["val_miou"]] == ["2"]
+    (midway,) = [r["val_miou"] for r in kept if r["val_miou"]]
+    final = mean_iou(results["bilinear", 0].counts["region"].sum(0))
+    assert [(r["step"], float(r["val_miou"])) for r in live if r["val_miou"]] == [("2", float(midway)), ("4", final)]
 
 
 def test_tensorboard(make_config):
@@ -54,7 +60,7 @@ class Recorder:
     """A logger that fails when told to."""
 
     def __init__(self, fail_in=""):
-        self.rows, self.fail_in, self.closed = [], fail_in, False
+        self.rows, self.fail_in, self.status = [], fail_in, None
 
     def _do(self, what):
         if what == self.fail_in:
@@ -72,21 +78,28 @@ class Recorder:
 
     def finalize(self, status):
         self._do("finalize")
-        self.closed = True
+        assert self.status is None
+        self.status = status
+
+
+def started(folder, *names):
+    trackers = track.Trackers(names)
+    trackers.start(Run(folder))
+    return trackers
 
 
 def test_rows_are_logged_once_and_all_of_them_after_a_resume(tmp_path, monkeypatch, history):
     recorder = Recorder()
     monkeypatch.setitem(track.MAKERS, "csv", lambda run: recorder)
-    trackers = track.Trackers({"k": Run(tmp_path)}, ["csv"])
+    trackers = started(tmp_path, "csv")
     for upto in (1, 1, 3):
         trackers.update("k", history[:upto])
-    trackers.close()
+    trackers.close("k", "finished")
     assert recorder.rows == [(1, {"loss": 2.0, "lr": 0.1}), (2, {"loss": 1.5, "lr": 0.2}), (2, {"val_miou": 0.3})]
-    assert recorder.closed
+    assert recorder.status == "success"
     resumed = Recorder()
     monkeypatch.setitem(track.MAKERS, "csv", lambda run: resumed)
-    track.Trackers({"k": Run(tmp_path)}, ["csv"]).update("k", history)
+    started(tmp_path, "csv").update("k", history)
     assert resumed.rows == recorder.rows
 
 
@@ -101,14 +114,123 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, monkeyp
 
     monkeypatch.setitem(track.MAKERS, "wandb", broken)
     monkeypatch.setitem(track.MAKERS, "csv", lambda run: good)
-    trackers = track.Trackers({"k": Run(tmp_path)}, ["wandb", "csv"])
+    trackers = started(tmp_path, "wandb", "csv")
     trackers.update("k", history)
-    trackers.close()
+    trackers.close("k", "finished")
     assert len(good.rows) == 3
-    assert good.closed
+    assert good.status == "success"
     note = (tmp_path / "tracking.txt").read_text()
     assert note.startswith("wandb was left out from here")
     assert "the service is down" in note
+
+
+@pytest.fixture
+def ends(make_config, tmp_path, monkeypatch):
+    """Do a cohort in this process, asked to stop after so many questions; how each run's tracker ended, and when.
+
+    Its plug-in is ``Raises`` or ``EvalRaises`` of `FAILING`.
+    """
+    (tmp_path / "bad.py").write_text(FAILING)
+
+    def ends(plugin="Raises", stop_after=10**9, **changes):
+        asked, recorders, when = [0], {}, {}
+
+        class Timed(Recorder):
+            def __init__(self, run):
+                super().__init__()
+                recorders[run.title], self.title = self, run.title
+
+            def finalize(self, status):
+                super().finalize(status)
+                when[self.title] = asked[0]
+
+        def should_stop():
+            asked[0] += 1
+            return asked[0] > stop_after
+
+        monkeypatch.setitem(track.MAKERS, "csv", Timed)
+        config = make_config(decoders=["nearest", f"{tmp_path / 'bad.py'}:{plugin}"], **changes)
+        (cohort,) = make_cohorts(plan(config), lambda run: 0)
+        ended = work(cohort, 1, lambda *_: None, should_stop)
+        return {title: recorder.status for title, recorder in recorders.items()}, when, recorders, ended
+
+    return ends
+
+
+def test_a_run_that_fails_in_mid_training_is_closed_as_failed_then(ends):
+    statuses, when, recorders, _ = ends("Raises")
+    assert statuses == {"nearest": "success", "Raises": "failed"}
+    assert when == {"Raises": 2, "nearest": 4 + 3}  # questions whether to stop: at once, and after all
+    assert len(recorders["Raises"].rows) == 1
+
+
+def test_a_run_that_fails_in_the_evaluation_is_no_success(ends):
+    statuses, _, recorders, ended = ends("EvalRaises")
+    assert statuses == {"nearest": "success", "EvalRaises": "failed"}
+    assert [len(ended.failures), len(recorders["EvalRaises"].rows)] == [1, 4]
+    assert recorders["nearest"].rows[-1][0] == 4
+    assert list(recorders["nearest"].rows[-1][1]) == ["val_miou"]
+
+
+@pytest.mark.parametrize("stop_after", [0, 2, 5])
+def test_a_stop_closes_the_rest_as_stopped(ends, stop_after):
+    """In training, and in the evaluation: MLflow's word for it, which the others take for no success."""
+    statuses, _, _, ended = ends("Raises", stop_after)
+    assert ended.stopped
+    assert statuses == {"nearest": "KILLED", "Raises": "KILLED" if stop_after == 0 else "failed"}
+
+
+def test_an_exception_that_ends_the_cohort_closes_all_as_failed(ends, monkeypatch):
+    from segbench import cohort
+
+    def broken(*_):
+        raise OSError("a loader worker died")
+
+    monkeypatch.setattr(cohort, "train_loader", broken)
+    statuses, _, _, ended = ends()
+    assert ended.died is not None
+    assert statuses == {"nearest": "failed", "Raises": "failed"}
+
+
+@pytest.mark.parametrize(("ending", "state"), [("finished", "FINISHED"), ("failed", "FAILED"), ("stopped", "KILLED")])
+def test_mlflow_says_how_a_run_ended(tmp_path, monkeypatch, ending, state):
+    """In its own files."""
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = Run(tmp_path / "run")
+    run.config = type("Config", (), {"name": "tiny"})
+    trackers = track.Trackers(["mlflow"])
+    trackers.start(run)
+    trackers.update("k", [{"step": 1, "loss": 2.0}])
+    trackers.close("k", ending)
+    assert not (tmp_path / "run" / "tracking.txt").exists(), (tmp_path / "run" / "tracking.txt").read_text()
+    client = MlflowClient(f"file:{tmp_path / 'mlruns'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert (found.info.status, found.data.metrics) == (state, {"loss": 2.0})
+
+
+def test_runs_of_wandb_are_their_own_and_end_by_themselves(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    codes = {}
+    finish = wandb.sdk.wandb_run.Run.finish
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run, "finish",
+        lambda self, exit_code=None, **kw: codes.__setitem__(self.id, exit_code) or finish(self, exit_code, **kw),
+    )  # fmt: skip
+    trackers = track.Trackers(["wandb"])
+    for key in ("finished", "failed", "stopped"):
+        run = Run(tmp_path / key)
+        run.key, run.config = key, type("Config", (), {"name": "tiny"})
+        run.folder.mkdir()
+        trackers.start(run)
+    for key in trackers.runs:
+        trackers.update(key, [{"step": 1, "loss": 2.0}])
+        trackers.close(key, key)
+    assert not list(tmp_path.glob("*/tracking.txt"))
+    assert codes == {"finished": 0, "failed": 1, "stopped": 255}
 
 
 def test_a_full_disk_for_the_note_is_no_failure_either(tmp_path, monkeypatch, history):
@@ -117,7 +239,7 @@ def test_a_full_disk_for_the_note_is_no_failure_either(tmp_path, monkeypatch, hi
 
     monkeypatch.setitem(track.MAKERS, "csv", lambda run: Recorder("log_metrics"))
     monkeypatch.setattr(store, "write_text", full)
-    trackers = track.Trackers({"k": Run(tmp_path)}, ["csv"])
+    trackers = started(tmp_path, "csv")
     trackers.update("k", history)
     assert trackers.loggers == {}
 

@@ -109,12 +109,12 @@ def read_sweep(folder: Path, allow_mixed: bool = False) -> Sweep:
         raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
     if not allow_mixed:
         _refuse_mixed(members)
-    seeds = manifest["config"]["seeds"]
     kinds = {place: _kinds(group) for place, group in members.items()}
     groups = []
     for place, group in members.items():
         variant = group[0][0]["variant"]
         planned_here = [p["decoder"] for p in manifest["runs"] if p["variant"] == variant]
+        seeds = list(dict.fromkeys(p["seed"] for p in manifest["runs"] if p["variant"] == variant))
         there = {p["decoder"] for p, _ in group}
         # Where groups share a variant, each lists only its own; a decoder without any run stands in the first.
         alone = sum(g[0][0]["variant"] == variant for g in members.values()) == 1

@@ -1,0 +1,72 @@
+"""Write `sweep.json`, the list of a sweep's runs that table, report and `segbench status` go by. Imports no torch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from segbench import store
+from segbench.config import SweepConfig
+from segbench.errors import UserError
+from segbench.plan import Run, run_key
+
+LOCK_S = 60.0  # it is held for as long as it takes to write a small file
+
+
+def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> str:
+    """List ``runs`` and, of what was listed before, the finished runs that may stand in one table with them.
+
+    Returns:
+        In one line, what was damaged and is made anew; else empty.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    path, damage = runs[0].folder.parent / store.MANIFEST, ""
+    before: list[dict[str, Any]] = []
+    with store.locked(path, LOCK_S) as mine:
+        if not mine:
+            raise UserError(f"another process has held the lock of {path} for {LOCK_S:.0f} s; end it and start again")
+        try:
+            before = store.read_manifest(path.parent)["runs"] if path.exists() else []
+        except store.Damaged as error:
+            damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
+        store.write_json(path, {"config": config.model_dump(), "runs": _merged(runs, before)})
+    return damage
+
+
+def _merged(runs: Sequence[Run], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of ``runs``, and those of ``before`` that are done and were made under the same conditions.
+
+    What was there keeps its place. A title stands for one decoder: where ``runs`` give it to another one (a plug-in
+    was edited), the old one's rows go; where they call a decoder otherwise, its old rows are called so too.
+    """
+    folder = runs[0].folder.parent
+    decoders = {(run.title, _text(run.variant)): run for run in runs}.values()
+    new = {_place(run.title, run.seed, run.variant): run for run in runs}
+    merged: list[dict[str, Any]] = []
+    for row in before:
+        title, seed, variant, key = (row.get(name) for name in ("decoder", "seed", "variant", "key"))
+        shared = (_text(variant), row.get("conditions"))
+        beside = [run for run in decoders if (_text(run.variant), run.conditions) == shared]
+        if not beside:
+            continue
+        same = [run.title for run in beside if run_key(run.config, run.facts, run.decoder, seed) == key]  # type: ignore[arg-type]
+        title = same[0] if same else title
+        if (place := _place(title, seed, variant)) in new:
+            merged.append(_row(new.pop(place)))
+        elif (same or title not in [run.title for run in beside]) and store.is_done(folder / row["folder"]):
+            merged.append({**row, "decoder": title})
+    return merged + [_row(run) for run in new.values()]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    own = {"key": run.key, "decoder": run.title, "seed": run.seed, "variant": run.variant, "folder": run.folder.name}
+    return own | {"conditions": run.conditions}
+
+
+def _place(title: Any, seed: Any, variant: Any) -> str:
+    return _text([title, seed, variant])
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,177 @@
+"""`sweep.json`, which says what stands in the table: narrower and other calls on a folder, two runners, damage."""
+
+import subprocess
+import sys
+
+import pytest
+
+from segbench import store
+from segbench.config import build_config
+from segbench.manifest import write_manifest
+from segbench.report.table import make_table
+from segbench.status import standings
+from segbench.sweep import plan
+from tests.conftest import ROOT, segbench, tiny
+from tests.test_sweep import sweep
+
+
+def listed(folder):
+    return [f"{row['decoder']}-s{row['seed']}" for row in store.read_manifest(folder)["runs"]]
+
+
+def decoders(folder):
+    return [row["decoder"] for row in make_table(folder).rows]
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """How to run a sweep in a folder in which this one has run, with any changes; its folder; what it lists."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def run(**changes):
+        return sweep(build_config(tiny(runs_dir=str(runs), **{"seeds": [0, 1], **changes})))
+
+    _, code, out = run()
+    assert code == 0, out
+    return run, runs / "tiny", ["bilinear-s0", "nearest-s0", "bilinear-s1", "nearest-s1"]
+
+
+def test_a_narrower_call_adds_to_the_table(wide):
+    run, folder, names = wide
+    assert listed(folder) == names
+    _, code, out = run(decoders=["deconv"], seeds=[0])
+    assert code == 0
+    assert "tiny: 1 runs, 0 done before, 1 to do" in out
+    assert "1 of 1 runs done" in out
+    run(decoders=["nearest"], seeds=[1, 2])
+    assert listed(folder) == [*names, "deconv-s0", "nearest-s2"]
+    assert [s.state for s in standings(folder)] == ["done"] * 6
+    assert decoders(folder) == ["bilinear", "nearest", "deconv"]
+    assert store.read_manifest(folder)["config"]["seeds"] == [1, 2]  # this call's
+
+
+@pytest.mark.parametrize(
+    "changes", [{"recipe": {"steps": 3}}, {"decoder_defaults": {"width": 4}}, {"grid": {"recipe.lr": [0.002]}}]
+)
+def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_given_again(wide, changes):
+    run, folder, names = wide
+    run()
+    before = listed(folder)
+    run(decoders=["nearest"], seeds=[0], **changes)
+    assert listed(folder) == ["nearest-s0"]
+    assert decoders(folder) == ["nearest"]
+    run()
+    assert listed(folder) == names
+    assert set(names) <= set(before)
+
+
+def test_a_damaged_manifest_is_said_and_made_again(wide):
+    run, folder, names = wide
+    run()
+    for damage in ("{", "[]", '{"runs": [3]}', '{"runs": [{"folder": "../elsewhere"}]}', '{"runs": [{"folder": "x"}]}'):
+        (folder / store.MANIFEST).write_text(damage)
+        _, code, out = run()
+        assert code == 0
+        assert ("damaged" in out) == ('"x"' not in damage)  # that one is only of an older version
+        assert listed(folder) == names
+
+
+@pytest.fixture
+def done(make_config):
+    """List the runs of a sweep with these changes, and mark them done; what is listed then."""
+
+    def done(finish=True, **changes):
+        config = make_config(**changes)
+        runs = plan(config)
+        write_manifest(config, runs)
+        if finish:
+            for run in runs:
+                store.write_json(run.folder / store.RESULT, {})
+        return listed(runs[0].folder.parent)
+
+    return done
+
+
+MINE = "from segbench.decoders.bilinear import Bilinear\nclass Mine(Bilinear):\n    pass\n"
+
+
+def test_an_edited_plug_in_takes_the_place_of_what_it_was(done, tmp_path):
+    """Its other seeds go too: a row of the table is one decoder."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(MINE)
+    done(decoders=["bilinear", f"{plugin}:Mine", "nearest"], seeds=[0, 1])
+    plugin.write_text(MINE.replace("pass", "other = True"))
+    now = done(decoders=[f"{plugin}:Mine"])
+    assert now == ["bilinear-s0", "Mine-s0", "nearest-s0", "bilinear-s1", "nearest-s1"]
+
+
+def test_a_label_stands_for_what_it_was_given_to_last(done):
+    done(decoders=["bilinear", "nearest"], seeds=[0, 1])
+    other = {"name": "bilinear", "label": "nearest", "params": {"width": 4}}
+    assert done(decoders=[other]) == ["bilinear-s0", "nearest-s0", "bilinear-s1"]
+
+
+def test_a_decoder_with_another_label_is_listed_once(done):
+    done(decoders=["bilinear", "nearest"], seeds=[0, 1])
+    now = done(decoders=[{"name": "bilinear", "label": "ours"}])
+    assert now == ["ours-s0", "nearest-s0", "ours-s1", "nearest-s1"]
+
+
+def test_what_is_not_done_is_listed_by_its_own_call_only(done):
+    done(False, decoders=["bilinear", "deconv"])
+    assert done(decoders=["nearest"]) == ["nearest-s0"]
+    assert done(decoders=["deconv", "bilinear"]) == ["nearest-s0", "deconv-s0", "bilinear-s0"]
+
+
+def test_rows_of_an_older_version_do_not_match(done, make_config):
+    done()
+    folder = plan(make_config())[0].folder.parent
+    manifest = store.read_manifest(folder)
+    for row in manifest["runs"]:
+        del row["conditions"]
+    store.write_json(folder / store.MANIFEST, manifest)
+    assert done(decoders=["deconv"]) == ["deconv-s0"]
+
+
+PAIR = """
+import os, time
+from segbench.decoders.bilinear import Bilinear
+
+class First(Bilinear):
+    "Trains once the other one does too."
+    def forward(self, features, image):
+        if self.training and image.shape[-1] == 64:
+            open(os.path.join({folder!r}, type(self).__name__), "a").close()
+            deadline = time.monotonic() + 120
+            while not all(os.path.exists(os.path.join({folder!r}, name)) for name in ("First", "Second")):
+                assert time.monotonic() < deadline, "the other runner does not come"
+                time.sleep(0.05)
+        return super().forward(features, image)
+
+class Second(First):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_two_runners_with_other_decoders_end_with_both_in_the_table(write_sweep, tmp_path):
+    (tmp_path / "pair.py").write_text(PAIR.format(folder=str(tmp_path)))
+    path = write_sweep()
+    names = ["First", "Second"]
+    runners = [
+        subprocess.Popen(
+            [sys.executable, "-m", "segbench.cli", "sweep", path, f"decoders=[{tmp_path / 'pair.py'}:{name}]"],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in names
+    ]  # fmt: skip
+    said = [runner.communicate(timeout=300)[0] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], said
+    tables = [out[out.index("tiny: shapes") :] for out in said]
+    for name, table in zip(names, tables, strict=True):
+        assert name in table
+    assert any(all(name in table for name in names) for table in tables)  # of the one that ended last
+    folder = tmp_path / "runs" / "tiny"
+    assert sorted(listed(folder)) == ["First-s0", "Second-s0"]
+    assert all(name in segbench("table", folder).stdout for name in names)
+    assert list((folder / ".locks").iterdir()) == []
