@@ -31,7 +31,7 @@ from segbench.errors import Failure, UserError
 from segbench.evaluate import Evaluation, evaluate_together
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import device_of, environment, peak_memory
-from segbench.metrics import mean_iou
+from segbench.metrics import iou, mean_over_classes
 from segbench.plan import Cohort, Run, protocol, to_split
 from segbench.probe import build_decoder, data_facts
 from segbench.ranks import Ranks, started
@@ -327,7 +327,7 @@ def _evaluate_midway(
     for key, result in results.items():
         if result.failure is None:
             region = result.arrays()["region"].sum(0)
-            module.members[key].history.append({"step": step, "val_miou": float(mean_iou(region))})
+            module.members[key].history.append({"step": step, "val_miou": float(mean_over_classes(iou(region)))})
 
 
 def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timing: dict[str, Any]) -> None:

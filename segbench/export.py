@@ -16,7 +16,7 @@ from segbench.data.base import Dataset, Pixels
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
-from segbench.metrics import Truth, mean_iou
+from segbench.metrics import Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.probe import build_decoder, resolve_accelerator
 
@@ -99,4 +99,4 @@ def export(run: Trained, out: Path, after_image: Callable[[int, int], None] = la
         store.write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
         total += Truth(torch.from_numpy(labels), len(run.dataset.classes)).count(torch.from_numpy(predicted)).region
         after_image(index + 1, len(run.dataset))
-    return float(mean_iou(total.numpy()))
+    return float(mean_over_classes(iou(total.numpy())))

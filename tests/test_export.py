@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
 from segbench.export import export, load_run, predictions
-from segbench.metrics import mean_iou
+from segbench.metrics import iou, mean_over_classes
 from tests.conftest import segbench, write_again
 from tests.test_sweep import sweep
 from tests.test_voc_cityscapes import mask
@@ -61,7 +61,7 @@ def cityscapes_run(tmp_path_factory):
 def test_what_is_exported_is_what_was_counted(cityscapes_run, tmp_path):
     _, result = cityscapes_run
     miou = export(load_run(result.folder), tmp_path)
-    assert miou == float(mean_iou(result.counts["region"].sum(0)))
+    assert miou == float(mean_over_classes(iou(result.counts["region"].sum(0))))
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "ulm_000001_000019_pred_labelIds.png",
         "weimar_000001_000019_pred_labelIds.png",
@@ -82,7 +82,9 @@ def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path
     found = [evaluation.getPrediction(args, truth) for truth in truths]
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluation.evaluateImgLists(found, truths, args)
-    assert scores["averageScoreClasses"] == pytest.approx(float(mean_iou(result.counts["region"].sum(0))), abs=1e-12)
+    assert scores["averageScoreClasses"] == pytest.approx(
+        float(mean_over_classes(iou(result.counts["region"].sum(0)))), abs=1e-12
+    )
     assert 0 < scores["averageScoreClasses"] < 1
 
 

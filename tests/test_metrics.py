@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from segbench import metrics
-from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_iou, mean_over_classes, pixel_accuracy
+from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_over_classes, pixel_accuracy
 from segbench.metrics.counts import _by_erosion, _by_pooling, boundary_band
 
 
@@ -98,7 +98,7 @@ def test_mean_iou_is_that_of_the_cityscapes_script():
             np.add.at(official, (to_id[truth], to_id[prediction]), 1)  # void has id 0, which the script ignores
         scores = [script.getIouScoreForLabel(label.id, official, args) for label in train]
         np.testing.assert_array_equal(iou(total), scores)
-        assert mean_iou(total) == np.nanmean(scores)
+        assert mean_over_classes(iou(total)) == np.nanmean(scores)
 
 
 def test_band_width_rounds_half_to_even():
@@ -120,17 +120,22 @@ def test_void_counts_nowhere():
     truth = np.full((9, 9), VOID, np.uint8)
     counts = count(truth, np.ones((9, 9), np.uint8), 3, [0.1])
     assert counts.region.sum() == counts.boundary.sum() == counts.confusion.sum() == 0
-    assert np.isnan(mean_iou(counts.region))
+    assert np.isnan(mean_over_classes(iou(counts.region)))
     assert np.isnan(pixel_accuracy(counts.region))
 
 
 def test_perfect_and_disjoint():
     truth = np.repeat(np.arange(3, dtype=np.uint8), 30).reshape(9, 10)
     perfect = count(truth, truth, 4, [0.1])
-    assert mean_iou(perfect.region) == mean_iou(perfect.boundary[0]) == pixel_accuracy(perfect.region) == 1
+    assert (
+        mean_over_classes(iou(perfect.region))
+        == mean_over_classes(iou(perfect.boundary[0]))
+        == pixel_accuracy(perfect.region)
+        == 1
+    )
     assert np.isnan(iou(perfect.region)[3])  # never there, never predicted: no score, not 0
     wrong = count(truth, ((truth + 1) % 3).astype(np.uint8), 4, [0.1])
-    assert mean_iou(wrong.region) == mean_iou(wrong.boundary[0]) == 0
+    assert mean_over_classes(iou(wrong.region)) == mean_over_classes(iou(wrong.boundary[0])) == 0
 
 
 def test_data_set_level_not_image_level():
@@ -298,7 +303,7 @@ def test_one_class_has_no_contour():
     counts = count(labels, labels, 2, [0.1], [2], [3])
     assert counts.contour.sum() == counts.trimap.sum() == 0
     assert np.isnan(mean_over_classes(contour_f1(counts.contour[0])))
-    assert mean_iou(counts.boundary[0]) == 1  # the image's border is a boundary there
+    assert mean_over_classes(iou(counts.boundary[0])) == 1  # the image's border is a boundary there
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():
@@ -429,7 +434,7 @@ def test_metrics_stand_alone():
     import sys
 
     code = (
-        "import sys, segbench.metrics as m; m.mean_iou; assert 'torch' not in sys.modules; m.BoundaryF1; "
+        "import sys, segbench.metrics as m; m.iou; assert 'torch' not in sys.modules; m.BoundaryF1; "
         "own = {n for n in sys.modules if n.startswith('segbench.')}; "
         "assert all(n.startswith('segbench.metrics') for n in own), own"
     )
