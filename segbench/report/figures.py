@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Plot:
 
 
 def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
-    """The plots of one metric that know no baseline: costs and ranks. Those for which something is missing are left out."""
+    """Scores of one metric against costs, and ranks. Those for which something is missing are left out."""
     name, metric = spelled(analysis.metric), analysis.metric.name
     whole = [d for d in analysis.decoders if not math.isnan(analysis.cell(d).mean)]
     if len(whole) > 1:
@@ -69,23 +70,29 @@ def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
         )
 
 
-def of_contrast(contrast: Contrast, look: Look, slug: str, suffix: str) -> Iterator[Plot]:
-    """The differences by one metric from one baseline: of the means, and of the classes. None where there is none."""
-    name, metric, baseline = spelled(contrast.metric), contrast.metric.name, short(contrast.baseline)
-    compared = [d for d in contrast.decoders if not math.isnan(contrast.delta(d).mean)]
-    if not compared:
-        return
-    title = f"{name}: difference from {baseline}"
-    yield Plot(f"{slug}-difference{suffix}", title, "", metric, difference(contrast, look, compared))
-    shown, left_out = shown_classes(contrast, compared)
-    more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""
-    yield Plot(
-        f"{slug}-classes{suffix}",
-        f"{name} of each class, difference from {baseline}",
-        f"Right of zero is better than {baseline}. Bars: paired 95 % interval.{more}",
-        metric,
-        per_class(contrast, look, compared, shown),
-    )
+def of_means(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
+    """The differences of the means by one metric from one baseline; nothing where there is none."""
+    if decoders := _compared(contrast):
+        title = f"{spelled(contrast.metric)}: difference from {short(contrast.baseline)}"
+        yield Plot(name, title, "", contrast.metric.name, difference(contrast, look, decoders))
+
+
+def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
+    """The differences of the classes by one metric from one baseline; nothing where there is none."""
+    if decoders := _compared(contrast):
+        shown, left_out = shown_classes(contrast, decoders)
+        more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""
+        yield Plot(
+            name,
+            f"{spelled(contrast.metric)} of each class, difference from {short(contrast.baseline)}",
+            f"Right of zero is better than the baseline. Bars: paired 95 % interval.{more}",
+            contrast.metric.name,
+            per_class(contrast, look, decoders, shown),
+        )
+
+
+def _compared(contrast: Contrast) -> list[str]:
+    return [d for d in contrast.decoders if not math.isnan(contrast.delta(d).mean)]
 
 
 def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figure:
@@ -183,22 +190,22 @@ def trimaps(
     )
     for suffix, baseline in baselines.items():
         others = [d for d in decoders if d != baseline]
-        if baseline in decoders and others:
-            figure = _over_width(
-                found,
-                look,
-                others,
-                lambda a, d, b=baseline: a.against(b).delta(d),
-                _delta_label("trimap IoU", baseline),  # type: ignore[misc]
-            )
-            figure.axes[0].axhline(0, color=INK, linewidth=0.7, zorder=1)
-            yield Plot(
-                f"{slug}trimap-difference{suffix}",
-                f"Trimap IoU against band width, difference from {short(baseline)}",
-                "A gap that closes with the width is a matter of contours. Bars: paired 95 % interval.",
-                "",
-                figure,
-            )
+        if baseline not in decoders or not others:
+            continue
+        label = _delta_label("trimap IoU", baseline)
+        figure = _over_width(found, look, others, partial(_delta, baseline), label)
+        figure.axes[0].axhline(0, color=INK, linewidth=0.7, zorder=1)
+        yield Plot(
+            f"{slug}trimap-difference{suffix}",
+            f"Trimap IoU against band width, difference from {short(baseline)}",
+            "A gap that closes with the width is a matter of contours. Bars: paired 95 % interval.",
+            "",
+            figure,
+        )
+
+
+def _delta(baseline: str, analysis: Analysis, decoder: str) -> Delta:
+    return analysis.against(baseline).delta(decoder)
 
 
 def _over_width(

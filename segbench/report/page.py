@@ -136,9 +136,10 @@ class _Section:
             for a in self.main:
                 name = prefix + slug(a.metric.name)
                 for suffix, b in suffixes.items():
-                    for plot in figures.of_contrast(a.against(b), self.look, name, suffix):
-                        place = self.differences if plot.name == f"{name}-difference{suffix}" else self.plots
-                        place.append(self._keep(plot))
+                    for plot in figures.of_means(a.against(b), self.look, f"{name}-difference{suffix}"):
+                        self.differences.append(self._keep(plot))
+                    for plot in figures.of_classes(a.against(b), self.look, f"{name}-classes{suffix}"):
+                        self.plots.append(self._keep(plot))
                 for plot in figures.of_metric(a, self.look, name):
                     self.plots.append(self._keep(plot))
             widths = [(int(n.partition("@")[2]), a) for n, a in self.analyses.items() if n.startswith("trimap")]

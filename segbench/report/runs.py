@@ -99,7 +99,7 @@ class Sweep:
 
     @property
     def baselines(self) -> list[str]:
-        """One or two: those that the config names, or those of `BASELINES` that take part, or else the first of them."""
+        """One or two: those that the config names, or those of `BASELINES` that take part, or else its first."""
         named = self.config.get("baseline") or [b for b in BASELINES if b in self.decoders] or BASELINES[:1]
         return [named] if isinstance(named, str) else list(named)
 
