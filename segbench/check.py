@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.build import build_decoder, decoder_params
+from segbench.config import DecoderConfig
 from segbench.cost import COST_SIZE, fake_inputs, macs, parameters
+from segbench.decoders.base import STARTS, Decoder, Step
 from segbench.errors import brief
-from segbench.registry import DECODERS, check_params
 
 CHANNELS, STRIDES, NUM_CLASSES = (24, 40, 112, 320), (4, 8, 16, 32), 7  # tf_efficientnet_lite0's pyramid
-Build = Callable[..., nn.Module]
+Build = Callable[..., Decoder]
 
 
 class Broken(Exception):
@@ -26,12 +29,11 @@ def builder(name: str, params: Mapping[str, Any]) -> Build:
     Raises:
         UserError: it cannot be loaded, or a parameter does not fit.
     """
-    cls = DECODERS.load(name)
-    checked = check_params(DECODERS, name, cls, params)
+    config = DecoderConfig(name=name, params=dict(params))
+    decoder_params(config, {})
 
-    def build(channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        return cls(channels, strides, NUM_CLASSES, **checked)
+    def build(channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, seed: int = 0) -> Decoder:
+        return build_decoder(config, channels, strides, NUM_CLASSES, seed)
 
     return build
 
@@ -92,6 +94,54 @@ def gradients(build: Build) -> str:
         if names:
             raise Broken(f"{len(names)} parameters {what}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
     return f"{len(grads)} tensors"
+
+
+def starts(build: Build) -> str:
+    """Each upsampler starts as it says that it does (``starts_as``); where it has weights of its own, it should say."""
+    said, silent = [], []
+    for step in build().upsampling():
+        claim = getattr(step.module, "starts_as", None)
+        if claim is None:
+            silent += [type(step.module).__name__] if parameters(step.module) else []
+            continue
+        if claim not in STARTS:
+            raise Broken(f"starts_as is {claim!r}; it should be one of {', '.join(STARTS)}")
+        gap = _gap_at_the_start(step, claim)
+        if gap > 1e-4:
+            raise Broken(
+                f"{type(step.module).__name__} (x{step.scale}, {step.channels} channels) says that it starts as "
+                f"{claim}, and is up to {gap:.3g} of the largest value away from that"
+            )
+        said.append(claim)
+    if silent:
+        return f"{silent[0]} does not say (starts_as), so that nobody knows what it is compared from"
+    return ", ".join(dict.fromkeys(said)) or "no upsampler to ask"
+
+
+def _gap_at_the_start(step: Step, claim: str) -> float:
+    """The largest difference from what ``claim`` means, the border left out, relative to the largest value."""
+    if claim == "random":
+        return 0.0
+    size = 24
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        x = torch.randn(2, step.channels, size, size)
+        guide = torch.randn(2, step.guide_channels, *(2 * [-(-size * step.scale // 1)]))
+        slopes = torch.randn(3, 2, step.channels, 1, 1)
+    out = guide.shape[-1]
+    if claim == "linear":  # a + b x + c y, each channel with its own
+        place = torch.arange(out) / float(step.scale) + 0.5 / float(step.scale) - 0.5
+        a, b, c = slopes
+        x = a + b * torch.arange(size) + c * torch.arange(size)[:, None]
+        wanted = a + b * place + c * place[:, None]
+    else:
+        options = {"align_corners": False} if claim == "bilinear" else {}
+        wanted = F.interpolate(x, scale_factor=float(step.scale), mode=claim, **options)
+    with torch.no_grad():
+        y = step.module(x, guide) if step.guide_channels else step.module(x)
+    edge = out // 4
+    inner = (..., slice(edge, wanted.shape[-2] - edge), slice(edge, wanted.shape[-1] - edge))
+    return float((y[inner] - wanted[inner]).abs().max() / wanted[inner].abs().max())
 
 
 def repeatable(build: Build) -> str:
@@ -192,6 +242,7 @@ CHECKS: dict[str, Callable[[Build], str]] = {
     "any list of strides": strides,
     "finite output": finite,
     "gradient to every parameter": gradients,
+    "starts as it says": starts,
     "two eval passes equal": repeatable,
     "deterministic under a seed": seeded,
     "independent of the batch in eval mode": batch_independent,

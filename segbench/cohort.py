@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from safetensors.torch import save
 
 from segbench import store
+from segbench.build import build_decoder, skeleton_hash
 from segbench.checkpoint import load_checkpoint, save_checkpoint
 from segbench.config import SweepConfig
 from segbench.data import open_data
@@ -33,7 +34,7 @@ from segbench.lockstep import Lockstep, Member
 from segbench.machine import device_of, environment, peak_memory
 from segbench.metrics import iou, mean_over_classes
 from segbench.plan import Cohort, Run, protocol, to_split
-from segbench.probe import build_decoder, data_facts
+from segbench.probe import data_facts
 from segbench.ranks import Ranks, started
 from segbench.registry import source_hash
 from segbench.track import Trackers
@@ -92,7 +93,9 @@ def _run(
     quiet()
     torch.set_num_threads(threads)
     config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
-    encoder = build_encoder(config.encoder)
+    device = device_of(cohort.runs[0], ranks.rank)
+    encoder = build_encoder(config.encoder).to(device)
+    features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     facts = cohort.runs[0].facts
     for what, planned, found in (
@@ -107,7 +110,7 @@ def _run(
     if images is not None:
         number = len(data["val"])
         data["val"] = Part(data["val"], np.linspace(0, number - 1, min(images, number)).astype(int).tolist())
-    members, optimizer_states = {}, {}
+    members, starts, optimizer_states = {}, {}, {}
     whole = cohort
 
     def fail(key: str, failure: Failure) -> None:
@@ -118,11 +121,15 @@ def _run(
             store.fail(runs[key].folder, failure)
 
     for run in cohort.runs:
-        decoder = build_decoder(run.decoder, encoder, len(data["train"].classes), run.seed, config.decoder_defaults)
+        classes = len(data["train"].classes)
+        decoder = build_decoder(
+            run.decoder, encoder.channels, encoder.strides, classes, run.seed, config.decoder_defaults
+        )
         if source_hash(type(decoder)) != run.facts.decoders[run.title].source:
             fail(run.key, Failure(CHANGED.format(f"the source of '{run.title}'")))
             continue
-        members[run.key] = Member(type(decoder).__name__, decoder)
+        starts[run.key] = skeleton_hash(decoder)
+        members[run.key] = Member(decoder)
         if ranks.first:
             environs = environment(threads, config.trainer, run.facts.accelerator)
             store.write_yaml(run.folder / store.CONFIG, run_config(run))
@@ -164,7 +171,7 @@ def _run(
     try:
         if alive and (stop_asked or module.steps_done < config.recipe.steps):
             raise Stopped
-        module.to(device_of(cohort.runs[0], ranks.rank))
+        module.to(device)
         ranks.share_buffers(module)
         results, shared_s = (
             evaluate_together(ranks, encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
@@ -191,7 +198,8 @@ def _run(
             fail(key, result.failure)
             continue
         try:
-            _store(runs[key], members[key], encoder, result, timing)
+            hashes = {"features_hash": features_hash, "skeleton_hash": starts[key]}
+            _store(runs[key], members[key], encoder, result, timing | hashes)
         except UserError:
             raise  # the disk or the folder, which the other runs share
         except Exception as error:  # weights of a plug-in that cannot be written
@@ -330,8 +338,8 @@ def _evaluate_midway(
             module.members[key].history.append({"step": step, "val_miou": float(mean_over_classes(iou(region)))})
 
 
-def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timing: dict[str, Any]) -> None:
-    """Write the run's files, ``result.json`` last."""
+def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more: dict[str, Any]) -> None:
+    """Write the run's files, ``result.json`` last, whose row takes in ``more``."""
     arrays: dict[str, Any] = result.arrays()
     weights = member.decoder.state_dict()
     if encoder.trainable:
@@ -355,18 +363,18 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, timin
         "data_fingerprints": run.facts.data,
         "encoder": run.config.encoder.name,
         "encoder_hash": run.facts.encoder_hash,
-        "features_hash": run.facts.features_hash,
         "encoder_trainable": run.config.encoder.trainable,
         "evaluation": protocol(run.config, run.facts.strides),
         "evaluation_title": run.config.evaluation.title,
         "parameters": facts.parameters,
         "macs": facts.macs,
+        "output_stride": facts.params.get("output_stride"),
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
         "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
         "eval_count_ms_per_image": 1000 * float(np.mean(result.count_seconds)),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **timing,
+        **more,
     }
     store.set_status(run.folder, "done")
     (run.folder / store.TRACEBACK).unlink(missing_ok=True)

@@ -10,13 +10,17 @@ COST_SIZE = (512, 512)  # (height, width) of the image, in pixels
 def fake_inputs(
     channels: tuple[int, ...], strides: tuple[int, ...], size: tuple[int, int], batch: int = 1, device: str = "cpu"
 ) -> tuple[list[Tensor], Tensor]:
-    """Random features and image of the shapes that a decoder is called with; ``size`` is the image's."""
+    """Random features and image of the shapes and the memory order that a decoder is called with.
+
+    ``size`` is the image's.
+    """
     height, width = size
+    order = torch.channels_last if device == "cpu" else torch.contiguous_format  # see `Encoder.normalise`
     features = [
-        torch.randn(batch, c, -(-height // s), -(-width // s), device=device)
+        torch.randn(batch, c, -(-height // s), -(-width // s), device=device).contiguous(memory_format=order)
         for c, s in zip(channels, strides, strict=True)
     ]
-    return features, torch.randn(batch, 3, height, width, device=device)
+    return features, torch.randn(batch, 3, height, width, device=device).contiguous(memory_format=order)
 
 
 def parameters(decoder: nn.Module) -> int:

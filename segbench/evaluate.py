@@ -132,6 +132,8 @@ def evaluate(
             result = results[key]
             if result.failure is not None:
                 continue
+            shared = [t for view in views for w in view.windows for t in (*w.features, w.image)]
+            versions = [t._version for t in shared]
             try:
                 clock = _now(device)
                 scores = predict(decoder, views, labels.shape)  # (K, H, W)
@@ -145,11 +147,13 @@ def evaluate(
                 result.ids.append(dataset.ids[index])
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 result.failure = Failure.of(error)
+            if versions != [t._version for t in shared]:
+                views = encode(encoder, image, protocol)  # the others go on with fresh ones
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)
-    shared = {"encoder": encoder_s, "truth": truth_s}
-    return results, {name: float(np.mean(seconds)) if seconds else math.nan for name, seconds in shared.items()}
+    times = {"encoder": encoder_s, "truth": truth_s}
+    return results, {name: float(np.mean(seconds)) if seconds else math.nan for name, seconds in times.items()}
 
 
 def _now(device: torch.device) -> float:

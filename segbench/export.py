@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segbench import store
+from segbench.build import build_decoder
 from segbench.config import SweepConfig, load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
@@ -18,7 +19,7 @@ from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
 from segbench.metrics import Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
-from segbench.probe import build_decoder, resolve_accelerator
+from segbench.probe import resolve_accelerator
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
         raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")
-    decoder = build_decoder(config.decoders[0], encoder, len(row["classes"]), row["seed"])
+    decoder = build_decoder(config.decoders[0], encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
     path = folder / "decoder.safetensors"
     try:
         weights = load_file(path)

@@ -1,9 +1,8 @@
 """The LightningModule that trains a cohort: one batch, one encoder pass, every decoder."""
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.build import derived_seed
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
+from segbench.decoders.base import Decoder, crop
 from segbench.encoders import Encoder
 from segbench.errors import Failure
-from segbench.predict import pad_to_stride
+from segbench.predict import changed_in_place, pad_to_stride
 from segbench.ranks import Ranks
-
-
-def derived_seed(*parts: object) -> int:
-    """A seed of 63 bits that is a function of ``parts``: randomness is a function here, not a state."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def lr_factor(recipe: RecipeConfig, step: int) -> float:
@@ -41,13 +37,11 @@ class Member:
     """One run of the cohort while it trains.
 
     Attributes:
-        name: seeds its dropout, so a function of the decoder, not of its label.
         history: rows of step, loss (mean since the last row) and lr.
         train_s: seconds in its own forward, backward and optimizer.
         failure: once it failed; it then takes no further part.
     """
 
-    name: str
     decoder: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
     train_s: float = 0.0
@@ -62,6 +56,20 @@ class Member:
 
 class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters of a decoder or encoder as groups of an optimizer: those that decay, and those that do not.
+
+    Biases and normalisation (whatever has one dimension) do not, as is usual; nor do the kernels of upsamplers, which
+    decay would pull to zero and not to the interpolation that they started as.
+    """
+    steps = module.upsampling() if isinstance(module, Decoder) else ()
+    kernels = {id(p) for step in steps for p in step.module.parameters()}
+    decayed = [p for p in module.parameters() if p.ndim > 1 and id(p) not in kernels]
+    kept = [p for p in module.parameters() if p.ndim <= 1 or id(p) in kernels]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 class Lockstep(pl.LightningModule):
@@ -112,14 +120,15 @@ class Lockstep(pl.LightningModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers = []
         for key, member in self.members.items():
-            groups = [{"params": list(member.decoder.parameters()), "factor": 1.0}]
-            if self.encoder.trainable:
-                groups.append({"params": list(self.encoder.parameters()), "factor": self.lr_factor_encoder})
             r = self.recipe
+            groups = [g | {"factor": 1.0} for g in parameter_groups(member.decoder, r.weight_decay)]
+            if self.encoder.trainable:
+                own = parameter_groups(self.encoder, r.weight_decay)
+                groups += [g | {"factor": self.lr_factor_encoder} for g in own]
             optimizer: torch.optim.Optimizer = (
-                torch.optim.AdamW(groups, lr=r.lr, weight_decay=r.weight_decay)
+                torch.optim.AdamW(groups, lr=r.lr)
                 if r.optimizer == "adamw"
-                else torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum, weight_decay=r.weight_decay)
+                else torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
             )
             if key in self.optimizer_states:
                 optimizer.load_state_dict(self.optimizer_states[key])
@@ -132,40 +141,60 @@ class Lockstep(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
-        image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
-        own = (self.ranks.rank,) if self.ranks.rank else ()
-        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done, *own))
-        features = self.encoder(image)
+        features, image = self._encode(images)
         versions = [t._version for t in (*features, image)]
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self._tick()
         for member, optimizer in zip(self.members.values(), optimizers, strict=True):
-            if member.failure is None:
-                try:
-                    self._train(member, optimizer, features, image, labels)
-                except Exception as error:  # a plug-in can raise anything; it ends its own run only
-                    member.failure = Failure.of(error)
-                    optimizer.zero_grad(set_to_none=True)
-                    optimizer.state.clear()  # memory that the others can use
-                member.train_s += self._tick(own=True)
-        if versions != [t._version for t in (*features, image)]:
-            raise RuntimeError("a decoder changed the features or the image in place; the others were trained on that")
+            if member.failure is not None:
+                continue
+            try:
+                self._train(member, optimizer, features, image, labels, versions)
+            except Exception as error:  # a plug-in can raise anything; it ends its own run only
+                member.failure = Failure.of(error)
+            changed = changed_in_place((*features, image), versions, member.decoder)
+            if changed is not None and member.failure is None:  # in the backward pass
+                member.failure = Failure.of(changed)
+            if member.failure is not None:
+                optimizer.zero_grad(set_to_none=True)
+                optimizer.state.clear()  # memory that the others can use
+            member.train_s += self._tick(own=True)
+            if changed is not None:  # the others go on with fresh ones
+                features, image = self._encode(images)
+                versions = [t._version for t in (*features, image)]
         self.steps_done += 1
         alive = any(m.failure is None for m in self.members.values())
         if self.after_step(self.steps_done) or not alive:
             self.trainer.should_stop = True
         self._clock = time.perf_counter()  # what was done after the step is nobody's training time
 
-    def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
+    def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Features and normalised image of a batch; each call of a step gives the same."""
+        image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
+        own = (self.ranks.rank,) if self.ranks.rank else ()
+        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done, *own))
+        return self.encoder(image), image
+
+    def _train(
+        self,
+        member: Member,
+        optimizer: Any,
+        features: list[Tensor],
+        image: Tensor,
+        labels: Tensor,
+        versions: Sequence[int],
+    ) -> None:
         factor = lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
         own = (self.ranks.rank,) if self.ranks.rank else ()
-        torch.manual_seed(derived_seed(self.seed, member.name, self.steps_done, *own))
+        torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done, *own))
 
         def forward() -> Tensor:
-            logits = member.decoder(list(features), image)[..., : labels.shape[-2], : labels.shape[-1]]  # (B, K, H, W)
+            logits = crop(member.decoder(list(features), image), (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
+            if changed := changed_in_place((*features, image), versions, member.decoder):
+                raise changed
             return F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
 
         loss = self.ranks.together(forward) / self._denominator(labels)

@@ -34,7 +34,6 @@ class Facts:
     accelerator: str
     gpus: int
     encoder_hash: str
-    features_hash: str
     classes: tuple[str, ...]
     data: list[str]
     eval_images: int

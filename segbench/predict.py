@@ -8,7 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
+from segbench.decoders.base import crop
 from segbench.encoders import Encoder
+
+
+class ChangedInPlace(RuntimeError):
+    """A decoder changed what belongs to all: the encoder's features or the image."""
+
+
+def changed_in_place(tensors: Sequence[Tensor], versions: Sequence[int], decoder: nn.Module) -> ChangedInPlace | None:
+    """The error where one of ``tensors``, features and then the image, no longer has its version; else None."""
+    names = [*(f"features[{i}]" for i in range(len(tensors) - 1)), "the image"]
+    changed = [n for n, t, v in zip(names, tensors, versions, strict=True) if t._version != v]
+    if not changed:
+        return None
+    return ChangedInPlace(
+        f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
+        "inplace=True or an operation such as add_?"
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,9 @@ def predict(decoder: nn.Module, views: Sequence[View], size: tuple[int, int]) ->
 
     Windows that overlap average their logits. One view gives its logits; several give the mean of their softmax
     probabilities, each brought to the labels' size as logits.
+
+    Raises:
+        ChangedInPlace: the decoder changed features or an image of the views, which are then spoilt for other decoders.
     """
     total: Tensor | None = None
     for view in views:
@@ -98,7 +118,11 @@ def _of_view(decoder: nn.Module, view: View) -> Tensor:
     total, times = None, torch.zeros(view.height, view.width)
     for window in view.windows:
         height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
-        logits: Tensor = decoder(list(window.features), window.image)[..., :height, :width]
+        shared = (*window.features, window.image)
+        versions = [t._version for t in shared]
+        logits: Tensor = crop(decoder(list(window.features), window.image), (height, width))
+        if changed := changed_in_place(shared, versions, decoder):
+            raise changed
         if len(view.windows) == 1:
             return logits
         if total is None:

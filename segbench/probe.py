@@ -4,57 +4,21 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
+from segbench.build import build_decoder, decoder_params
 from segbench.config import DataConfig, DecoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs, macs, parameters
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
-from segbench.lockstep import derived_seed
 from segbench.plan import DecoderFacts, Facts
-from segbench.registry import DATASETS, DECODERS, check_params, source_hash
-from segbench.registry import parameters as parameters_of
+from segbench.registry import DATASETS, check_params, source_hash
 from segbench.store import explained
 from segbench.track import require
-
-
-def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The class and every parameter's value: its own, else the sweep's default, else the constructor's.
-
-    Raises:
-        UserError: the class cannot be loaded, or a parameter does not fit it.
-    """
-    cls = DECODERS.load(config.name)
-    known = parameters_of(cls, DECODERS.skipped_params)
-    shared = {k: v for k, v in defaults.items() if k in known}
-    return cls, check_params(DECODERS, config.name, cls, shared | config.params)
-
-
-def build_decoder(
-    config: DecoderConfig,
-    encoder: Encoder,
-    num_classes: int,
-    seed: int,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> nn.Module:
-    """The decoder with the initial weights of that seed: a function of (seed, class name).
-
-    Raises:
-        UserError: the class cannot be loaded, its parameters do not fit, or its constructor raises.
-    """
-    cls, params = decoder_params(config, defaults)
-    torch.manual_seed(derived_seed(seed, cls.__name__))
-    try:
-        decoder: nn.Module = cls(encoder.channels, encoder.strides, num_classes, **params)
-    except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"decoder '{config.name}' cannot be built: {brief(error)}") from error
-    return decoder
 
 
 def probe(config: SweepConfig) -> Facts:
@@ -90,7 +54,6 @@ def probe(config: SweepConfig) -> Facts:
         accelerator,
         torch.cuda.device_count() if accelerator == "cuda" else 0,
         encoder.weights_hash,
-        encoder.features_hash(),
         classes,
         data_facts(config.data, data),
         len(data["val"]),
@@ -145,7 +108,7 @@ def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
 
 
 def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encoder, num_classes: int) -> DecoderFacts:
-    decoder = build_decoder(config, encoder, num_classes, 0, defaults)
+    decoder = build_decoder(config, encoder.channels, encoder.strides, num_classes, 0, defaults)
     largest = max(encoder.strides)
     size = (2 * largest, 3 * largest)
     features, image = fake_inputs(encoder.channels, encoder.strides, size)

@@ -42,6 +42,7 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--moments", type=int, default=8, help="how many times tests/test_chaos.py kills a sweep")
+    parser.addoption("--write-golden", action="store_true", help="freeze the counts of tests/test_golden.py anew")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

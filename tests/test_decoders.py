@@ -1,3 +1,4 @@
+import re
 from fractions import Fraction
 from typing import ClassVar
 
@@ -8,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from segbench.build import build_decoder
 from segbench.check import CHANNELS, CHECKS, STRIDES, Broken, builder, check_decoder
+from segbench.config import DecoderConfig
+from segbench.cost import fake_inputs
 from segbench.decoders.base import Decoder, PyramidDecoder
 from segbench.decoders.deconv import DeconvUpsampler
 from segbench.decoders.fractional import FractionalConv2d, FractionalUpsampler
@@ -19,6 +23,7 @@ PLUG_IN = "experiments/plug_in_a_decoder/carafe_lite.py:CarafeLite"
 VARIANTS = [(name, {}) for name in DECODERS.builtin()] + [
     ("deconv", {"init": "random"}),
     ("fractional", {"init": "random"}),
+    ("subpixel", {"init": "icnr"}),
     ("subpixel", {"init": "plain"}),
     ("bilinear", {"output_stride": 4}),
     ("subpixel", {"output_stride": 2, "width": 16}),
@@ -70,16 +75,6 @@ def test_guide_at_odd_sizes_has_the_size_of_the_upsampled():
     logits = decoder([torch.randn(1, 4, 9, 13), torch.randn(1, 8, 5, 7)], torch.randn(1, 3, 33, 49))
     assert logits.shape == (1, 3, 33, 49)
     assert all(guide[-2:] == (2 * x[-2], 2 * x[-1]) for x, guide, _ in Guided.seen)
-
-
-def test_skeleton_is_the_same_for_every_technique():
-    """Same seed, same skeleton weights: the upsampler alone differs."""
-    states = []
-    for name in ("bilinear", "nearest", "deconv", "fractional", "subpixel"):
-        states.append({k: v for k, v in builder(name, {})(seed=3).state_dict().items() if not k.startswith("steps")})
-    for state in states[1:]:
-        assert state.keys() == states[0].keys()
-        assert all(torch.equal(state[k], states[0][k]) for k in state)
 
 
 def test_steps_between_strides():
@@ -154,8 +149,8 @@ def test_deconv_starts_as_bilinear():
     torch.testing.assert_close(got[..., 1:-1, 1:-1], wanted[..., 1:-1, 1:-1], atol=1e-5, rtol=0)
 
 
-def test_subpixel_starts_as_convolution_and_nearest():
-    up = SubpixelUpsampler(4)
+def test_subpixel_of_random_icnr_starts_as_convolution_and_nearest():
+    up = SubpixelUpsampler(4, init="icnr")
     one = nn.Conv2d(4, 4, 3, padding=1)
     with torch.no_grad():
         one.weight.copy_(up.conv.weight[::4])
@@ -166,8 +161,13 @@ def test_subpixel_starts_as_convolution_and_nearest():
 
 @pytest.mark.parametrize(
     ("module", "largest"),
-    [(DeconvUpsampler(8), 1e-5), (FractionalUpsampler(8), 1e-5), (SubpixelUpsampler(8), 1e-5)],
-    ids=["deconv", "fractional", "subpixel"],
+    [
+        (DeconvUpsampler(8), 1e-5),
+        (FractionalUpsampler(8), 1e-5),
+        (SubpixelUpsampler(8), 1e-5),
+        (SubpixelUpsampler(8, init="icnr"), 1e-5),
+    ],
+    ids=["deconv", "fractional", "subpixel", "icnr"],
 )
 def test_no_checkerboard_at_the_start(module, largest):
     """A constant input comes out constant within each 2x2 cell, away from the border."""
@@ -181,6 +181,149 @@ def test_unequal_initialisation_is_refused():
     for cls in (DeconvUpsampler, FractionalUpsampler, SubpixelUpsampler):
         with pytest.raises(ValueError, match="init must be"):
             cls(4, init="nope")
+
+
+def built(name, **params):
+    return build_decoder(DecoderConfig(name=name, params=params), CHANNELS, STRIDES, 7, 0).eval()
+
+
+@pytest.mark.parametrize(
+    ("learned", "interpolation"),
+    [("subpixel", "nearest"), ("nearest_conv", "nearest"), ("bilinear_conv", "bilinear")],
+)
+def test_the_whole_decoder_starts_as_interpolation(learned, interpolation):
+    """Before any training its logits are those of the interpolating decoder of the same seed, bit for bit."""
+    torch.manual_seed(0)
+    features, image = fake_inputs(CHANNELS, STRIDES, (96, 160))
+    with torch.no_grad():
+        assert torch.equal(built(learned)(features, image), built(interpolation)(features, image))
+
+
+def test_deconv_and_fractional_start_near_bilinear():
+    """Zeros beyond the border aside, their classes are bilinear's; those of random starts are not."""
+    torch.manual_seed(0)
+    features, image = fake_inputs(CHANNELS, STRIDES, (256, 256))
+    features = [F.avg_pool2d(f, 5, 1, 2) for f in features]
+    with torch.no_grad():
+        wanted = built("bilinear")(features, image).argmax(1)
+        agree = {
+            (name, str(params)): float((built(name, **params)(features, image).argmax(1) == wanted).float().mean())
+            for name in ("deconv", "fractional")
+            for params in ({}, {"init": "random"})
+        }
+    assert all(share > 0.9 for (_, params), share in agree.items() if params == "{}"), agree
+    assert all(share < 0.5 for (_, params), share in agree.items() if params != "{}"), agree
+
+
+@pytest.mark.parametrize(
+    ("claim", "module", "holds"),
+    [
+        ("nearest", SubpixelUpsampler, True),
+        ("bilinear", SubpixelUpsampler, False),
+        ("nearest", lambda c: SubpixelUpsampler(c, init="icnr"), False),
+        ("bilinear", DeconvUpsampler, True),
+        ("bilinear", lambda c: DeconvUpsampler(c, "random"), False),
+        ("bilinear", FractionalUpsampler, False),
+        ("linear", FractionalUpsampler, True),
+        ("linear", DeconvUpsampler, True),
+        ("linear", SubpixelUpsampler, False),
+        ("random", lambda c: DeconvUpsampler(c, "random"), True),
+        ("the best", DeconvUpsampler, False),
+    ],
+)
+def test_check_holds_an_upsampler_to_what_it_says(claim, module, holds):
+    class Claims(PyramidDecoder):
+        def upsampler(self, channels, scale, guide_channels):
+            made = module(channels)
+            made.starts_as = claim
+            return made
+
+    build = lambda: Claims(CHANNELS, STRIDES, 7, width=16)  # noqa: E731
+    if holds:
+        assert CHECKS["starts as it says"](build) == claim
+    else:
+        with pytest.raises(Broken, match=claim):
+            CHECKS["starts as it says"](build)
+
+
+def test_check_says_when_a_start_is_not_said():
+    class Silent(PyramidDecoder):
+        def upsampler(self, channels, scale, guide_channels):
+            return nn.ConvTranspose2d(channels, channels, 2, 2)
+
+    assert "ConvTranspose2d does not say" in CHECKS["starts as it says"](lambda: Silent(CHANNELS, STRIDES, 7))
+
+
+WRONG = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from segbench import PyramidDecoder
+
+class Up(nn.Module):
+    def __init__(self, how, scale):
+        super().__init__()
+        self.how, self.scale, self.calls = how, scale, 0
+
+    def forward(self, x, guide=None):
+        self.calls += self.training
+        up = lambda s: F.interpolate(x, scale_factor=float(s))
+        how = self.how if self.how not in ("late", "guide late") or self.calls > 2 else "right"
+        if how in ("guide", "guide late"):
+            guide.mul_(0.5)
+        return {
+            "smaller": lambda: x, "larger": lambda: up(3), "transposed": lambda: up(self.scale).mT,
+            "padded": lambda: F.pad(up(self.scale), (1, 0, 1, 0)), "late": lambda: x, "tuple": lambda: (x, x),
+            "channels": lambda: up(self.scale)[:, 1:], "rounded": lambda: up(int(self.scale)),
+        }.get(how, lambda: up(self.scale))()
+
+class Base(PyramidDecoder):
+    rational = True
+    def upsampler(self, channels, scale, guide_channels):
+        return Up(self.how, scale)
+
+class Right(Base): how = "right"
+class Smaller(Base): how = "smaller"
+class Larger(Base): how = "larger"
+class Transposed(Base): how = "transposed"
+class Padded(Base): how = "padded"
+class Channels(Base): how = "channels"
+class Tuple(Base): how = "tuple"
+class Rounded(Base): how = "rounded"
+class Late(Base): how = "late"
+
+class Guide(Base):
+    guided = True
+    how = "guide"
+
+class GuideLate(Base):
+    guided = True
+    how = "guide late"
+"""
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        ("Smaller", r"Up of Smaller returns \(1, 64, 2, 3\) for \(1, 64, 2, 3\) and scale 2; wanted \(1, 64, 4, 6\)"),
+        ("Larger", r"Up of Larger returns \(1, 64, 6, 9\) .* wanted \(1, 64, 4, 6\)"),
+        ("Transposed", r"Up of Transposed returns \(1, 64, 6, 4\) .* wanted \(1, 64, 4, 6\)"),
+        ("Padded", r"Up of Padded returns \(1, 64, 5, 7\) .* wanted \(1, 64, 4, 6\)"),
+        ("Channels", r"Up of Channels returns \(1, 63, 4, 6\) .* wanted \(1, 64, 4, 6\)"),
+        ("Tuple", r"Up of Tuple returns tuple for .* wanted \(1, 64, 4, 6\)"),
+        ("Rounded", r"Up of Rounded returns .* and scale 7/4; wanted"),
+        ("Guide", r"the upsampler Up of Guide changes its guide in place"),
+    ],
+)  # fmt: skip
+def test_an_upsampler_that_returns_something_else_is_named(tmp_path, cls, said):
+    """In `segbench check`; its error comes from the forward pass itself, so that training meets it too."""
+    (tmp_path / "wrong.py").write_text(WRONG)
+    lines = []
+    assert check_decoder(f"{tmp_path / 'wrong.py'}:{cls}", {}, lines.append) == 1
+    assert any(re.search(said, line) for line in lines), lines
+    lines = []
+    check_decoder(f"{tmp_path / 'wrong.py'}:Right", {}, lines.append)
+    assert not any(line.startswith("FAIL") for line in lines)
 
 
 class BatchSized(Decoder):

@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segbench.config import RecipeConfig
+from segbench.build import build_decoder, derived_seed
+from segbench.config import DecoderConfig, RecipeConfig
 from segbench.encoders import Encoder
-from segbench.lockstep import Lockstep, Member, derived_seed, lr_factor
+from segbench.lockstep import Lockstep, Member, lr_factor
 from segbench.predict import pad_to_stride
+from segbench.registry import DECODERS
 
 
 def test_schedules():
@@ -68,7 +70,7 @@ def lockstep(recipe, trainable=False, names=("a",)):
     torch.manual_seed(0)
     encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3), trainable)
     torch.manual_seed(1)
-    return Lockstep(encoder, {n: Member(n, Head()) for n in names}, recipe, seed=0)
+    return Lockstep(encoder, {n: Member(Head()) for n in names}, recipe, seed=0)
 
 
 def one_step(module, images, labels):
@@ -144,7 +146,13 @@ def test_a_trainable_encoder_learns_with_its_own_rate():
     module.lr_factor_encoder = 0.5
     before = module.encoder.body.conv.weight.detach().clone()
     optimizer = one_step(module, IMAGES, LABELS)[0]
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.05]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.05, 0.05]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [
+        0.01,
+        0.0,
+        0.01,
+        0.0,
+    ]  # weights, biases
     assert not torch.equal(module.encoder.body.conv.weight, before)
 
 
@@ -154,3 +162,51 @@ def test_a_frozen_encoder_does_not_move():
     one_step(module, IMAGES, LABELS)
     assert torch.equal(module.encoder.body.conv.weight, before)
     assert not module.encoder.training
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", DECODERS.builtin())
+def test_only_the_skeleton_s_convolutions_decay(name, optimizer):
+    """Not biases, not normalisation, not the kernels of upsamplers: by the names of the parameters."""
+    decoder = build_decoder(DecoderConfig(name=name), (4, 8), (4, 8), 3, 0)
+    torch.manual_seed(0)
+    encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3))
+    module = Lockstep(encoder, {"a": Member(decoder)}, RecipeConfig(steps=1, optimizer=optimizer), seed=0)
+    made = module.configure_optimizers()[0]
+    names = {id(p): n for n, p in decoder.named_parameters()}
+    decay = {names[id(p)]: g["weight_decay"] for g in made.param_groups for p in g["params"]}
+    assert decay.keys() == set(names.values())  # each parameter once
+    assert {n for n, d in decay.items() if d} == {
+        "laterals.0.weight", "laterals.1.weight", "blocks.0.0.weight", "blocks.1.0.weight", "classifier.weight",
+    }  # fmt: skip
+    assert set(decay.values()) <= {0.01, 0.0}
+
+
+@pytest.mark.parametrize("what", ["features", "image"])
+def test_who_changes_what_is_shared_fails_alone(what):
+    """Found right after the member that did it; the next one goes on with fresh features, bit for bit."""
+
+    class Spoils(Head):
+        def forward(self, features, image):
+            logits = super().forward(features, image)
+            with torch.no_grad():
+                (features[0] if what == "features" else image).mul_(0.5)
+            return logits
+
+    def after_a_step(first):
+        torch.manual_seed(0)
+        encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3))
+        torch.manual_seed(1)
+        second = Head()
+        members = {"a": Member(first), "b": Member(second)}
+        module = Lockstep(encoder, members, RecipeConfig(steps=10), seed=0)
+        one_step(module, IMAGES, LABELS)
+        return module.members
+
+    good, bad = after_a_step(Head()), after_a_step(Spoils())
+    assert bad["a"].failure.reason.startswith(
+        f"ChangedInPlace: Spoils changes {'features[0]' if what == 'features' else 'the image'} in place"
+    )
+    assert bad["b"].failure is None
+    assert torch.equal(bad["b"].decoder.conv.weight, good["b"].decoder.conv.weight)
+    assert bad["b"].history == good["b"].history

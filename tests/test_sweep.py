@@ -124,7 +124,6 @@ class Slow(Dropping):
             while not os.path.exists(os.path.join(HERE, "go")) and time.monotonic() - began < HOLD_S:
                 time.sleep(0.02)
         return super().forward(features, image)
-Slow.__name__ = "Dropping"  # seeds are drawn by class name
 """
 )
 
@@ -245,6 +244,7 @@ def test_a_trainable_encoder_makes_cohorts_of_one(make_config):
 
 FAILING = """
 import os, signal, torch
+from segbench import PyramidDecoder
 from segbench.decoders.bilinear import Bilinear
 
 class Base(Bilinear):
@@ -269,6 +269,39 @@ class EvalRaises(Base):
             raise RuntimeError("only in evaluation")
         return logits
 
+class InPlace(Base):
+    def spoil(self, logits):
+        if self.passes == 2:
+            self.shared[0].mul_(0.5)
+        return logits
+    def forward(self, features, image):
+        self.shared = features
+        return super().forward(features, image)
+
+class EvalInPlace(InPlace):
+    def spoil(self, logits):
+        if not self.training and self.passes != 1:
+            self.shared[0].mul_(0.5)
+        return logits
+
+class Up(torch.nn.Module):
+    calls = 0
+    def forward(self, x, guide):
+        self.calls += self.training
+        if self.calls == 3 and self.spoils == "guide":
+            guide.mul_(0.5)
+        return x if self.calls == 3 and self.spoils == "size" else torch.nn.functional.interpolate(x, scale_factor=2)
+
+class LateSize(PyramidDecoder):
+    guided, spoils = True, "size"
+    def upsampler(self, channels, scale, guide_channels):
+        made = Up()
+        made.spoils = self.spoils
+        return made
+
+class LateGuide(LateSize):
+    spoils = "guide"
+
 class Dies(Base):
     def spoil(self, logits):
         if self.passes == 2:
@@ -283,6 +316,10 @@ class Dies(Base):
         ("Nan", "Diverged: the loss is nan at step 2; the last finite loss was "),
         ("Raises", "RuntimeError: the plug-in is broken"),
         ("EvalRaises", "RuntimeError: only in evaluation"),
+        ("InPlace", "ChangedInPlace: InPlace changes features[0] in place, which all decoders share"),
+        ("EvalInPlace", "ChangedInPlace: EvalInPlace changes features[0] in place, which all decoders share"),
+        ("LateGuide", "BrokenUpsampler: the upsampler Up of LateGuide changes its guide in place"),
+        ("LateSize", "BrokenUpsampler: the upsampler Up of LateSize returns (2, 8, 2, 2) for (2, 8, 2, 2) and scale 2"),
     ],
 )
 def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(five, make_config, tmp_path, cls, reason):

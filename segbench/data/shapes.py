@@ -1,7 +1,8 @@
-"""Drawn scenes of discs, polygons, rings, stars, strokes and thin lines: built in, no files, 7 classes."""
+"""Drawn scenes of discs, rings, polygons, stars, strokes and lines: built in, no files. Figures: docs/shapes.md."""
 
+import colorsys
 import hashlib
-import itertools
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,20 +12,51 @@ from segbench.data.base import Dataset, Pixels
 from segbench.errors import UserError
 
 Points = npt.NDArray[np.float64]  # (n, 2) x, y in pixels; (0, 0) is the top left corner of the image
-Part = list[Points]  # outlines, filled by the even-odd rule; a shape is the union of its parts
 SUPERSAMPLING = 8  # sub-pixels a side on which coverage is counted
 SPLITS = {"train": 0, "val": 1}
-VERSION = 1  # raise when a drawing changes
+VERSION = 2  # raise when a drawing changes
+
+
+@dataclass(frozen=True)
+class Look:
+    """A family of colours and textures: what things of one or two classes are painted with.
+
+    Attributes:
+        hue: mean and standard deviation, in turns of the colour circle.
+        saturation, value: ranges, uniform, from 0 to 1.
+        waves: plane waves of random direction that make the texture: 1 gives stripes, many give blobs.
+        period: range of their wavelengths in pixels.
+    """
+
+    hue: tuple[float, float]
+    saturation: tuple[float, float]
+    value: tuple[float, float]
+    waves: int
+    period: tuple[float, float]
+
+
+GROUND = Look((0.15, 0.5), (0.0, 0.45), (0.3, 0.95), waves=8, period=(8, 40))
+ROUND = Look((0.0, 0.06), (0.4, 1.0), (0.3, 1.0), waves=1, period=(4, 9))
+CORNERED = Look((0.2, 0.06), (0.4, 1.0), (0.3, 1.0), waves=6, period=(5, 12))
+SPIKY = Look((0.43, 0.06), (0.4, 1.0), (0.3, 1.0), waves=2, period=(5, 10))
+THIN = Look((0.7, 0.06), (0.4, 1.0), (0.3, 1.0), waves=1, period=(40, 120))
+LOOKS = (GROUND, ROUND, CORNERED, ROUND, SPIKY, THIN, THIN)  # by label
+DISC, POLYGON, RING, STAR, STROKE, LINE = range(1, 7)
+WIDTHS_PX = {STROKE: (3.0, 5.0), LINE: (1.0, 2.0)}
 
 
 class Shapes(Dataset):
-    """Anti-aliased shapes with exact sub-pixel outlines over textures that do not give the class away.
+    """Scenes in which things are easy to recognise and hard to place, to tell upsamplers apart within minutes.
 
-    A function of (seed, split, index) and the size. Outlines are real-valued polygons; a pixel's coverage is counted on
-    8x8 sub-pixels, its colour blended by coverage, its label the topmost shape that covers at least half of it. Thin
-    structures are half of what is drawn (strokes of 2 to 5 px, lines of 1 to 4 px): there upsampling shows. Every shape
-    and the background take colours and texture from one distribution, whatever their class; only contrast with what
-    lies beneath is assured.
+    Easy to recognise: each class is painted from a `Look`, a family of colours and textures; the ground has one too.
+    The families are wide and come near each other, so that a single pixel often says too little. Hard to place: half of
+    the things are thin, outlines are real-valued, and two pairs of classes share everything but what has to be placed:
+
+    - ``disc`` and ``ring`` have one look and one distribution of outlines; a ring's hole is open;
+    - ``stroke`` and ``line`` have one look and one distribution of paths; a stroke is 3 to 5 px wide, a line 1 to 2 px.
+
+    A pixel's coverage is counted on 8x8 sub-pixels, its colour blended by coverage; its label is the topmost thing that
+    covers at least half of it. A scene is a function of (seed, split, index) and the size.
 
     Args:
         split: ``train`` or ``val``; their scenes are drawn from different random streams.
@@ -71,48 +103,83 @@ class Shapes(Dataset):
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Pixels, Pixels]:
     """One scene: image (height, width, 3) uint8 RGB and labels (height, width) uint8, 0 to 6."""
-    image = _texture(rng, height, width, _colour(rng))
+    image = np.zeros((height, width, 3))
+    image += _paint(rng, GROUND, image[..., 0], (0, 0), beneath=None)
     labels = np.zeros((height, width), np.uint8)
-    number = max(3, round(rng.uniform(0.8, 1.2) * 14 * np.sqrt(height * width) / 192))
-    kinds = np.concatenate([rng.permutation([1, 2, 3, 4, 5, 5, 6, 6]) for _ in range(0, number, 8)])[:number]
-    for kind in sorted(kinds, key=lambda k: k >= 5):  # the thin ones on top
-        _draw(rng, image, labels, int(kind))
+    for kind in draw_kinds(rng, max(3, round(rng.uniform(0.8, 1.2) * 20 * np.sqrt(height * width) / 192))):
+        draw_thing(rng, image, labels, kind)
     noise = rng.normal(0, rng.uniform(1, 5), image.shape)
     return np.clip(image + noise, 0, 255).astype(np.uint8), labels
 
 
-def _draw(rng: np.random.Generator, image: Points, labels: Pixels, kind: int) -> None:
+def draw_kinds(rng: np.random.Generator, number: int) -> list[int]:
+    """Labels of ``number`` things from bottom to top; of every eight four are thin, and these lie on top."""
+    eight = [DISC, POLYGON, RING, STAR, STROKE, STROKE, LINE, LINE]
+    kinds = np.concatenate([rng.permutation(eight) for _ in range(0, number, 8)])[:number]
+    return sorted((int(kind) for kind in kinds), key=lambda kind: kind in WIDTHS_PX)
+
+
+def draw_thing(rng: np.random.Generator, image: Points, labels: Pixels, kind: int) -> None:
+    """Draw one thing of class ``kind`` at a random place onto both arrays."""
     height, width = labels.shape
     centre = rng.uniform(0, 1, 2) * (width, height)
     radius = rng.uniform(0.05, 0.14) * np.sqrt(height * width)
-    alpha, (top, left) = _coverage(_PARTS[kind](rng, centre, radius), height, width)
+    alpha, (top, left) = coverage(_outlines(rng, kind, centre, radius), height, width)
     if not alpha.size:
         return
     window = np.s_[top : top + alpha.shape[0], left : left + alpha.shape[1]]
-    beneath = image[window][alpha > 0]
-    colour = _colour(rng, beneath.mean(0) if len(beneath) else None)
-    texture = _texture(rng, alpha.shape[0], alpha.shape[1], colour)
-    image[window] += alpha[..., None] * (texture - image[window])
+    paint = _paint(rng, LOOKS[kind], alpha, (top, left), image[window].mean((0, 1)))
+    image[window] += alpha[..., None] * (paint - image[window])
     labels[window][alpha >= 0.5] = kind
 
 
-def _coverage(parts: list[Part], height: int, width: int) -> tuple[Points, tuple[int, int]]:
-    """Share of each pixel that the parts cover, over their bounding box, and that box's top and left."""
-    points = np.concatenate([outline for part in parts for outline in part])
-    left, top = (int(v) for v in np.clip(np.floor(points.min(0)) - 1, 0, (width, height)))
-    right, bottom = (int(v) for v in np.clip(np.ceil(points.max(0)) + 1, 0, (width, height)))
+def coverage(outlines: list[Points], height: int, width: int) -> tuple[Points, tuple[int, int]]:
+    """Share of each pixel inside the outlines, over their bounding box, and that box's top and left.
+
+    Inside is where outlines go round a point other than zero times: outlines of one sense are united, one of the other
+    sense cuts a hole. A sub-pixel counts by its centre.
+    """
+    points = np.concatenate(outlines)
+    left, top = (int(v) for v in np.clip(np.floor(points.min(0)), 0, (width, height)))
+    right, bottom = (int(v) for v in np.clip(np.ceil(points.max(0)), 0, (width, height)))
     if right <= left or bottom <= top:
         return np.zeros((0, 0)), (0, 0)
-    fine = np.zeros(((bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING), np.uint8)
-    shift = 8  # fillPoly takes fixed-point corners; a sub-pixel's centre has whole coordinates
-    for part in parts:
-        corners = [np.round(((o - (left, top)) * SUPERSAMPLING - 0.5) * 2**shift).astype(np.int32) for o in part]
-        cv2.fillPoly(fine, corners, 255, shift=shift)
-    share = cv2.resize(fine, (right - left, bottom - top), interpolation=cv2.INTER_AREA)  # means over 8x8, to 1/255
-    return share / 255, (top, left)
+    rows, columns = (bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING
+    start = (points - (left, top)) * SUPERSAMPLING - 0.5  # a sub-pixel's centre has whole coordinates
+    sizes = np.array([len(outline) for outline in outlines])
+    following = np.arange(1, len(points) + 1)
+    following[sizes.cumsum() - 1] -= sizes
+    end = start[following]
+    # Each edge crosses the rows first <= row < last; left of a crossing to the right of it the count of turns changes.
+    first, last = np.clip(np.ceil(np.sort([start[:, 1], end[:, 1]], 0)), 0, rows).astype(int)
+    edge = np.repeat(np.arange(len(start)), last - first)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(last - first) - (last - first), last - first) + first[edge]
+    slope = (end[edge, 0] - start[edge, 0]) / (end[edge, 1] - start[edge, 1])
+    column = np.ceil(start[edge, 0] + (row - start[edge, 1]) * slope)
+    turns = np.zeros((rows, columns + 1), np.int16)
+    sense = np.where(end[edge, 1] > start[edge, 1], 1, -1).astype(np.int16)
+    np.add.at(turns, (row, np.clip(column, 0, columns).astype(int)), sense)
+    inside = (np.cumsum(turns, 1, np.int16)[:, :-1] != 0).astype(np.uint8) * 255
+    return cv2.resize(inside, (right - left, bottom - top), interpolation=cv2.INTER_AREA) / 255, (top, left)
 
 
-def _polar(radii: Points, angles: Points, centre: Points) -> Points:
+def _outlines(rng: np.random.Generator, kind: int, centre: Points, radius: float) -> list[Points]:
+    if kind in (DISC, RING):
+        outer, hole = _ellipse(rng, centre, radius), rng.uniform(0.4, 0.75)
+        return [outer] if kind == DISC else [outer, (centre + (outer - centre) * hole)[::-1]]
+    if kind == POLYGON:
+        corners = int(rng.integers(3, 6))
+        turns = (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) / corners
+        return [_polar(radius * rng.uniform(0.9, 1.2, corners), rng.uniform() + turns, centre)]
+    if kind == STAR:
+        tips = int(rng.integers(5, 9))
+        radii = np.where(np.arange(2 * tips) % 2 == 0, 1.25, rng.uniform(0.4, 0.6)) * radius
+        return [_polar(radii, rng.uniform() + np.arange(2 * tips) / (2 * tips), centre)]
+    return pen(_path(rng, centre, radius), rng.uniform(*WIDTHS_PX[kind]))
+
+
+def _polar(radii: Points, turns: Points, centre: Points) -> Points:
+    angles = 2 * np.pi * turns
     return centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
 
 
@@ -123,40 +190,12 @@ def _ellipse(rng: np.random.Generator, centre: Points, radius: float) -> Points:
     return centre + np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], 1)
 
 
-def _disc(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    return [[_ellipse(rng, centre, radius)]]
-
-
-def _polygon(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    corners = int(rng.integers(3, 6))
-    angles = rng.uniform(0, 2 * np.pi) + (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) * 2 * np.pi / corners
-    return [[_polar(radius * rng.uniform(0.9, 1.2, corners), angles, centre)]]
-
-
-def _ring(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    outer = _ellipse(rng, centre, radius * 1.1)
-    return [[outer, centre + (outer - centre) * rng.uniform(0.45, 0.8)]]
-
-
-def _star(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    tips = int(rng.integers(5, 9))
-    radii = np.where(np.arange(2 * tips) % 2 == 0, 1.25, rng.uniform(0.4, 0.6)) * radius
-    return [[_polar(radii, rng.uniform(0, 2 * np.pi) + np.arange(2 * tips) * np.pi / tips, centre)]]
-
-
-def _stroke(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    """A glyph: a smooth curve through random points, drawn with a round pen."""
-    return _pen(_curve(centre + rng.uniform(-1.2, 1.2, (int(rng.integers(3, 6)), 2)) * radius), rng.uniform(2, 5))
-
-
-def _line(rng: np.random.Generator, centre: Points, radius: float) -> list[Part]:
-    angle, half = rng.uniform(0, np.pi), radius * rng.uniform(1.5, 4)
-    along = half * np.array([np.cos(angle), np.sin(angle)])
-    return _pen(np.stack([centre - along, centre + along]), rng.uniform(1, 4))
-
-
-def _curve(points: Points) -> Points:
-    """Catmull-Rom spline through ``points``."""
+def _path(rng: np.random.Generator, centre: Points, radius: float) -> Points:
+    """A smooth curve (Catmull-Rom spline) through two to four points about a straight line; through two, the line."""
+    number, angle, half = int(rng.integers(2, 5)), rng.uniform(0, 2 * np.pi), radius * rng.uniform(1, 3)
+    along, across = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) * half
+    sway = rng.uniform(-0.6, 0.6, number)
+    points = centre + np.linspace(-1, 1, number)[:, None] * along + sway[:, None] * across
     p = np.concatenate([points[:1], points, points[-1:]])
     t = np.linspace(0, 1, 12, endpoint=False)[:, None]
     parts = [
@@ -166,43 +205,33 @@ def _curve(points: Points) -> Points:
     return np.concatenate([*parts, points[-1:]])
 
 
-def _pen(path: Points, width: float) -> list[Part]:
-    """A path drawn with a round pen of ``width`` px: a box for each segment, a disc for each joint."""
+def pen(path: Points, width_px: float) -> list[Points]:
+    """Outlines, all of one sense, of a path drawn with a round pen: a box for each segment, a disc for each joint."""
     t = np.linspace(0, 2 * np.pi, 16, endpoint=False)
-    dot = np.stack([np.cos(t), np.sin(t)], 1) * width / 2
-    parts: list[Part] = [[point + dot] for point in path]
-    for a, b in itertools.pairwise(path):
-        along = (b - a) / (np.linalg.norm(b - a) + 1e-9) * width / 2
-        across = np.array([-along[1], along[0]])
-        parts.append([np.stack([a + across, b + across, b - across, a - across])])
-    return parts
+    dot = np.stack([np.cos(t), np.sin(t)], 1) * width_px / 2
+    a, b = path[:-1], path[1:]
+    along = (b - a) / (np.linalg.norm(b - a, axis=1, keepdims=True) + 1e-9) * width_px / 2
+    across = along[:, ::-1] * (-1, 1)
+    return [*(path[:, None] + dot), *np.stack([a - across, b - across, b + across, a + across], 1)]
 
 
-_PARTS = {1: _disc, 2: _polygon, 3: _ring, 4: _star, 5: _stroke, 6: _line}
+def _paint(
+    rng: np.random.Generator, look: Look, like: Points, corner: tuple[int, int], beneath: Points | None
+) -> Points:
+    """(h, w, 3) of ``look`` for an (h, w) window at ``corner`` (top, left), in colours that stand out from ``beneath``.
 
-
-def _colour(rng: np.random.Generator, beneath: Points | None = None, contrast: float = 70) -> Points:
-    """An RGB colour, at least ``contrast`` away (Euclidean, of 255 a channel) from the colour beneath it."""
-    while True:
-        colour = rng.uniform(20, 235, 3)
-        if beneath is None or np.linalg.norm(colour - beneath) >= contrast:
-            return colour
-
-
-def _texture(rng: np.random.Generator, height: int, width: int, colour: Points) -> Points:
-    """(height, width, 3): ``colour`` varied by stripes, blobs or a gradient, all from one distribution."""
-    strength = rng.uniform(8, 30) * rng.normal(0, 1, 3)
-    kind = int(rng.integers(3))
-    if kind == 0:
-        angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
-        y, x = np.mgrid[:height, :width]
-        pattern = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period + rng.uniform(0, 6.3))
-    elif kind == 1:
-        cell = rng.uniform(3, 16)
-        coarse = rng.normal(0, 1, (int(height / cell) + 2, int(width / cell) + 2))
-        pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    else:
-        angle = rng.uniform(0, 2 * np.pi)
-        y, x = np.mgrid[:height, :width]
-        pattern = (x * np.cos(angle) + y * np.sin(angle)) / max(height, width) * 3 - 1
-    return colour + pattern[..., None] * strength
+    What is drawn from ``rng`` depends on neither the window nor the class, so that classes of one look cannot differ.
+    """
+    hues = rng.normal(*look.hue, 3) % 1
+    colours = (
+        np.array([colorsys.hsv_to_rgb(h, rng.uniform(*look.saturation), rng.uniform(*look.value)) for h in hues]) * 255
+    )
+    colour = colours[0 if beneath is None else np.linalg.norm(colours - beneath, axis=1).argmax()]
+    y, x = np.ogrid[: like.shape[0], : like.shape[1]]
+    pattern = np.zeros(like.shape)
+    for _ in range(look.waves):
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        rate = 2 * np.pi / rng.uniform(*look.period)
+        pattern += np.sin((x + corner[1]) * (rate * np.cos(angle)) + ((y + corner[0]) * (rate * np.sin(angle)) + phase))
+    strength = rng.uniform(15, 40) + rng.normal(0, 12, 3)  # mostly light and dark, a little colour
+    return np.asarray(colour + pattern[..., None] * np.sqrt(1 / look.waves) * strength)

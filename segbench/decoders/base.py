@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
@@ -11,6 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Scale = int | Fraction
+
+
+# What an upsampler may say that it starts as: the word -> what that means. `segbench.check` verifies it.
+STARTS = {
+    "nearest": "equal to nearest-neighbour interpolation",
+    "bilinear": "equal to bilinear interpolation (align_corners=False), but for the border",
+    "linear": "each channel by itself, and whatever is linear in x and y stays so, but for the border",
+    "random": "what its random weights make of it",
+}
+
+
+class BrokenUpsampler(ValueError):
+    """An upsampler that does not do what `PyramidDecoder.upsampler` says."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One upsampling step of a decoder: the technique's module and what it was made for.
+
+    Attributes:
+        guide_channels: of the guide, 0 where it is called without one.
+    """
+
+    module: nn.Module
+    channels: int
+    scale: Scale
+    guide_channels: int
 
 
 class Decoder(nn.Module):
@@ -33,6 +61,14 @@ class Decoder(nn.Module):
             raise ValueError(f"strides must increase from fine to coarse: {list(strides)}")
         self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
 
+    def skeleton(self) -> dict[str, nn.Module]:
+        """Name -> part that it has in common with other decoders, which starts from the same weights in all of them."""
+        return {}
+
+    def upsampling(self) -> Iterator[Step]:
+        """The steps that are the technique itself: their parameters are not decayed, their `starts_as` is checked."""
+        return iter(())
+
     def forward(self, features: list[Tensor], image: Tensor) -> Tensor:
         """Logits ``(B, K, H, W)``, unbounded floats.
 
@@ -53,8 +89,9 @@ class PyramidDecoder(Decoder):
     Between two strides with ratio r there are as many x2 steps of the technique as fit into r. What then remains is
     bilinear, or the technique itself where its class says ``rational = True`` (it then takes a ``Fraction``).
 
-    A technique is a subclass with one method, ``upsampler``. The skeleton's own layers are made before the upsamplers,
-    so that for one seed they start from the same weights whatever the technique.
+    A technique is a subclass with one method, ``upsampler``. In a sweep the skeleton's weights are drawn from (seed,
+    "skeleton", name of the layer), so that for one seed they are the same whatever the technique; its own weights are
+    drawn from (seed, "upsampler"). See `segbench.build`.
 
     Args:
         channels, strides, num_classes: see `Decoder`.
@@ -82,29 +119,42 @@ class PyramidDecoder(Decoder):
                 f"output_stride must be from 1 to the finest encoder stride {strides[0]}, not {output_stride}"
             )
         self.output_stride = output_stride
-        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        with torch.random.fork_rng(devices=[]):  # so that the technique's weights depend on nothing of the skeleton
+            self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
+            self.blocks = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+                )
+                for _ in channels
             )
-            for _ in channels
-        )
-        self.classifier = nn.Conv2d(width, num_classes, 1)
+            self.classifier = nn.Conv2d(width, num_classes, 1)
         # steps[i] leads from level i to level i - 1; steps[0] leads from the finest level to the output stride.
         finer = (output_stride, *strides)
         self.ratios = [Fraction(stride, target) for stride, target in zip(strides, finer, strict=False)]
+        self.sizes = [(width if i else num_classes, width if i else 3) for i in range(len(strides))]  # C, guide's C
         self.steps = nn.ModuleList(
-            nn.ModuleList(
-                self.upsampler(width if i else num_classes, s, width if i else 3) for s in self._scales(ratio)
-            )
-            for i, ratio in enumerate(self.ratios)
+            nn.ModuleList(self.upsampler(c, scale, guide) for scale in self._scales(ratio))
+            for ratio, (c, guide) in zip(self.ratios, self.sizes, strict=True)
         )
+
+    def skeleton(self) -> dict[str, nn.Module]:
+        return {"laterals": self.laterals, "blocks": self.blocks, "classifier": self.classifier}
+
+    def upsampling(self) -> Iterator[Step]:
+        for steps, ratio, (channels, guide_channels) in zip(self.steps, self.ratios, self.sizes, strict=True):
+            assert isinstance(steps, nn.ModuleList)
+            for module, scale in zip(steps, self._scales(ratio), strict=True):
+                yield Step(module, channels, scale, guide_channels if self.guided else 0)
 
     def upsampler(self, channels: int, scale: Scale, guide_channels: int) -> nn.Module:
         """The technique: a module from ``(B, channels, h, w)`` to ``(B, channels, scale*h, scale*w)``.
 
         It is called as ``module(x)``, or as ``module(x, guide)`` where the class sets ``guided = True``; the guide is
         ``(B, guide_channels, scale*h, scale*w)``: the lateral of the finer level, and the image where there is none.
+        Another size than that, or a guide changed in place, is a `BrokenUpsampler`.
+
+        What it computes before any training it may say by an attribute ``starts_as``, one of `STARTS`, which
+        ``segbench check`` verifies.
 
         Args:
             channels: channels in and out.
@@ -126,14 +176,27 @@ class PyramidDecoder(Decoder):
         assert isinstance(steps, nn.ModuleList)
         for scale, step in zip(self._scales(rest), steps, strict=True):
             rest /= scale
-            if self.guided:
-                fine = _fit(guide, _ceil(size, 1 / rest), _ceil(x.shape[-2:], Fraction(scale)))
-                x = step(x, fine)
-            else:
-                x = step(x)
+            x = self._step(step, scale, x, _fit(guide, size, rest, scale, x) if self.guided else None)
         # Steps from an odd level overshoot by a pixel; crop, so that pixel centres stay where they are.
-        height, width = _ceil(size, 1 / rest)
-        return resize(x[..., :height, :width], size)
+        return resize(crop(x, _ceil(size, 1 / rest)), size)
+
+    def _step(self, step: nn.Module, scale: Scale, x: Tensor, guide: Tensor | None) -> Tensor:
+        """One step of the technique: ``(B, C, h, w)`` to ``(B, C, scale*h, scale*w)``, and nothing else.
+
+        Raises:
+            BrokenUpsampler: it returns something else, or changes the guide in place.
+        """
+        who = f"the upsampler {type(step).__name__} of {type(self).__name__}"
+        wanted = (*x.shape[:2], *_ceil(x.shape[-2:], Fraction(scale)))
+        shape = tuple(x.shape)
+        version = 0 if guide is None else guide._version
+        y = step(x) if guide is None else step(x, guide)
+        if not isinstance(y, Tensor) or tuple(y.shape) != wanted:
+            found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+            raise BrokenUpsampler(f"{who} returns {found} for {shape} and scale {scale}; wanted {wanted}")
+        if guide is not None and guide._version != version:
+            raise BrokenUpsampler(f"{who} changes its guide in place, which the skeleton uses too")
+        return y
 
     def forward(self, features: list[Tensor], image: Tensor) -> Tensor:
         laterals = [lateral(f) for lateral, f in zip(self.laterals, features, strict=True)]  # each (B, width, h_i, w_i)
@@ -156,15 +219,22 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
 
 
+def crop(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The top left ``(B, C, *size)`` of ``(B, C, H, W)``. Where that is all, no slice, whose backward would copy it."""
+    return x if tuple(x.shape[-2:]) == tuple(size) else x[..., : size[0], : size[1]]
+
+
 def _ceil(size: Sequence[int], scale: Fraction) -> tuple[int, int]:
     height, width = (-(-n * scale.numerator // scale.denominator) for n in size)
     return height, width
 
 
-def _fit(guide: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """The guide at ``size``, its last row and column repeated up to ``padded``, the size that an upsampler puts out."""
-    guide = resize(guide, size)
-    missing = (padded[0] - size[0], padded[1] - size[1])
+def _fit(guide: Tensor, size: tuple[int, int], rest: Fraction, scale: Scale, x: Tensor) -> Tensor:
+    """The guide at ``size / rest``, last row and column repeated up to what a step of ``scale`` makes of ``x``."""
+    height, width = _ceil(size, 1 / rest)
+    guide = resize(guide, (height, width))
+    padded = _ceil(x.shape[-2:], Fraction(scale))
+    missing = (padded[0] - height, padded[1] - width)
     return F.pad(guide, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else guide
 
 

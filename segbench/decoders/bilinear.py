@@ -12,6 +12,8 @@ class BilinearUpsampler(nn.Module):
     ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``, without parameters.
     """
 
+    starts_as = "bilinear"
+
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         self.scale = scale

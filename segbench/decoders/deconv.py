@@ -24,6 +24,7 @@ class DeconvUpsampler(nn.ConvTranspose2d):
         super().__init__(channels, channels, kernel_size=4, stride=2, padding=1)
         if init not in ("bilinear", "random"):
             raise ValueError(f"init must be 'bilinear' or 'random', not '{init}'")
+        self.starts_as = init
         if init == "bilinear":
             taps = triangle_filter(2)
             with torch.no_grad():

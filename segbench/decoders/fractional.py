@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.decoders.base import PyramidDecoder, Scale, triangle_filter
+from segbench.decoders.base import PyramidDecoder, Scale, crop, triangle_filter
 
 
 class FractionalConv2d(nn.Module):
@@ -18,9 +18,9 @@ class FractionalConv2d(nn.Module):
     channels. ``y[n] = sum_k w[n q + d - k p] x[k] + b`` along each axis; ``d`` keeps pixel centres aligned as in
     bilinear interpolation with ``align_corners=False``; zeros lie beyond the border.
 
-    Zeros are never multiplied and dropped pixels never computed: the output falls into p x p phases, each a small
-    strided convolution with the taps ``w[a::p, b::p]`` (the polyphase form), so it costs K²/p² multiplications per
-    output pixel and channel pair.
+    Dropped pixels are never computed: the output falls into p x p phases, each a small strided convolution with the
+    taps ``w[a::p, b::p]`` (the polyphase form). The p phases of a row are computed by one convolution over the columns
+    that they reach together: a little more arithmetic than the least, and a third of the time.
 
     Args:
         in_channels: C_in.
@@ -33,6 +33,8 @@ class FractionalConv2d(nn.Module):
         ValueError: factor not above 0, or an unknown init.
     """
 
+    placed: Tensor
+
     def __init__(
         self, in_channels: int, out_channels: int, factor: Scale, init: Literal["bilinear", "random"] = "bilinear"
     ) -> None:
@@ -44,9 +46,23 @@ class FractionalConv2d(nn.Module):
         taps = triangle_filter(factor)
         self.kernel_size = len(taps)
         self.offset = (self.q - self.p + self.kernel_size - 1) // 2  # d
+        starts = [r * self.q + self.offset for r in range(self.p)]  # of outputs r, in the grid with zeros
+        self.rows = [start // self.p - 1 for start in starts]  # the input pixel under the second of a phase's two taps
+        left, right = min(self.rows), max(self.rows) + 2
+        down = torch.zeros(self.kernel_size, self.p, 2)  # (tap, phase, pixel): 1 where that tap lies over that pixel
+        across = torch.zeros(self.kernel_size, self.p, right - left)  # of a row all phases' pixels side by side
+        for phase, start in enumerate(starts):
+            for second in (0, 1):
+                own = start % self.p + second * self.p
+                if own < self.kernel_size:
+                    down[own, phase, 1 - second] = 1
+                    across[own, phase, self.rows[phase] + 1 - second - left] = 1
+        placed = torch.einsum("irx,jsy->ijrsxy", down, across)
+        self.register_buffer("placed", placed, persistent=False)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         with torch.no_grad():
+            self.starts_as = init
             if init == "bilinear":
                 both = range(min(in_channels, out_channels))
                 self.weight.zero_()
@@ -63,43 +79,34 @@ class FractionalConv2d(nn.Module):
             f"{self.weight.shape[1]}, {self.weight.shape[0]}, factor={self.p}/{self.q}, kernel_size={self.kernel_size}"
         )
 
-    def _phase(self, residue: int) -> tuple[int, int, int]:
-        """Outputs ``n = residue (mod p)`` of one axis: first tap, number of taps, input pixel under the last tap."""
-        position = residue * self.q + self.offset  # in the grid with zeros, for the first of these outputs
-        first = position % self.p
-        taps = len(range(first, self.kernel_size, self.p))
-        return first, taps, position // self.p - (taps - 1)
+    def _kernels(self) -> Tensor:
+        """``(p, p, C_out, C_in, 2, columns)``: for row phase and column phase the taps, over the pixels they reach."""
+        placed = self.weight.flatten(2) @ self.placed.to(self.weight).flatten(0, 1).flatten(1)
+        return placed.unflatten(2, self.placed.shape[2:]).permute(2, 3, 0, 1, 4, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         out_h, out_w = (-(-n * self.p // self.q) for n in (height, width))
+        down, across = -(-out_h // self.p), -(-out_w // self.p)  # outputs of each phase
+        kernels, first = self._kernels(), min(self.rows)
+        below = max(self.rows) + 2 + (down - 1) * self.q - height
+        right = first + (across - 1) * self.q + kernels.shape[-1] - width
+        x = F.pad(x, (-first, right, -first, below))  # a negative amount crops
+        bias = self.bias.repeat(self.p)
         rows = []
-        for r in range(min(self.p, out_h)):
-            row = []
-            for s in range(min(self.p, out_w)):
-                (a, taps_h, top), (b, taps_w, left) = self._phase(r), self._phase(s)
-                count_h, count_w = -(-(out_h - r) // self.p), -(-(out_w - s) // self.p)
-                bottom = top + (count_h - 1) * self.q + taps_h - height
-                right = left + (count_w - 1) * self.q + taps_w - width
-                window = F.pad(x, (-left, right, -top, bottom))  # a negative amount crops
-                kernel = self.weight[:, :, a :: self.p, b :: self.p].flip(-2, -1)
-                row.append(F.conv2d(window, kernel, self.bias, stride=self.q))  # (B, C_out, count_h, count_w)
-            rows.append(_interleave(row, out_w, -1))
-        return _interleave(rows, out_h, -2)  # (B, C_out, out_h, out_w)
-
-
-def _interleave(parts: list[Tensor], length: int, dim: int) -> Tensor:
-    """``y[i p + j] = parts[j][i]`` along ``dim`` (-1 or -2); later parts may be shorter by one."""
-    longest = parts[0].shape[dim]
-    missing = [longest - part.shape[dim] for part in parts]
-    padded = [F.pad(part, (0, n) if dim == -1 else (0, 0, 0, n)) for part, n in zip(parts, missing, strict=True)]
-    return torch.stack(padded, dim).flatten(dim - 1, dim).narrow(dim, 0, length)
+        for row, kernel in zip(self.rows, kernels.flatten(1, 2).unbind(), strict=True):
+            strip = x[..., row - first : row - first + (down - 1) * self.q + 2, :]
+            y = F.conv2d(strip, kernel, bias, stride=self.q)  # (B, p C_out, down, across)
+            rows.append(y.permute(0, 2, 3, 1))
+        y = torch.stack(rows, 2).reshape(len(x), down * self.p, across * self.p, -1)  # the phases interleaved
+        return crop(y.permute(0, 3, 1, 2), (out_h, out_w))  # (B, C_out, out_h, out_w)
 
 
 class FractionalUpsampler(nn.Sequential):
     """x2 as 3/2 and then 4/3, two learned steps: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)`` for any h and w.
 
-    Even sizes come out exactly; an odd size overshoots in the first step and is cropped.
+    Even sizes come out exactly; an odd size overshoots in the first step and is cropped. Two linear interpolations in
+    turn are not quite the bilinear one by 2: they smooth a little more, and keep what is linear.
     """
 
     def __init__(self, channels: int, init: Literal["bilinear", "random"] = "bilinear") -> None:
@@ -107,9 +114,10 @@ class FractionalUpsampler(nn.Sequential):
             FractionalConv2d(channels, channels, Fraction(3, 2), init),
             FractionalConv2d(channels, channels, Fraction(4, 3), init),
         )
+        self.starts_as = "linear" if init == "bilinear" else "random"
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[..., : 2 * x.shape[-2], : 2 * x.shape[-1]]
+        return crop(super().forward(x), (2 * x.shape[-2], 2 * x.shape[-1]))
 
 
 class Fractional(PyramidDecoder):

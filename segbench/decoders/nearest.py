@@ -9,6 +9,8 @@ from segbench.decoders.base import PyramidDecoder, Scale
 class NearestUpsampler(nn.Module):
     """``y[n] = x[floor(n / s)]``: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``, without parameters."""
 
+    starts_as = "nearest"
+
     def __init__(self, scale: Scale) -> None:
         super().__init__()
         self.scale = scale

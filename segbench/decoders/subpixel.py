@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.decoders.base import PyramidDecoder, Scale
+from segbench.decoders.bilinear_conv import IdentityConv2d
 
 
 class SubpixelUpsampler(nn.Module):
@@ -16,18 +17,21 @@ class SubpixelUpsampler(nn.Module):
     Args:
         channels: C.
         scale: s, an int.
-        init: ``icnr`` starts the s² kernels of each output channel equal, so that it begins as convolution and nearest
-            and shows no checkerboard (Aitken et al. 2017, arXiv:1707.02937); ``plain`` as torch does by default.
+        init: ``nearest`` starts as nearest-neighbour interpolation of each channel: ICNR (Aitken et al. 2017,
+            arXiv:1707.02937) from a delta kernel, so that the s² kernels of an output channel all take its own pixel;
+            ``icnr`` from a random kernel, which starts as a random convolution and nearest; ``plain`` as torch does by
+            default, with a checkerboard.
     """
 
-    def __init__(self, channels: int, scale: int = 2, init: Literal["icnr", "plain"] = "icnr") -> None:
+    def __init__(self, channels: int, scale: int = 2, init: Literal["nearest", "icnr", "plain"] = "nearest") -> None:
         super().__init__()
-        if init not in ("icnr", "plain"):
-            raise ValueError(f"init must be 'icnr' or 'plain', not '{init}'")
+        if init not in ("nearest", "icnr", "plain"):
+            raise ValueError(f"init must be 'nearest', 'icnr' or 'plain', not '{init}'")
+        self.starts_as = "nearest" if init == "nearest" else "random"
         self.conv = nn.Conv2d(channels, scale**2 * channels, 3, padding=1)
         self.shuffle = nn.PixelShuffle(scale)
-        if init == "icnr":
-            one = nn.Conv2d(channels, channels, 3, padding=1)
+        if init != "plain":
+            one = IdentityConv2d(channels) if init == "nearest" else nn.Conv2d(channels, channels, 3, padding=1)
             assert one.bias is not None
             assert self.conv.bias is not None
             with torch.no_grad():
@@ -42,11 +46,11 @@ class Subpixel(PyramidDecoder):
     """`PyramidDecoder` with sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158).
 
     Args:
-        init: ``icnr`` or ``plain``, see `SubpixelUpsampler`.
+        init: ``nearest``, ``icnr`` or ``plain``, see `SubpixelUpsampler`.
         **kwargs: ``width`` and ``output_stride``, see `PyramidDecoder`.
     """
 
-    def __init__(self, *args: Any, init: Literal["icnr", "plain"] = "icnr", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, init: Literal["nearest", "icnr", "plain"] = "nearest", **kwargs: Any) -> None:
         self.init = init
         super().__init__(*args, **kwargs)
 
