@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from segbench import metrics
-from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_over_classes, pixel_accuracy
+from segbench.metrics import VOID, Truth, band_width, collapsed, contour_f1, iou, mean_over_classes, pixel_accuracy
 from segbench.metrics.counts import _by_erosion, _by_pooling, boundary_band
 
 
@@ -407,6 +407,36 @@ def test_other_void_labels():
     assert metrics.MeanIoU(2, ignore_index=-1)(preds, target) == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert metrics.MeanIoU(2, ignore_index=None)(preds, target.clamp(min=0)) == pytest.approx((2 / 4 + 2 / 4) / 2)
     assert metrics.boundary_iou(preds, target, 2, ignore_index=-1) == pytest.approx(2 / 3)
+    assert metrics.mean_iou(preds, target, 2, ignore_index=-1) == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_mean_iou_works_as_its_siblings():
+    preds = torch.tensor([[[0, 0, 1], [0, 1, 1]], [[1, 1, 1], [0, 0, 0]]])
+    target = torch.tensor([[[0, 0, 1], [0, 0, 255]], [[1, 1, 0], [0, 0, 0]]])
+    expected = (6 / 8 + 3 / 5) / 2  # class 0: 6 of 8 pixels, class 1: 3 of 5; the void one counts nowhere
+    assert metrics.mean_iou(preds, target, 2) == pytest.approx(expected)
+    logits = torch.nn.functional.one_hot(preds, 2).permute(0, 3, 1, 2).float()
+    assert metrics.mean_iou(logits, target, 2) == pytest.approx(expected)
+    assert metrics.mean_iou(preds, target, num_classes=2, ignore_index=255) == metrics.MeanIoU(2)(preds, target)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "found"),
+    [
+        ([990, 10, 0], [500, 300, 200], 0),
+        ([991, 9, 0], [500, 300, 200], 0),
+        ([10, 0, 990], [500, 300, 200], 2),
+        ([989, 11, 0], [500, 300, 200], None),  # 98.9 %
+        ([1000, 0, 0], [1000, 0, 0], None),  # all there is
+        ([995, 5, 0], [995, 5, 0], None),  # a perfect model of a lopsided split
+        ([998, 2, 0], [995, 5, 0], 0),  # one that misses more than half of the rest
+        ([997, 3, 0], [995, 5, 0], None),
+        ([0, 1000, 0], [999, 1, 0], 1),
+        ([0, 0, 0], [0, 0, 0], None),
+    ],
+)
+def test_collapsed(predicted, truth, found):
+    assert collapsed(np.array([np.minimum(predicted, truth), predicted, truth])) == found
 
 
 @pytest.mark.parametrize(

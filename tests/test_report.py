@@ -204,7 +204,9 @@ def test_every_score_is_what_the_counts_give(folder, read, name):
         if d == "bilinear":
             assert found["mean"][d]["deltas"]["bilinear"] is None
         elif name != "accuracy":
-            assert found["mean"][d]["deltas"]["bilinear"]["mean"] == pytest.approx(own.mean() - np.nanmean(base, 1).mean())
+            assert found["mean"][d]["deltas"]["bilinear"]["mean"] == pytest.approx(
+                own.mean() - np.nanmean(base, 1).mean()
+            )
         for k, c in enumerate(CLASSES if name != "accuracy" else []):
             cell = found["classes"][c][d]
             if c == "never":

@@ -175,8 +175,8 @@ def _tex(text: str) -> str:
 def print_terminal(table: Table, console: Any) -> None:
     """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score.
 
-    Where one grid would be wider than the terminal, there are several, each with the columns that say what a row is
-    about: what belongs together stays so, as far as it fits by the longest words of its columns.
+    Where one grid would be wider than the terminal, there are several, each with the columns that say what a row
+    is: what belongs together stays so, as far as it fits by the longest words of its columns.
     """
     from rich.measure import Measurement
     from rich.text import Text

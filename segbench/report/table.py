@@ -46,7 +46,7 @@ class Table:
 
     Attributes:
         title: what was compared on what.
-        blocks: headings in order, by what belongs together; the first block says what a row is about.
+        blocks: headings in order, by what belongs together; the first block says what a row is.
         rows: heading -> text, number, `Cell`, `Delta`, ``(low, high)``, `segbench.report.stats.Rank`, or None.
         notes: in sentences.
     """
@@ -152,7 +152,7 @@ def _told(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequenc
     labels = sweep.results[0].row["classes"]
     for name in names:
         if name == "n":
-            yield _Column("n", "n", lambda group, found, decoder: len(group.of(decoder)))
+            yield _Column("n", "row", lambda group, found, decoder: len(group.of(decoder)))
         elif name in COSTS:
             yield _Column(COSTS[name], "cost", lambda group, found, decoder, n=name: _cost(group.of(decoder), n))  # type: ignore[misc]
         elif of_scores and name == of_scores[0]:  # what belongs to one score stands together

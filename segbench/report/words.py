@@ -76,8 +76,11 @@ def unequal_starts(group: Group, baselines: Sequence[str]) -> str:
 def caveats(group: Group, baselines: Sequence[str]) -> list[str]:
     """What a reader of any verdict must know of its decoders: holes and collapsed runs."""
     holes = [d for d in group.decoders if d not in group.whole and d not in baselines]
-    said = [f"{_listed(holes)} {_have(holes)} missing runs and {'takes' if len(holes) == 1 else 'take'} no part."]
-    said = said if holes else []
+    said = []
+    if holes:
+        said.append(
+            f"{_listed(holes)} {_have(holes)} missing runs and {'takes' if len(holes) == 1 else 'take'} no part."
+        )
     for d in group.decoders:
         if number := sum(decoder == d for decoder, _ in group.collapsed):
             of = _count(len(group.of(d)), "run")
