@@ -199,19 +199,23 @@ def print_terminal(table: Table, console: Any) -> None:
         else:
             grids.append(first + part)
     for headings in grids:
-        console.print(_rich(table, headings))
+        found = width(headings)
+        spare = console.width - found.minimum if found.minimum <= console.width < found.maximum else None
+        console.print(_rich(table, headings, spare))
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
 
 
-def _rich(table: Table, headings: Sequence[str]) -> Any:
+def _rich(table: Table, headings: Sequence[str], spare: int | None = None) -> Any:
+    """A grid; with ``spare``, what the columns' longest words leave of the terminal's width, no word is broken."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
+    widths = {} if spare is None else _widths(table, headings, spare)
     for i, heading in enumerate(headings):
-        shown.add_column(Text(heading), justify="right" if i else "left", overflow="fold")
+        shown.add_column(Text(heading), justify="right" if i else "left", overflow="fold", width=widths.get(heading))
     best = best_rows(table)
     styles = {"better": "green", "worse": "red", "inconclusive": "", "within noise": "dim", "one seed": "dim", "": ""}
     for number, row in enumerate(table.rows):
@@ -222,3 +226,21 @@ def _rich(table: Table, headings: Sequence[str]) -> Any:
             cells.append(Text(text(heading, value), style="bold" if best.get(heading) == number else style))
         shown.add_row(*cells)
     return shown
+
+
+def _widths(table: Table, headings: Sequence[str], spare: int) -> dict[str, int]:
+    """Of each column: whole cells up to one width for all, as large as ``spare`` lets it be; never less than words."""
+    from rich.cells import cell_len
+
+    words, whole = {}, {}
+    for heading in headings:
+        cells = [heading, *(text(heading, row[heading]) for row in table.rows)]
+        words[heading] = max(cell_len(word) for cell in cells for word in cell.split() or [""])
+        whole[heading] = max(map(cell_len, cells))
+    found = words
+    for most in range(max(whole.values())):
+        wider = {h: max(words[h], min(whole[h], most)) for h in headings}
+        if sum(wider.values()) - sum(words.values()) > spare:
+            break
+        found = wider
+    return found
