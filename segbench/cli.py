@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--sort", metavar="HEADING", help="such as mIoU or 'train s'; default: as in the sweep")
     table.add_argument("--long", action="store_true", help="a row for each run, metric and class; for pandas")
     table.add_argument("--allow-mixed", action="store_true", help="show runs that must not be compared, in groups")
+    table.add_argument("--only", metavar="A,B,...", help="these decoders, as if the sweep had no others")
     table.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     table.set_defaults(function=_table)
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="one HTML file: verdict, table, plots, gallery, provenance")
     report.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/report.html; figures/ lies beside it")
+    report.add_argument("--only", metavar="A,B,...", help="these decoders, as if the sweep had no others")
     report.add_argument("--no-gallery", action="store_true", help="leave out the images, for which models are run")
     report.add_argument(
         "--set", action="append", metavar="KEY=VALUE", help="what differs here, such as data.root=...; for the gallery"
@@ -167,6 +169,7 @@ def _status(args: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table as Grid
 
+    from segbench.plan import spelled_variant
     from segbench.status import standings, summary
     from segbench.store import newest_sweep
 
@@ -176,7 +179,7 @@ def _status(args: argparse.Namespace) -> int:
     for heading in ("decoder", "seed", "state", ""):
         grid.add_column(heading, no_wrap=heading != "")
     for run in found:
-        name = " ".join([run.decoder, *(f"{k.rpartition('.')[2]}={v}" for k, v in run.variant.items())])
+        name = " ".join([run.decoder, *spelled_variant(run.variant)])
         grid.add_row(escape(name), str(run.seed), run.state, escape(run.more))
     print(summary(folder, found))
     _console().print(grid)
@@ -192,10 +195,10 @@ def _table(args: argparse.Namespace) -> int:
     if args.long:
         from segbench.report.frame import load
 
-        _write(formats.long(load(folder, args.allow_mixed), args.format), args.out)
+        _write(formats.long(load(folder, args.allow_mixed, _names(args.only)), args.format), args.out)
         return 0
-    columns = args.columns.split(",") if args.columns else ()
-    table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed)
+    columns, only = _names(args.columns), _names(args.only)
+    table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed, only)
     _show(table, args.format, args.out)
     return 0
 
@@ -210,9 +213,10 @@ def _report(args: argparse.Namespace) -> int:
     folder = args.folder or newest_sweep(Path(args.runs_dir))
     if not args.no_gallery:
         _name_code(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
+    only = _names(args.only)
     with Console(stderr=True).status("") as status:
         done = write_report(
-            folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what))
+            folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what)), only
         )
     for note in done.notes:
         print(f"gallery: {note}", file=sys.stderr)
@@ -228,6 +232,10 @@ def _compare(args: argparse.Namespace) -> int:
         print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
     _show(found.table, args.format, args.out)
     return 0
+
+
+def _names(listed: str | None) -> list[str]:
+    return listed.split(",") if listed else []
 
 
 def _show(table: "Table", how: str, out: Path | None) -> None:

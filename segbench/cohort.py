@@ -32,7 +32,6 @@ from segbench.errors import Failure, UserError
 from segbench.evaluate import Evaluation, evaluate_together
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import device_of, environment, peak_memory
-from segbench.metrics import mean_iou
 from segbench.plan import Cohort, Run, protocol, to_split
 from segbench.probe import data_facts
 from segbench.ranks import Ranks, started
@@ -208,7 +207,7 @@ def _run(
         if result.failure is not None:
             fail(key, result.failure)
             continue
-        final = {"step": config.recipe.steps, "val_miou": float(mean_iou(result.arrays()["region"].sum(0)))}
+        final = {"step": config.recipe.steps, "val_miou": result.miou}
         trackers.update(key, [*members[key].history, final])
         try:
             hashes = {"features_hash": features_hash, "skeleton_hash": starts[key]}
@@ -352,8 +351,7 @@ def _evaluate_midway(
         )
     for key, result in results.items():
         if result.failure is None:
-            region = result.arrays()["region"].sum(0)
-            module.members[key].history.append({"step": step, "val_miou": float(mean_iou(region))})
+            module.members[key].history.append({"step": step, "val_miou": result.miou})
 
 
 def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more: dict[str, Any]) -> None:

@@ -255,8 +255,16 @@ class SweepConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     trainer: TrainerConfig = TrainerConfig()
     launch: LaunchConfig = LaunchConfig()
-    baseline: str | None = Field(None, description="what differences are from; default: bilinear, where it takes part")
+    baseline: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
+        None,
+        description="one or two, what differences are from; default: bilinear and bilinear_conv, if they take part",
+    )
     runs_dir: Line = "runs"
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _one_baseline(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _devices_are_ours_to_choose(self) -> "SweepConfig":
@@ -279,10 +287,11 @@ class SweepConfig(Section):
         twice = sorted({t for t in titles if titles.count(t) > 1})
         if twice:
             raise ValueError(f"decoders: two are called '{twice[0]}'; give one of them a label")
-        if self.baseline is not None and self.baseline not in titles:
-            raise ValueError(
-                f"baseline: there is no '{self.baseline}'{suggest(self.baseline, titles)} among the decoders"
-            )
+        for baseline in self.baseline or ():
+            if baseline not in titles:
+                raise ValueError(f"baseline: there is no '{baseline}'{suggest(baseline, titles)} among the decoders")
+        if len(set(self.baseline or ())) < len(self.baseline or ()):
+            raise ValueError(f"baseline: {self.baseline} holds one twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} holds one twice")
         return self

@@ -15,7 +15,7 @@ from segbench.data.base import Dataset, Part
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder
 from segbench.errors import Failure
-from segbench.metrics import Counts, Truth
+from segbench.metrics import Counts, Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.ranks import Ranks
 
@@ -39,6 +39,11 @@ class Evaluation:
     seconds: list[float] = field(default_factory=list)
     count_seconds: list[float] = field(default_factory=list)
     failure: Failure | None = None
+
+    @property
+    def miou(self) -> float:
+        """Over the whole split, 0 to 1."""
+        return float(mean_over_classes(iou(self.arrays()["region"].sum(0))))
 
     def arrays(self) -> dict[str, Int64s]:
         """Each attribute of `Counts` with the images first, ``confusion`` (K, K) summed over them; all int64."""

@@ -18,7 +18,7 @@ from segbench.data.base import Dataset, Pixels
 from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
-from segbench.metrics import Truth, mean_iou
+from segbench.metrics import Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.probe import resolve_accelerator
 from segbench.registry import source_hash
@@ -122,12 +122,12 @@ def export(
 
 def in_words(run: Trained, region: npt.NDArray[np.int64]) -> str:
     """mIoU of what `export` wrote, and how far it is from what the run counted, if that was on the same data."""
-    miou = 100 * float(mean_iou(region.sum(0)))
+    miou = 100 * float(mean_over_classes(iou(region.sum(0))))
     said = f"mIoU of what was written: {miou:.2f}"
     if run.counted is None:
         return said
     there = run.counted.counts["region"]
-    then = 100 * float(mean_iou(there.sum(0)))
+    then = 100 * float(mean_over_classes(iou(there.sum(0))))
     change = region - there
     # A pixel that changes moves one prediction from class to class, and makes or breaks one intersection at most.
     pixels = np.maximum(np.abs(change[:, 0]).sum(1), np.abs(change[:, 1]).sum(1) // 2)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,26 @@ class Cohort:
     @property
     def name(self) -> str:
         first = self.runs[0]
-        variant = "".join(f" {k.rpartition('.')[2]}={v}" for k, v in first.variant.items())
+        variant = "".join(f" {v}" for v in spelled_variant(first.variant))
         return f"seed {first.seed}{variant}" + (f" {first.title}" if first.config.encoder.trainable else "")
+
+
+def grid_names(keys: Iterable[str], others: Collection[str] = ()) -> dict[str, str]:
+    """Each dotted key of a grid -> what it is called: its last part, or all of it where the last part is taken.
+
+    Args:
+        keys: all that a sweep's variants have.
+        others: what else has a name beside them, such as the other headings of a table.
+    """
+    keys = list(dict.fromkeys(keys))
+    taken = [*others, *(k.rpartition(".")[2] for k in keys)]
+    return {k: k if taken.count(k.rpartition(".")[2]) > 1 else k.rpartition(".")[2] for k in keys}
+
+
+def spelled_variant(variant: Mapping[str, Any]) -> list[str]:
+    """``["lr=0.001", ...]``, of the values that set a run apart."""
+    names = grid_names(variant)
+    return [f"{names[key]}={value}" for key, value in variant.items()]
 
 
 def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], Facts]) -> list[Run]:

@@ -15,7 +15,7 @@ from segbench.data import open_data
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
 from segbench.export import export, in_words, load_run, predictions
-from segbench.metrics import mean_iou
+from segbench.metrics import iou, mean_over_classes
 from segbench.report import page
 from tests.conftest import ROOT, segbench, write_again
 from tests.test_sweep import sweep
@@ -75,7 +75,7 @@ def test_what_is_exported_is_what_was_counted(cityscapes_run, tmp_path):
 
 def test_export_says_how_far_it_is_from_what_was_counted(cityscapes_run, tmp_path):
     _, result = cityscapes_run
-    miou = 100 * mean_iou(result.counts["region"].sum(0))
+    miou = 100 * mean_over_classes(iou(result.counts["region"].sum(0)))
     done = segbench("export", result.folder, "--out", tmp_path / "own")
     said = f"mIoU of what was written: {miou:.2f}; the run counted {miou:.2f} (0.0 points, 0 pixels differ)\n"
     assert done.stdout.endswith(said), done
@@ -162,7 +162,9 @@ def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path
     found = [evaluation.getPrediction(args, truth) for truth in truths]
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluation.evaluateImgLists(found, truths, args)
-    assert scores["averageScoreClasses"] == pytest.approx(float(mean_iou(result.counts["region"].sum(0))), abs=1e-12)
+    assert scores["averageScoreClasses"] == pytest.approx(
+        float(mean_over_classes(iou(result.counts["region"].sum(0)))), abs=1e-12
+    )
     assert 0 < scores["averageScoreClasses"] < 1
 
 

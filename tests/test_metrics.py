@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from segbench import metrics
-from segbench.metrics import VOID, Truth, band_width, contour_f1, iou, mean_iou, mean_over_classes, pixel_accuracy
+from segbench.metrics import VOID, Truth, band_width, collapsed, contour_f1, iou, mean_over_classes, pixel_accuracy
 from segbench.metrics.counts import _by_erosion, _by_pooling, boundary_band
 
 
@@ -98,7 +98,7 @@ def test_mean_iou_is_that_of_the_cityscapes_script():
             np.add.at(official, (to_id[truth], to_id[prediction]), 1)  # void has id 0, which the script ignores
         scores = [script.getIouScoreForLabel(label.id, official, args) for label in train]
         np.testing.assert_array_equal(iou(total), scores)
-        assert mean_iou(total) == np.nanmean(scores)
+        assert mean_over_classes(iou(total)) == np.nanmean(scores)
 
 
 def test_band_width_rounds_half_to_even():
@@ -120,17 +120,22 @@ def test_void_counts_nowhere():
     truth = np.full((9, 9), VOID, np.uint8)
     counts = count(truth, np.ones((9, 9), np.uint8), 3, [0.1])
     assert counts.region.sum() == counts.boundary.sum() == counts.confusion.sum() == 0
-    assert np.isnan(mean_iou(counts.region))
+    assert np.isnan(mean_over_classes(iou(counts.region)))
     assert np.isnan(pixel_accuracy(counts.region))
 
 
 def test_perfect_and_disjoint():
     truth = np.repeat(np.arange(3, dtype=np.uint8), 30).reshape(9, 10)
     perfect = count(truth, truth, 4, [0.1])
-    assert mean_iou(perfect.region) == mean_iou(perfect.boundary[0]) == pixel_accuracy(perfect.region) == 1
+    assert (
+        mean_over_classes(iou(perfect.region))
+        == mean_over_classes(iou(perfect.boundary[0]))
+        == pixel_accuracy(perfect.region)
+        == 1
+    )
     assert np.isnan(iou(perfect.region)[3])  # never there, never predicted: no score, not 0
     wrong = count(truth, ((truth + 1) % 3).astype(np.uint8), 4, [0.1])
-    assert mean_iou(wrong.region) == mean_iou(wrong.boundary[0]) == 0
+    assert mean_over_classes(iou(wrong.region)) == mean_over_classes(iou(wrong.boundary[0])) == 0
 
 
 def test_data_set_level_not_image_level():
@@ -298,7 +303,7 @@ def test_one_class_has_no_contour():
     counts = count(labels, labels, 2, [0.1], [2], [3])
     assert counts.contour.sum() == counts.trimap.sum() == 0
     assert np.isnan(mean_over_classes(contour_f1(counts.contour[0])))
-    assert mean_iou(counts.boundary[0]) == 1  # the image's border is a boundary there
+    assert mean_over_classes(iou(counts.boundary[0])) == 1  # the image's border is a boundary there
 
 
 def test_f1_is_the_harmonic_mean_of_precision_and_recall():
@@ -402,6 +407,36 @@ def test_other_void_labels():
     assert metrics.MeanIoU(2, ignore_index=-1)(preds, target) == pytest.approx((2 / 3 + 2 / 3) / 2)
     assert metrics.MeanIoU(2, ignore_index=None)(preds, target.clamp(min=0)) == pytest.approx((2 / 4 + 2 / 4) / 2)
     assert metrics.boundary_iou(preds, target, 2, ignore_index=-1) == pytest.approx(2 / 3)
+    assert metrics.mean_iou(preds, target, 2, ignore_index=-1) == pytest.approx((2 / 3 + 2 / 3) / 2)
+
+
+def test_mean_iou_works_as_its_siblings():
+    preds = torch.tensor([[[0, 0, 1], [0, 1, 1]], [[1, 1, 1], [0, 0, 0]]])
+    target = torch.tensor([[[0, 0, 1], [0, 0, 255]], [[1, 1, 0], [0, 0, 0]]])
+    expected = (6 / 8 + 3 / 5) / 2  # class 0: 6 of 8 pixels, class 1: 3 of 5; the void one counts nowhere
+    assert metrics.mean_iou(preds, target, 2) == pytest.approx(expected)
+    logits = torch.nn.functional.one_hot(preds, 2).permute(0, 3, 1, 2).float()
+    assert metrics.mean_iou(logits, target, 2) == pytest.approx(expected)
+    assert metrics.mean_iou(preds, target, num_classes=2, ignore_index=255) == metrics.MeanIoU(2)(preds, target)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "truth", "found"),
+    [
+        ([990, 10, 0], [500, 300, 200], 0),
+        ([991, 9, 0], [500, 300, 200], 0),
+        ([10, 0, 990], [500, 300, 200], 2),
+        ([989, 11, 0], [500, 300, 200], None),  # 98.9 %
+        ([1000, 0, 0], [1000, 0, 0], None),  # all there is
+        ([995, 5, 0], [995, 5, 0], None),  # a perfect model of a lopsided split
+        ([998, 2, 0], [995, 5, 0], 0),  # one that misses more than half of the rest
+        ([997, 3, 0], [995, 5, 0], None),
+        ([0, 1000, 0], [999, 1, 0], 1),
+        ([0, 0, 0], [0, 0, 0], None),
+    ],
+)
+def test_collapsed(predicted, truth, found):
+    assert collapsed(np.array([np.minimum(predicted, truth), predicted, truth])) == found
 
 
 @pytest.mark.parametrize(
@@ -429,7 +464,7 @@ def test_metrics_stand_alone():
     import sys
 
     code = (
-        "import sys, segbench.metrics as m; m.mean_iou; assert 'torch' not in sys.modules; m.BoundaryF1; "
+        "import sys, segbench.metrics as m; m.iou; assert 'torch' not in sys.modules; m.BoundaryF1; "
         "own = {n for n in sys.modules if n.startswith('segbench.')}; "
         "assert all(n.startswith('segbench.metrics') for n in own), own"
     )

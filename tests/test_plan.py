@@ -25,7 +25,7 @@ from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
 FACTS = Facts(
-    "cpu", 0, "weights", "features", ("a", "b"), ["Shapes", "source", "params", "train", "val"], 3, (4, 8, 16, 32),
+    "cpu", 0, "weights", ("a", "b"), ["Shapes", "source", "params", "train", "val"], 3, (4, 8, 16, 32),
     {"bilinear": DecoderFacts("Bilinear", {"width": 8}, "source", 1, 1)},
 )  # fmt: skip
 

@@ -146,7 +146,7 @@ def undrawn(monkeypatch):
 def analyses(folder, group=0):
     sweep = read_sweep(folder, True)
     chosen = sweep.groups[group]
-    return {m.name: Analysis(chosen, m, sweep.baseline) for m in available(list(chosen.results.values()))}
+    return {m.name: Analysis(chosen, m) for m in available(list(chosen.results.values()))}
 
 
 def iou_by_hand(counts):
@@ -202,9 +202,11 @@ def test_every_score_is_what_the_counts_give(folder, read, name):
         assert (mean["n"], mean["wanted"]) == (3, 3)
         assert mean["low"] < mean["mean"] < mean["high"]
         if d == "bilinear":
-            assert found["mean"][d]["delta"] is None
+            assert found["mean"][d]["deltas"]["bilinear"] is None
         elif name != "accuracy":
-            assert found["mean"][d]["delta"]["mean"] == pytest.approx(own.mean() - np.nanmean(base, 1).mean())
+            assert found["mean"][d]["deltas"]["bilinear"]["mean"] == pytest.approx(
+                own.mean() - np.nanmean(base, 1).mean()
+            )
         for k, c in enumerate(CLASSES if name != "accuracy" else []):
             cell = found["classes"][c][d]
             if c == "never":
@@ -212,7 +214,7 @@ def test_every_score_is_what_the_counts_give(folder, read, name):
                 continue
             assert cell["score"]["mean"] == pytest.approx(values[:, k].mean())
             if d != "bilinear":
-                assert cell["delta"]["mean"] == pytest.approx((values - base)[:, k].mean())
+                assert cell["deltas"]["bilinear"]["mean"] == pytest.approx((values - base)[:, k].mean())
 
 
 @pytest.mark.parametrize(
@@ -232,10 +234,10 @@ def test_every_interval_is_what_the_statistics_give(folder, read, name, array, s
             assert cell["score"]["high"] == pytest.approx(100 * interval.high)
             if number:
                 wanted = differences[number][place]
-                assert cell["delta"]["low"] == pytest.approx(100 * wanted.low)
-                assert cell["delta"]["high"] == pytest.approx(100 * wanted.high)
-                assert cell["delta"]["p_holm"] == pytest.approx(wanted.p_holm)
-                assert cell["delta"]["verdict"] == wanted.verdict
+                assert cell["deltas"]["bilinear"]["low"] == pytest.approx(100 * wanted.low)
+                assert cell["deltas"]["bilinear"]["high"] == pytest.approx(100 * wanted.high)
+                assert cell["deltas"]["bilinear"]["p_holm"] == pytest.approx(wanted.p_holm)
+                assert cell["deltas"]["bilinear"]["verdict"] == wanted.verdict
         assert read.json["sections"][0]["ranks"][name][d] == vars(ranks[number])
 
 
@@ -251,7 +253,7 @@ def test_where_images_are_alike_the_intervals_are_students(tmp_path, undrawn):
     scores = {d: np.nanmean(v, 1) for d, v in by_hand(path, "biou@0.02").items()}
     for d in ("nearest", "deconv", "subpixel"):
         test = scipy_stats.ttest_rel(scores[d], scores["bilinear"])
-        delta = found.json["sections"][0]["metrics"]["biou@0.02"]["mean"][d]["delta"]
+        delta = found.json["sections"][0]["metrics"]["biou@0.02"]["mean"][d]["deltas"]["bilinear"]
         assert (delta["low"], delta["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
         assert delta["p"] == pytest.approx(test.pvalue)
 
@@ -277,7 +279,7 @@ def test_the_cells_show_the_numbers(read, folder):
             assert float(cells[column]["value"]) == score["mean"]
             assert cells[column]["text"].split() == [f"{score['mean']:.2f}", "±", f"{score['sd']:.2f}"]
         for column, name in ((2, "miou"), (4, "biou@0.02")):
-            delta = metrics[name]["mean"][d]["delta"]
+            delta = metrics[name]["mean"][d]["deltas"]["bilinear"]
             if d == "bilinear":
                 assert cells[column] == {"value": None, "text": "baseline"}
                 continue
@@ -305,9 +307,9 @@ def test_the_cells_of_classes_show_the_numbers(read):
                 assert float(cell["value"]) == numbers["score"]["mean"]
                 shown = [float(x) for x in re.findall(r"[-+]?\d+\.\d+", cell["text"].replace("−", "-"))]
                 expected = [numbers["score"]["mean"]]
-                if numbers["delta"]:
-                    expected += [numbers["delta"][k] for k in ("mean", "low", "high")]
-                    assert cell["text"].endswith(numbers["delta"]["verdict"])
+                if numbers["deltas"]["bilinear"]:
+                    expected += [numbers["deltas"]["bilinear"][k] for k in ("mean", "low", "high")]
+                    assert cell["text"].endswith(numbers["deltas"]["bilinear"]["verdict"])
                 assert shown == pytest.approx(expected, abs=0.0501)
 
 
@@ -338,19 +340,19 @@ def test_plots_show_the_numbers(folder, read):
     look = Look(list(EFFECTS), "bilinear")
     others = [d for d in EFFECTS if d != "bilinear"]
     with style():
-        forest = figures.difference(a, look)
+        forest = figures.difference(a.against("bilinear"), look, others)
         cost = figures.against_cost(a, look, list(EFFECTS), "params")
-        classes = figures.per_class(a, look, others, [0, 1, 2])
+        classes = figures.per_class(a.against("bilinear"), look, others, [0, 1, 2])
         widths = [(w, found[f"trimap@{w}"]) for w in (1, 2, 4)]
-        trimap = next(iter(figures.trimaps(widths, look, ""))).figure
+        trimap = next(iter(figures.trimaps(widths, look, "", {"": "bilinear"}))).figure
         ranks = figures.ranks(a, look)
-    deltas = [numbers["mean"][d]["delta"] for d in others]
+    deltas = [numbers["mean"][d]["deltas"]["bilinear"] for d in others]
     assert drawn_bars(forest) == [pytest.approx((v["mean"], row, v["low"], v["high"])) for row, v in enumerate(deltas)]
     scores = [numbers["mean"][d]["score"] for d in EFFECTS]
     assert drawn_bars(cost) == [
         pytest.approx((number + 1, v["mean"], v["low"], v["high"])) for number, v in enumerate(scores)
     ]
-    expected = [numbers["classes"][c][d]["delta"] for d in others for c in CLASSES[:3]]
+    expected = [numbers["classes"][c][d]["deltas"]["bilinear"] for d in others for c in CLASSES[:3]]
     assert [(x, low, high) for x, _, low, high in drawn_bars(classes)] == [
         pytest.approx((v["mean"], v["low"], v["high"])) for v in expected
     ]

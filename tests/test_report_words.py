@@ -14,8 +14,8 @@ def say(tmp_path, effects, metric="biou@0.02", **options):
     sweep = read_sweep(path)
     group = sweep.groups[0]
     chosen = next(m for m in available(list(group.results.values())) if m.name == metric)
-    a = Analysis(group, chosen, sweep.baseline)
-    return verdict(a, sweep.baseline), a
+    a = Analysis(group, chosen).against(sweep.baselines[0])
+    return verdict(a), a
 
 
 def test_verdict_of_a_clear_leader(tmp_path):
@@ -53,12 +53,12 @@ def test_verdict_of_what_the_correction_takes_back(tmp_path, monkeypatch):
         "c": Delta(0.2, -1.0, 1.4, 0.7, 0.9, "within noise"),
     }
     monkeypatch.setattr(a, "delta", lambda d, place=-1: deltas[d])
-    assert verdict(a, "bilinear").main == (
+    assert verdict(a).main == (
         "No decoder is shown to be better or worse than bilinear in Boundary IoU 0.02 (5px); a (by 5.0 [1.0, 9.0] "
         "points) is inconclusive after Holm's correction; the other differences are within noise."
     )
     deltas["c"] = Delta(3.0, 2.0, 4.0, 0.001, 0.003, "better")
-    main_words = verdict(a, "bilinear").main
+    main_words = verdict(a).main
     assert "a (by 5.0 [1.0, 9.0] points) is inconclusive after Holm's correction; the other difference" in main_words
 
 

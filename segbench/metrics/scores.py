@@ -9,7 +9,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Intersection over union per class.
+    """Intersection over union per class; `mean_over_classes` makes it mIoU.
 
     Args:
         counts: (..., 3, K): intersection, predicted, truth, summed over the images of the data set.
@@ -48,13 +48,21 @@ def mean_over_classes(values: Floats) -> Floats:
     )
 
 
-def mean_iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
-    """Mean of `iou` over the classes that appear; (...) in 0 to 1, NaN where none does.
+def collapsed(counts: npt.NDArray[np.integer[Any]]) -> int | None:
+    """The class that a collapsed model predicts nearly everywhere; None for a model that has not collapsed.
 
-    The data-set level mIoU of PASCAL VOC (Everingham et al. 2010) and Cityscapes (Cordts et al. 2016), and for boundary
-    counts their Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
+    Collapsed: one class is predicted for at least 99 % of the pixels, the truth has several, and the others together
+    are predicted for fewer than half the pixels that they have, which sets a good model of a lopsided split apart.
+
+    Args:
+        counts: (3, K): intersection, predicted, truth, summed over the images of the data set.
     """
-    return mean_over_classes(iou(counts))
+    _, predicted, truth = np.asarray(counts, np.int64)
+    top = int(predicted.argmax())
+    others_predicted, others_true = (int(c.sum() - c[top]) for c in (predicted, truth))
+    nearly_all = 100 * others_predicted <= predicted.sum()
+    several = np.count_nonzero(truth) > 1
+    return top if nearly_all and several and 2 * others_predicted < others_true else None
 
 
 def pixel_accuracy(counts: npt.NDArray[np.integer[Any]]) -> Floats:

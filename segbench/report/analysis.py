@@ -1,4 +1,4 @@
-"""One metric on one group of runs: scores, intervals, differences from the baseline, ranks. In percent."""
+"""One metric on one group of runs: scores, intervals, ranks, and differences from a baseline. In percent."""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Delta:
 
     Attributes:
         mean, low, high: with its 95 % interval; NaN for a hole.
-        p, p_holm: two-sided, as it is and after Holm's correction over the decoders of the group.
+        p, p_holm: two-sided, as it is and after Holm's correction over the decoders of the group, for this baseline.
         verdict: better, worse, inconclusive, within noise, one seed; see `segbench.report.stats`. Empty for a hole.
     """
 
@@ -48,6 +48,10 @@ class Delta:
     verdict: str
 
 
+class PValue(float):
+    """A number that people read as a p-value."""
+
+
 HOLE = Delta(math.nan, math.nan, math.nan, math.nan, math.nan, "")
 
 
@@ -57,13 +61,16 @@ class Analysis:
     Args:
         group: runs that may be compared.
         metric: the score.
-        baseline: what differences are from; None, or a decoder with a hole, for none.
     """
 
-    def __init__(self, group: Group, metric: Metric, baseline: str | None) -> None:
+    def __init__(self, group: Group, metric: Metric) -> None:
         self.group, self.metric = group, metric
         self.decoders = group.whole
-        self.baseline = baseline if baseline in self.decoders else None
+        self._contrasts: dict[str, Contrast] = {}
+
+    def against(self, baseline: str) -> "Contrast":
+        """The differences from a baseline; made once for each."""
+        return self._contrasts.setdefault(baseline, Contrast(self, baseline))
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -82,12 +89,6 @@ class Analysis:
     @cached_property
     def _intervals(self) -> list[list[stats.Interval]] | None:
         return None if self.measured is None else stats.intervals(self.measured)
-
-    @cached_property
-    def _differences(self) -> dict[int, list[stats.Difference]]:
-        if self.measured is None or self.baseline is None:
-            return {}
-        return stats.differences(self.measured, self.decoders.index(self.baseline))
 
     @cached_property
     def ranks(self) -> dict[str, stats.Rank]:
@@ -110,8 +111,29 @@ class Analysis:
             low, high = 100 * found.low, 100 * found.high
         return Cell(float(np.mean(there)), sd, low, high, wanted, wanted)
 
+
+class Contrast:
+    """The differences of an analysis from one baseline.
+
+    Args:
+        analysis: of the scores.
+        baseline: a decoder; with a hole, or not there, it gives no difference.
+    """
+
+    def __init__(self, analysis: Analysis, baseline: str) -> None:
+        self.analysis, self.baseline = analysis, baseline
+        self.metric, self.group, self.decoders = analysis.metric, analysis.group, analysis.decoders
+        self.possible = baseline in self.decoders
+
+    @cached_property
+    def _differences(self) -> dict[int, list[stats.Difference]]:
+        measured = self.analysis.measured
+        if measured is None or not self.possible:
+            return {}
+        return stats.differences(measured, self.decoders.index(self.baseline))
+
     def difference(self, decoder: str, place: int = -1) -> stats.Difference | None:
-        """From the baseline, in 0 to 1; None for the baseline itself and for a hole."""
+        """In 0 to 1; None for the baseline itself and for a hole."""
         if decoder not in self.decoders:
             return None
         found = self._differences.get(self.decoders.index(decoder))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segbench.report import formats
-from segbench.report.analysis import Analysis, Cell, Delta
+from segbench.report.analysis import Analysis, Cell, Contrast, Delta
 from segbench.report.runs import Group
 from segbench.report.table import COSTS
 
@@ -53,9 +53,8 @@ class Shown:
 
 @dataclass(frozen=True)
 class Head:
-    """A column's heading; ``key`` is what its cells are known by in the page's data."""
+    """A column's heading."""
 
-    key: str
     text: str
     help: str = ""
     rising: bool = False  # sorted from the lowest first
@@ -70,25 +69,27 @@ class View:
     rows: list[tuple[str, list[Shown]]]
 
 
-def means(group: Group, analyses: Sequence[Analysis], costs: dict[str, dict[str, float]]) -> View:
-    """Rows are decoders; columns the mean over classes, its difference from the baseline, and the costs.
+def means(
+    group: Group, analyses: Sequence[Analysis], baselines: Sequence[str], costs: dict[str, dict[str, float]]
+) -> View:
+    """Rows are decoders; columns the mean over classes, its difference from each baseline, and the costs.
 
     Args:
         costs: column of `COSTS` -> decoder -> mean over its runs.
     """
-    spans, heads = [("", 1)], [Head("n", "n", "Finished seeds")]
-    columns = [[Shown(len(group.of(d)), str(len(group.of(d)))) for d in group.decoders]]
+    spans, heads = [("", 1)], [Head("n", "Finished seeds")]
+    columns = [[_finished(group, d) for d in group.decoders]]
+    possible = [b for b in baselines if b in group.whole and len(group.decoders) > 1]
     for a in analyses:
-        name = a.metric.name
-        heads.append(Head(name, "mean ± sd", f"{a.metric.column}: mean and standard deviation over seeds, percent"))
+        heads.append(Head("mean ± sd", f"{a.metric.column}: mean and standard deviation over seeds, percent"))
         columns.append(_scores([a.cell(d) for d in group.decoders]))
-        compared = a.metric.classes and a.baseline is not None and len(group.decoders) > 1
-        if compared:
-            heads.append(Head(f"{name} delta", f"Δ {a.baseline}", "Difference with its paired 95 % interval, points"))
-            columns.append(_deltas([None if d == a.baseline else a.delta(d) for d in group.decoders]))
-        spans.append((a.metric.column, 1 + compared))
+        compared = possible if a.metric.classes else []
+        for b in compared:
+            heads.append(Head(f"Δ {b}", "Difference with its paired 95 % interval, points"))
+            columns.append(_deltas([None if d == b else a.against(b).delta(d) for d in group.decoders]))
+        spans.append((a.metric.column, 1 + len(compared)))
     for column, heading in COSTS.items():
-        heads.append(Head(column, heading, HELP[column], rising=True))
+        heads.append(Head(heading, HELP[column], rising=True))
         values = [costs[column][d] for d in group.decoders]
         columns.append([Shown(None if math.isnan(v) else v, formats.text(heading, v)) for v in values])
     spans.append(("cost of the decoder", len(COSTS)))
@@ -96,9 +97,9 @@ def means(group: Group, analyses: Sequence[Analysis], costs: dict[str, dict[str,
     return View(spans, heads, rows)
 
 
-def classes(analysis: Analysis, names: Sequence[str]) -> View:
+def classes(contrast: Contrast, names: Sequence[str]) -> View:
     """Rows are classes; columns the decoders' scores, on one scale in each row, and below their differences."""
-    group = analysis.group
+    analysis, group = contrast.analysis, contrast.group
     cells = {d: [analysis.cell(d, i) for i in range(len(names))] for d in group.decoders}
     rows = []
     for i, name in enumerate(names):
@@ -106,19 +107,25 @@ def classes(analysis: Analysis, names: Sequence[str]) -> View:
         scale = _scale(cells[d][i] for d in group.decoders)
         line = []
         for d in group.decoders:
-            cell, delta = cells[d][i], analysis.delta(d, i)
+            cell, delta = cells[d][i], contrast.delta(d, i)
             more = "" if math.isnan(delta.mean) else _signed(delta)
             text = _hole(cell) if math.isnan(cell.mean) else f"{cell.mean:.2f}"
             bar = _bar(cell, scale)
             line.append(Shown(_none(cell.mean), text, more, delta.verdict, bar, cell.mean == best))
         rows.append((name, line))
-    heads = [Head(d, d, "the baseline" if d == analysis.baseline else "") for d in group.decoders]
+    heads = [Head(d, "the baseline" if d == contrast.baseline else "") for d in group.decoders]
     return View([(analysis.metric.column, len(heads))], heads, rows)
 
 
 def plain(value: Cell | Delta) -> dict[str, Any]:
     """For JSON: unrounded, None for what cannot be had."""
     return {k: _none(v) if isinstance(v, float) else v for k, v in vars(value).items()}
+
+
+def _finished(group: Group, decoder: str) -> Shown:
+    number = len(group.of(decoder))
+    collapsed = sum(d == decoder for d, _ in group.collapsed)
+    return Shown(number, str(number), f"{collapsed} collapsed" if collapsed else "")
 
 
 def _scores(cells: Sequence[Cell]) -> list[Shown]:

@@ -11,7 +11,7 @@ from segbench.errors import UserError
 from segbench.report.analysis import HOLE, Analysis
 from segbench.report.metrics import choose
 from segbench.report.runs import Group, read_sweep
-from segbench.report.table import Table
+from segbench.report.table import Table, version_note
 
 IGNORED = ("name", "runs_dir", "launch", "baseline")  # change no number
 
@@ -57,10 +57,10 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
         pair = _pair(a, b, decoder, names)
         for metric in chosen:
             for name, group in zip(names, (a, b), strict=True):
-                row[f"{metric.column} in {name}"] = Analysis(group, metric, None).cell(decoder)
-            row[f"Δ {metric.column}"] = HOLE if why else Analysis(pair, metric, names[0]).delta(names[1])
+                row[f"{metric.column} in {name}"] = Analysis(group, metric).cell(decoder)
+            row[f"Δ {metric.column}"] = HOLE if why else Analysis(pair, metric).against(names[0]).delta(names[1])
         rows.append(row)
-    scores = [f"{m.column} in {name}" for m in chosen for name in names]
+    blocks = [["decoder"], *([*(f"{m.column} in {name}" for name in names), f"Δ {m.column}"] for m in chosen)]
     notes = [f"Δ: {names[1]} minus {names[0]}, in points; no correction for the number of decoders."]
     notes += [f"No difference is made: {why}."] if why else []
     if a.seeds != b.seeds and not why:
@@ -68,7 +68,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
     for only, of in ((set(a.decoders) - set(shared), names[0]), (set(b.decoders) - set(shared), names[1])):
         notes += [f"Only in {of}: {', '.join(sorted(only))}."] if only else []
     notes += [f"Missing in {name}: {m}" for name, sweep in zip(names, sweeps, strict=True) for m in sweep.missing]
-    table = Table(f"{names[1]} against {names[0]}", list(rows[0]), scores, rows, notes)
+    table = Table(f"{names[1]} against {names[0]}", blocks, rows, [*notes, version_note(sweeps[0].results)])
     return Comparison(list(_changes(_plain(sweeps[0].config), _plain(sweeps[1].config))), table)
 
 

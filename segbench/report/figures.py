@@ -1,8 +1,9 @@
 """The report's plots: differences, accuracy against cost, classes, band widths, training, ranks; by matplotlib."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from segbench import store
-from segbench.metrics import mean_iou
-from segbench.report.analysis import Analysis, Cell, Delta
+from segbench.metrics import iou, mean_over_classes
+from segbench.report.analysis import Analysis, Cell, Contrast, Delta
 from segbench.report.drawing import GRID, INK, MUTED, PAPER, Look, legend, new_figure, short
 from segbench.report.words import spelled
 
@@ -45,7 +46,7 @@ class Plot:
 
 
 def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
-    """The plots of one metric: cost, classes and ranks. Those for which something is missing are left out."""
+    """Scores of one metric against costs, and ranks. Those for which something is missing are left out."""
     name, metric = spelled(analysis.metric), analysis.metric.name
     whole = [d for d in analysis.decoders if not math.isnan(analysis.cell(d).mean)]
     if len(whole) > 1:
@@ -54,21 +55,10 @@ def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
                 f"{slug}-{cost}",
                 f"{name} against {called}",
                 "Up and to the left is better; no decoder is cheaper and better than those on the Pareto front. Bars: "
-                "95 % interval of the mean.",
+                "95 % interval of the mean.",
                 metric,
                 against_cost(analysis, look, whole, cost),
             )
-    compared = [d for d in whole if not math.isnan(analysis.delta(d).mean)]
-    if compared:
-        shown, left_out = shown_classes(analysis, compared)
-        more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""
-        yield Plot(
-            f"{slug}-classes",
-            f"{name} of each class, difference from {short(str(analysis.baseline))}",
-            f"Right of zero is better than the baseline. Bars: paired 95 % interval.{more}",
-            metric,
-            per_class(analysis, look, compared, shown),
-        )
     if len(whole) > 1 and analysis.ranks:
         yield Plot(
             f"{slug}-ranks",
@@ -80,19 +70,41 @@ def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
         )
 
 
-def difference(analysis: Analysis, look: Look) -> Figure | None:
-    """The differences from the baseline with their intervals; None where there is none."""
-    decoders = [d for d in analysis.group.decoders if not math.isnan(analysis.delta(d).mean)]
-    if not decoders:
-        return None
+def of_means(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
+    """The differences of the means by one metric from one baseline; nothing where there is none."""
+    if decoders := _compared(contrast):
+        title = f"{spelled(contrast.metric)}: difference from {short(contrast.baseline)}"
+        yield Plot(name, title, "", contrast.metric.name, difference(contrast, look, decoders))
+
+
+def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
+    """The differences of the classes by one metric from one baseline; nothing where there is none."""
+    if decoders := _compared(contrast):
+        shown, left_out = shown_classes(contrast, decoders)
+        more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""
+        yield Plot(
+            name,
+            f"{spelled(contrast.metric)} of each class, difference from {short(contrast.baseline)}",
+            f"Right of zero is better than the baseline. Bars: paired 95 % interval.{more}",
+            contrast.metric.name,
+            per_class(contrast, look, decoders, shown),
+        )
+
+
+def _compared(contrast: Contrast) -> list[str]:
+    return [d for d in contrast.decoders if not math.isnan(contrast.delta(d).mean)]
+
+
+def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figure:
+    """The differences of the means from the baseline with their intervals."""
     figure = new_figure(0.62 + 0.24 * len(decoders))
     axes = figure.add_subplot()
     _rows(axes, decoders)
     for row, d in enumerate(decoders):
-        delta = analysis.delta(d)
+        delta = contrast.delta(d)
         _bar(axes, delta, row, look, d)
         _beside(axes, row, f"{delta.mean:+.2f}  {delta.verdict}".replace("-", "−"))
-    _zero(axes, _delta_label(analysis))
+    _zero(axes, _delta_label(contrast.metric.column, contrast.baseline))
     return figure
 
 
@@ -126,71 +138,83 @@ def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
     return front
 
 
-def shown_classes(analysis: Analysis, decoders: Sequence[str]) -> tuple[list[int], int]:
+def shown_classes(contrast: Contrast, decoders: Sequence[str]) -> tuple[list[int], int]:
     """Places of the classes to show, at most `MOST_CLASSES`, those that differ most; and how many are left out."""
-    classes = next(iter(analysis.group.results.values())).row["classes"]
+    classes = next(iter(contrast.group.results.values())).row["classes"]
     sizes = {}
     for place in range(len(classes)):
-        means = [abs(analysis.delta(d, place).mean) for d in decoders]
+        means = [abs(contrast.delta(d, place).mean) for d in decoders]
         if not all(map(math.isnan, means)):
             sizes[place] = float(np.nanmax(means))
     chosen = sorted(sizes, key=lambda p: -sizes[p])[:MOST_CLASSES]
     return sorted(chosen), len(sizes) - len(chosen)
 
 
-def per_class(analysis: Analysis, look: Look, decoders: Sequence[str], places: Sequence[int]) -> Figure:
+def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: Sequence[int]) -> Figure:
     """Differences from the baseline, class by class."""
-    classes = next(iter(analysis.group.results.values())).row["classes"]
+    classes = next(iter(contrast.group.results.values())).row["classes"]
     figure = new_figure(0.85 + len(places) * (0.1 + 0.075 * len(decoders)))
     axes = figure.add_subplot()
     _rows(axes, [classes[p] for p in places])
     for i, d in enumerate(decoders):
         shift = (i - (len(decoders) - 1) / 2) * 0.75 / len(decoders)
         for row, place in enumerate(places):
-            delta = analysis.delta(d, place)
+            delta = contrast.delta(d, place)
             if not math.isnan(delta.mean):
                 _bar(axes, delta, row + shift, look, d, size=3.8)
     for row in range(1, len(places)):
         axes.axhline(row - 0.5, color=GRID, linewidth=0.6, zorder=0)
-    _zero(axes, _delta_label(analysis))
+    _zero(axes, _delta_label(contrast.metric.column, contrast.baseline))
     legend(figure, look, decoders)
     return figure
 
 
-def trimaps(found: Sequence[tuple[int, Analysis]], look: Look, slug: str) -> Iterator[Plot]:
-    """IoU within bands of several widths around the truth's contours, and its difference from the baseline.
+def trimaps(
+    found: Sequence[tuple[int, Analysis]], look: Look, slug: str, baselines: Mapping[str, str]
+) -> Iterator[Plot]:
+    """IoU within bands of several widths around the truth's contours, and its difference from each baseline.
 
     Args:
         found: (width in pixels, analysis), by rising width.
+        baselines: name of the baseline's files -> baseline.
     """
     if len(found) < 2 or not found[0][1].decoders:
         return
-    baseline = str(found[0][1].baseline)
+    decoders = found[0][1].decoders
     yield Plot(
         f"{slug}trimap",
         "Trimap IoU against band width",
-        "mIoU of the pixels within so many pixels of a true contour. Bars: 95 % interval of the mean.",
+        "mIoU of the pixels within so many pixels of a true contour. Bars: 95 % interval of the mean.",
         "",
-        _over_width(found, look, lambda a, d: a.cell(d), "trimap IoU, %", False),
+        _over_width(found, look, decoders, lambda a, d: a.cell(d), "trimap IoU, %"),
     )
-    if found[0][1].baseline and len(found[0][1].decoders) > 1:
+    for suffix, baseline in baselines.items():
+        others = [d for d in decoders if d != baseline]
+        if baseline not in decoders or not others:
+            continue
+        label = _delta_label("trimap IoU", baseline)
+        figure = _over_width(found, look, others, partial(_delta, baseline), label)
+        figure.axes[0].axhline(0, color=INK, linewidth=0.7, zorder=1)
         yield Plot(
-            f"{slug}trimap-difference",
+            f"{slug}trimap-difference{suffix}",
             f"Trimap IoU against band width, difference from {short(baseline)}",
-            "A gap that closes with the width is a matter of contours. Bars: paired 95 % interval.",
+            "A gap that closes with the width is a matter of contours. Bars: paired 95 % interval.",
             "",
-            _over_width(found, look, lambda a, d: a.delta(d), f"Δ trimap IoU from {short(baseline)}, points", True),
+            figure,
         )
+
+
+def _delta(baseline: str, analysis: Analysis, decoder: str) -> Delta:
+    return analysis.against(baseline).delta(decoder)
 
 
 def _over_width(
     found: Sequence[tuple[int, Analysis]],
     look: Look,
+    decoders: Sequence[str],
     value: Callable[[Analysis, str], Cell | Delta],
     label: str,
-    paired: bool,
 ) -> Figure:
-    decoders = [d for d in found[0][1].decoders if not (paired and d == found[0][1].baseline)]
     figure = new_figure(2.5)
     axes = figure.add_subplot()
     axes.set_xscale("log", base=2)
@@ -207,8 +231,6 @@ def _over_width(
             markersize=4,
             **ERROR_BAR,
         )
-    if paired:
-        axes.axhline(0, color=INK, linewidth=0.7, zorder=1)
     axes.set_xticks([w for w, _ in found], [str(w) for w, _ in found])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("band width (px)")
@@ -274,7 +296,7 @@ def _with_final(history: pandas.DataFrame, run: store.Result) -> pandas.DataFram
     """With the final evaluation as the last point, where there are others."""
     if history["val_miou"].isna().all():
         return history
-    final = {"step": run.row["steps"], "val_miou": float(mean_iou(run.counts["region"].sum(0)))}
+    final = {"step": run.row["steps"], "val_miou": float(mean_over_classes(iou(run.counts["region"].sum(0))))}
     return pandas.concat(
         [history[history["val_miou"].isna() | (history["step"] < final["step"])], pandas.DataFrame([final])]
     )
@@ -317,8 +339,8 @@ def _zero(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _delta_label(analysis: Analysis) -> str:
-    return f"Δ {analysis.metric.column} from {short(str(analysis.baseline))}, points"
+def _delta_label(column: str, baseline: str) -> str:
+    return f"Δ {column} from {short(baseline)}, points"
 
 
 def _around(value: Cell | Delta) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbench.errors import UserError
-from segbench.report.analysis import Cell, Delta
+from segbench.report.analysis import Cell, Delta, PValue
 from segbench.report.stats import Rank
 from segbench.report.table import COST_HEADINGS, Table
 
@@ -113,9 +113,9 @@ def text(heading: str, value: Any) -> str:
         if math.isnan(value.mean):
             return "-" if value.n == value.wanted else f"{value.n} of {value.wanted} runs"
         return f"{value.mean:.2f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.2f}")
-    if isinstance(value, float):  # a p-value
+    if isinstance(value, PValue):
         return "-" if math.isnan(value) else (f"{value:.3f}" if value >= 0.001 else "< 0.001")
-    return str(value)
+    return "" if heading == "collapsed" and not value else str(value)
 
 
 def _cost(column: str, value: float) -> str:
@@ -175,40 +175,72 @@ def _tex(text: str) -> str:
 def print_terminal(table: Table, console: Any) -> None:
     """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score.
 
-    Where one table would be wider than the terminal, the costs stand in a second one.
+    Where one grid would be wider than the terminal, there are several, each with the columns that say what a row
+    is: what belongs together stays so, as far as it fits by the longest words of its columns.
     """
     from rich.measure import Measurement
     from rich.text import Text
 
     console.print(Text(table.title, style="bold"), soft_wrap=True)
-    header, body = grid(table)
-    costs = [i for i, h in enumerate(header) if h in COST_HEADINGS]
-    rest = [i for i in range(len(header)) if i not in costs]
-    whole = _rich(table, header, body, range(len(header)))
-    if Measurement.get(console, console.options.update(width=10_000), whole).maximum <= console.width or not costs:
-        console.print(whole)
-    else:
-        console.print(_rich(table, header, body, rest))
-        console.print(_rich(table, header, body, [0, *costs]))
+    first, *blocks = table.blocks
+
+    def width(headings: Sequence[str]) -> Measurement:
+        return Measurement.get(console, console.options.update(width=10_000), _rich(table, headings))
+
+    parts = [  # of a block whose longest words do not fit side by side, each column is by itself
+        part
+        for block in blocks
+        for part in ([block] if width(first + block).minimum <= console.width else [[h] for h in block])
+    ]
+    grids = [first]
+    for part in parts:
+        if width(grids[-1] + part).maximum <= console.width or grids[-1] == first:
+            grids[-1] = grids[-1] + part
+        else:
+            grids.append(first + part)
+    for headings in grids:
+        found = width(headings)
+        spare = console.width - found.minimum if found.minimum <= console.width < found.maximum else None
+        console.print(_rich(table, headings, spare))
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
 
 
-def _rich(table: Table, header: list[str], body: list[list[str]], columns: Sequence[int]) -> Any:
+def _rich(table: Table, headings: Sequence[str], spare: int | None = None) -> Any:
+    """A grid; with ``spare``, what the columns' longest words leave of the terminal's width, no word is broken."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
-    for i in columns:
-        shown.add_column(Text(header[i]), justify="left" if i == 0 else "right", overflow="fold")
+    widths = {} if spare is None else _widths(table, headings, spare)
+    for i, heading in enumerate(headings):
+        shown.add_column(Text(heading), justify="right" if i else "left", overflow="fold", width=widths.get(heading))
     best = best_rows(table)
     styles = {"better": "green", "worse": "red", "inconclusive": "", "within noise": "dim", "one seed": "dim", "": ""}
-    for number, (row, line) in enumerate(zip(table.rows, body, strict=True)):
+    for number, row in enumerate(table.rows):
         cells = []
-        for i in columns:
-            value = row[header[i]]
-            style = styles[value.verdict] if isinstance(value, Delta) else ""
-            cells.append(Text(line[i], style="bold" if best.get(header[i]) == number else style))
+        for heading in headings:
+            value = row[heading]
+            style = styles[value.verdict] if isinstance(value, Delta) else "red" if heading == "collapsed" else ""
+            cells.append(Text(text(heading, value), style="bold" if best.get(heading) == number else style))
         shown.add_row(*cells)
     return shown
+
+
+def _widths(table: Table, headings: Sequence[str], spare: int) -> dict[str, int]:
+    """Of each column: whole cells up to one width for all, as large as ``spare`` lets it be; never less than words."""
+    from rich.cells import cell_len
+
+    words, whole = {}, {}
+    for heading in headings:
+        cells = [heading, *(text(heading, row[heading]) for row in table.rows)]
+        words[heading] = max(cell_len(word) for cell in cells for word in cell.split() or [""])
+        whole[heading] = max(map(cell_len, cells))
+    found = words
+    for most in range(max(whole.values())):
+        wider = {h: max(words[h], min(whole[h], most)) for h in headings}
+        if sum(wider.values()) - sum(words.values()) > spare:
+            break
+        found = wider
+    return found

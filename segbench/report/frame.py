@@ -1,5 +1,6 @@
 """Every score of a sweep as a data frame."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 OF_RUN = ("parameters", "macs", "train_s", "eval_ms_per_image", "images", "steps", "encoder", "data", "encoder_hash")
 
 
-def load(path: str | Path, allow_mixed: bool = True) -> "pandas.DataFrame":
+def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -> "pandas.DataFrame":
     """The scores of every finished run of a sweep, in long form: a row for each run, metric and class.
 
     ===================  =========================================================================================
@@ -36,13 +37,14 @@ def load(path: str | Path, allow_mixed: bool = True) -> "pandas.DataFrame":
     Args:
         path: ``runs/<sweep>``.
         allow_mixed: False to refuse runs that must not be compared.
+        only: decoders; default: all.
 
     Raises:
         UserError: no sweep there, no finished run, or a file that cannot be read.
     """
     import pandas
 
-    sweep = read_sweep(Path(path), allow_mixed)
+    sweep = read_sweep(Path(path), allow_mixed, only)
     rows: list[dict[str, Any]] = []
     for result in sweep.results:
         row = result.row

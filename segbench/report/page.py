@@ -22,8 +22,8 @@ from segbench.report.gallery import Gallery, make_gallery
 from segbench.report.metrics import Metric, available, choose
 from segbench.report.provenance import provenance
 from segbench.report.runs import Group, Sweep, read_sweep
-from segbench.report.table import Table, make_table
-from segbench.report.words import compared, spelled, verdict
+from segbench.report.table import Table, table_of, version_note
+from segbench.report.words import Verdict, caveats, compared, questions, spelled, verdict
 
 WEB = Path(__file__).parent / "web"
 LIMIT = 15_000_000  # bytes of the page; the gallery takes what the rest leaves
@@ -50,6 +50,7 @@ def write_report(
     gallery: bool = True,
     overrides: Sequence[str] = (),
     progress: Progress = lambda what: None,
+    only: Sequence[str] = (),
 ) -> Written:
     """Write the report of a sweep's folder, and its figures to ``figures/`` beside it.
 
@@ -59,12 +60,13 @@ def write_report(
         gallery: also predict a few images with the stored weights.
         overrides: ``key=value`` for what differs here from the runs' configs, such as ``data.root``; for the gallery.
         progress: called with what is being done.
+        only: decoders; differences, corrections and ranks are then among these. Default: all.
 
     Raises:
-        UserError: no sweep there, no finished run, a broken file, or a place that cannot be written.
+        UserError: no sweep there, no such decoder, no finished run, a broken file, or a place that cannot be written.
     """
     progress("reading")
-    sweep = read_sweep(folder, allow_mixed=True)
+    sweep = read_sweep(folder, True, only)
     out = out or folder / "report.html"
     sections = [_Section(sweep, group, place, out.parent / "figures") for place, group in enumerate(sweep.groups)]
     for section in sections:
@@ -90,29 +92,35 @@ class _Section:
         self.sweep, self.group, self.place, self.figures_at = sweep, group, place, figures_at
         self.anchor = f"g{place}"
         results = list(group.results.values())
-        self.analyses = {m.name: Analysis(group, m, sweep.baseline) for m in available(results)}
+        self.analyses = {m.name: Analysis(group, m) for m in available(results)}
         self.columns = [self.analyses[m.name] for m in choose(results, ())]
         boundary = [n for n in self.analyses if n.startswith("biou")][:1]
         self.main = [self.analyses[n] for n in (*boundary, "miou")]  # the question's own metric first
         self.classes: list[str] = results[0].row["classes"]
-        self.look = Look(sweep_decoders(sweep), sweep.baseline)
+        self.baselines = sweep.baselines
+        self.look = Look(sweep.decoders, self.baselines[0])
         self.costs = {
             c: {d: _mean([r.row[k] for r in group.of(d)]) for d in group.decoders} for c, k in COST_KEYS.items()
         }
         self.compared = compared(sweep, group)
-        self.verdicts = [(a.metric.name, verdict(a, sweep.baseline)) for a in self.main]
+        self.answers: list[tuple[str, list[tuple[str, Verdict]]]] = [
+            (question, [(a.metric.name, verdict(a.against(b))) for a in self.main])
+            for question, b in zip(questions(self.baselines), self.baselines, strict=True)
+        ]
+        self.caveats = caveats(group, self.baselines)
         self.gallery = Gallery()
         self.plots: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
 
     @property
     def means(self) -> cells.View:
-        return cells.means(self.group, self.columns, self.costs)
+        return cells.means(self.group, self.columns, self.baselines, self.costs)
 
     @property
-    def per_class(self) -> list[tuple[Metric, cells.View]]:
+    def per_class(self) -> list[tuple[Metric, str, cells.View]]:
+        """A table for each metric and baseline."""
         found = [a for n, a in self.analyses.items() if n.partition("@")[0] in PER_CLASS]
-        return [(a.metric, cells.classes(a, self.classes)) for a in found]
+        return [(a.metric, b, cells.classes(a.against(b), self.classes)) for a in found for b in self.baselines]
 
     @property
     def choices(self) -> list[tuple[str, str]]:
@@ -123,16 +131,19 @@ class _Section:
         """Make every figure, for the page and as files."""
         prefix = f"{self.anchor}-" if len(self.sweep.groups) > 1 else ""
         with style():
+            # The first baseline's files have the plain names, whatever the second is called.
+            suffixes = {f"-from-{slug(b)}" if i else "": b for i, b in enumerate(self.baselines)}
             for a in self.main:
-                figure = figures.difference(a, self.look)
-                if figure is not None:
-                    title = f"{spelled(a.metric)}: difference from {a.baseline}"
-                    name = f"{prefix}{slug(a.metric.name)}-difference"
-                    self.differences.append(self._keep(figures.Plot(name, title, "", a.metric.name, figure)))
-                for plot in figures.of_metric(a, self.look, prefix + slug(a.metric.name)):
+                name = prefix + slug(a.metric.name)
+                for suffix, b in suffixes.items():
+                    for plot in figures.of_means(a.against(b), self.look, f"{name}-difference{suffix}"):
+                        self.differences.append(self._keep(plot))
+                    for plot in figures.of_classes(a.against(b), self.look, f"{name}-classes{suffix}"):
+                        self.plots.append(self._keep(plot))
+                for plot in figures.of_metric(a, self.look, name):
                     self.plots.append(self._keep(plot))
             widths = [(int(n.partition("@")[2]), a) for n, a in self.analyses.items() if n.startswith("trimap")]
-            for plot in figures.trimaps(sorted(widths, key=lambda w: w[0]), self.look, prefix):
+            for plot in figures.trimaps(sorted(widths, key=lambda w: w[0]), self.look, prefix, suffixes):
                 self.plots.append(self._keep(plot))
             for plot in figures.curves(list(self.group.results.values()), self.look, prefix):
                 self.plots.append(self._keep(plot))
@@ -161,12 +172,14 @@ class _Section:
             }
         costs = {c: {d: None if math.isnan(v) else v for d, v in of.items()} for c, of in self.costs.items()}
         ranks = {a.metric.name: {d: vars(r) for d, r in a.ranks.items()} for a in self.main}
-        return {"label": self.group.label, "metrics": metrics, "costs": costs, "ranks": ranks}
+        collapsed = [f"{d}-s{seed}" for d, seed in self.group.collapsed]
+        label = self.group.label
+        return {"label": label, "metrics": metrics, "costs": costs, "ranks": ranks, "collapsed": collapsed}
 
-    @staticmethod
-    def _numbers(a: Analysis, d: str, place: int) -> dict[str, Any]:
-        delta = a.delta(d, place)
-        return {"score": cells.plain(a.cell(d, place)), "delta": None if math.isnan(delta.mean) else cells.plain(delta)}
+    def _numbers(self, a: Analysis, d: str, place: int) -> dict[str, Any]:
+        deltas = {b: a.against(b).delta(d, place) for b in self.baselines}
+        plain = {b: None if math.isnan(delta.mean) else cells.plain(delta) for b, delta in deltas.items()}
+        return {"score": cells.plain(a.cell(d, place)), "deltas": plain}
 
 
 class _Page:
@@ -215,21 +228,17 @@ class _Page:
         rows = [r.row for r in self.sweep.results]
         if len({json.dumps([row["classes"], row["evaluation"]], sort_keys=True) for row in rows}) > 1:
             self.notes = ["The groups were counted differently, so that there is no table of all to download."]
+            self.notes.append(version_note(self.sweep.results))
             return files
-        self._add(files, self.stem, make_table(self.sweep.folder, allow_mixed=True))
-        for metric, _ in self.sections[0].per_class:
-            columns = ("n", "score", "delta")
-            table = make_table(self.sweep.folder, [metric.name], True, columns, allow_mixed=True)
-            self._add(files, f"{self.stem}-{slug(metric.name)}-classes", table)
+        self._add(files, self.stem, table_of(self.sweep))
+        for name in dict.fromkeys(metric.name for metric, _, _ in self.sections[0].per_class):
+            table = table_of(self.sweep, [name], True, ("n", "score", "delta"))
+            self._add(files, f"{self.stem}-{slug(name)}-classes", table)
         return files
 
     def _add(self, files: dict[str, str], name: str, table: Table) -> None:
         files |= {f"{name}.csv": formats.as_csv(table), f"{name}.tex": formats.as_tex(table)}
         self.notes += [n for n in table.notes if n not in self.notes]
-
-
-def sweep_decoders(sweep: Sweep) -> list[str]:
-    return list(dict.fromkeys(d for group in sweep.groups for d in group.decoders))
 
 
 def embedded(data: Any) -> Markup:

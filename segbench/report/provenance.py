@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from segbench import store
+from segbench.plan import spelled_variant
 from segbench.report.runs import Sweep
 
 HASHES = {"encoder_hash": "encoder weights", "features_hash": "encoder features", "data_fingerprints": "data"}
@@ -48,8 +48,7 @@ def provenance(sweep: Sweep) -> Provenance:
     Raises:
         UserError: a file that is there and is broken.
     """
-    manifest = store.read_manifest(sweep.folder)
-    config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
+    config = yaml.safe_dump(sweep.config, sort_keys=False, allow_unicode=True)
     facts: dict[str, list[str]] = {}
     for result in sweep.results:
         for name, value in _environment(result.folder):
@@ -59,7 +58,7 @@ def provenance(sweep: Sweep) -> Provenance:
         for key, name in HASHES.items():
             value = result.row[key]
             hashes.setdefault(name, []).append(value if isinstance(value, str) else " ".join(map(str, value)))
-    return Provenance(config, _distinct(facts), _distinct(hashes), _runs(sweep, manifest["runs"]))
+    return Provenance(config, _distinct(facts), _distinct(hashes), _runs(sweep))
 
 
 def _environment(folder: Path) -> list[tuple[str, str]]:
@@ -82,14 +81,14 @@ def _distinct(facts: dict[str, list[str]]) -> list[tuple[str, str]]:
     return lines
 
 
-def _runs(sweep: Sweep, planned: list[dict[str, Any]]) -> list[RunLine]:
+def _runs(sweep: Sweep) -> list[RunLine]:
     done = {r.folder: r.row for r in sweep.results}
     why = {(m.decoder, m.seed): m for m in sweep.missing}
     lines = []
-    for plan in planned:
+    for plan in sweep.planned:
         folder = sweep.folder / plan["folder"]
         row = done.get(folder)
-        variant = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in plan["variant"].items())
+        variant = ", ".join(spelled_variant(plan["variant"]))
         if row is not None:
             state, reason, trace = "done", "", ""
         else:

@@ -4,14 +4,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segbench import store
-from segbench.errors import UserError
+from segbench.errors import UserError, unknown
+from segbench.metrics import collapsed
+from segbench.plan import spelled_variant
 
+BASELINES = ("bilinear", "bilinear_conv")  # what differences are from, where a sweep does not say
 # What rows must share to be compared: name in `result.json`, and what it is called to a reader.
 IDENTITY = {
     "classes": "classes",
@@ -60,13 +64,28 @@ class Group:
     def of(self, decoder: str) -> list[store.Result]:
         return [self.results[decoder, s] for s in self.seeds if (decoder, s) in self.results]
 
+    @cached_property
+    def collapsed(self) -> dict[tuple[str, int], tuple[str, float]]:
+        """(decoder, seed) -> the class that a collapsed run predicts, and for what share of the pixels."""
+        found = {}
+        for (decoder, seed), result in self.results.items():
+            total = result.counts["region"].sum(0)
+            if (top := collapsed(total)) is not None:
+                found[decoder, seed] = result.row["classes"][top], float(total[1, top] / total[1].sum())
+        return found
+
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a folder holds, in groups of runs that may be compared."""
+    """What a folder holds, in groups of runs that may be compared.
+
+    Attributes:
+        planned: the manifest's entry of each run that is shown, or missing.
+    """
 
     folder: Path
     config: dict[str, Any]
+    planned: list[dict[str, Any]]
     groups: list[Group]
     missing: list[Missing]
 
@@ -75,23 +94,36 @@ class Sweep:
         return [r for group in self.groups for r in group.results.values()]
 
     @property
-    def baseline(self) -> str:
-        return self.config.get("baseline") or "bilinear"
+    def decoders(self) -> list[str]:
+        return list(dict.fromkeys(d for group in self.groups for d in group.decoders))
+
+    @property
+    def baselines(self) -> list[str]:
+        """One or two: those that the config names, or those of `BASELINES` that take part, or else its first."""
+        named = self.config.get("baseline") or [b for b in BASELINES if b in self.decoders] or BASELINES[:1]
+        return [named] if isinstance(named, str) else list(named)
 
 
-def read_sweep(folder: Path, allow_mixed: bool = False) -> Sweep:
+def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()) -> Sweep:
     """Read every finished run of ``runs/<sweep>``.
 
     Args:
         allow_mixed: runs that must not be compared go into groups of their own, in place of an error.
+        only: decoders; the sweep is then read as if it had no others.
 
     Raises:
-        UserError: no sweep there, no finished run, another version's runs, or runs that must not be compared.
+        UserError: no sweep there, no such decoder, no finished run, another version's runs, or runs that must not be
+            compared.
     """
     manifest = store.read_manifest(folder)
+    titles = {p["decoder"] for p in manifest["runs"]}
+    for title in only:
+        if title not in titles:
+            raise unknown("decoder", title, titles)
+    all_planned = [p for p in manifest["runs"] if not only or p["decoder"] in only]
     members: dict[str, list[tuple[dict[str, Any], store.Result]]] = {}
     missing = []
-    for planned in manifest["runs"]:
+    for planned in all_planned:
         place = folder / planned["folder"]
         try:
             result = store.read_result(place)
@@ -113,15 +145,15 @@ def read_sweep(folder: Path, allow_mixed: bool = False) -> Sweep:
     groups = []
     for place, group in members.items():
         variant = group[0][0]["variant"]
-        planned_here = [p["decoder"] for p in manifest["runs"] if p["variant"] == variant]
-        seeds = list(dict.fromkeys(p["seed"] for p in manifest["runs"] if p["variant"] == variant))
+        planned_here = [p for p in all_planned if p["variant"] == variant]
+        seeds = list(dict.fromkeys(p["seed"] for p in planned_here))
         there = {p["decoder"] for p, _ in group}
         # Where groups share a variant, each lists only its own; a decoder without any run stands in the first.
         alone = sum(g[0][0]["variant"] == variant for g in members.values()) == 1
-        decoders = [d for d in dict.fromkeys(planned_here) if alone or d in there]
+        decoders = [d for d in dict.fromkeys(p["decoder"] for p in planned_here) if alone or d in there]
         results = {(p["decoder"], p["seed"]): r for p, r in group}
         groups.append(Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results))
-    return Sweep(folder, manifest["config"], groups, missing)
+    return Sweep(folder, manifest["config"], all_planned, groups, missing)
 
 
 def comparable(results: Sequence[store.Result]) -> str:
@@ -161,7 +193,7 @@ def _kinds(group: Sequence[tuple[dict[str, Any], store.Result]]) -> dict[str, st
 
 
 def _label(variant: dict[str, Any], own: dict[str, str], every: Any) -> str:
-    said = [f"{key.rpartition('.')[2]}={value}" for key, value in variant.items()]
+    said = spelled_variant(variant)
     differing = [called for called in own if len({kinds[called] for kinds in every}) > 1]
     return ", ".join([*said, *(f"{called} {_short(own[called])}" for called in differing if not variant)])
 

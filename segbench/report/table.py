@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import numpy as np
 
 from segbench import store
 from segbench.errors import UserError, unknown
+from segbench.plan import grid_names
 from segbench.report import stats
-from segbench.report.analysis import Analysis, Cell, Delta
+from segbench.report.analysis import Analysis, Cell, Delta, PValue
 from segbench.report.metrics import Metric, available, choose
 from segbench.report.runs import Group, Sweep, read_sweep
+from segbench.report.words import unanswered, unequal_starts, upsampled
 
 COLUMNS = {
     "n": "finished seeds",
     "score": "mean ± sd over seeds",
     "ci": "95 % interval of the mean",
-    "delta": "difference from the baseline, with interval and verdict",
+    "delta": "difference from each baseline, with interval and verdict",
     "p": "p-value of the difference, after Holm's correction",
     "seeds": "seeds that would settle a difference of the size seen, on these images",
     "images": "images that would settle it, with these seeds",
@@ -31,6 +34,7 @@ COLUMNS = {
 }
 DEFAULT = ("n", "score", "delta", "params", "macs", "train", "eval")
 PER_CLASS = ("n", "score")
+CONTRASTS = ("delta", "p", "seeds", "images")  # one column for each baseline
 FEW_IMAGES = 10  # with a class in fewer, its interval covers less than it says
 COSTS = {"params": "params", "macs": "MACs", "train": "train s", "eval": "eval ms"}
 COST_HEADINGS = tuple(COSTS.values())
@@ -42,24 +46,32 @@ class Table:
 
     Attributes:
         title: what was compared on what.
-        headings: of the columns, in order; the first is ``decoder``.
-        scores: those of them that hold a score's `Cell`.
+        blocks: headings in order, by what belongs together; the first block says what a row is.
         rows: heading -> text, number, `Cell`, `Delta`, ``(low, high)``, `segbench.report.stats.Rank`, or None.
         notes: in sentences.
     """
 
     title: str
-    headings: list[str]
-    scores: list[str]
+    blocks: list[list[str]]
     rows: list[dict[str, Any]]
     notes: list[str]
+
+    @property
+    def headings(self) -> list[str]:
+        return [heading for block in self.blocks for heading in block]
+
+    @property
+    def scores(self) -> list[str]:
+        """The headings of columns that hold a score's `Cell`."""
+        return [h for h in self.headings if any(isinstance(row[h], Cell) for row in self.rows)]
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading, and what stands below it: of a group's analyses (by metric) and a decoder."""
+    """A heading, the block it is in, and what stands below it: of a group's analyses (by metric) and a decoder."""
 
     heading: str
+    block: str
     cell: Callable[[Group, dict[str, Analysis], str], Any]
 
 
@@ -70,6 +82,7 @@ def make_table(
     columns: Sequence[str] = (),
     sort: str | None = None,
     allow_mixed: bool = False,
+    only: Sequence[str] = (),
 ) -> Table:
     """The table of a sweep's folder, made from its run folders alone.
 
@@ -80,70 +93,103 @@ def make_table(
         columns: names in `COLUMNS`, in the order wanted; default: `DEFAULT`, or `PER_CLASS`.
         sort: heading to sort by: scores from the highest, costs and names from the lowest; default: the sweep's order.
         allow_mixed: show runs that must not be compared, in groups.
+        only: decoders; differences, corrections and ranks are then among these. Default: all.
 
     Raises:
-        UserError: no sweep there, no finished run, an unknown metric or column, or runs that must not be compared.
+        UserError: no sweep there, no finished run, an unknown metric, column or decoder, or runs that must not be
+            compared.
     """
+    return table_of(read_sweep(folder, allow_mixed, only), metrics, classes, columns, sort)
+
+
+def table_of(
+    sweep: Sweep,
+    metrics: Sequence[str] = (),
+    classes: bool = False,
+    columns: Sequence[str] = (),
+    sort: str | None = None,
+) -> Table:
+    """`make_table` of a sweep that has been read."""
     columns = columns or (PER_CLASS if classes else DEFAULT)
     for name in columns:
         if name not in COLUMNS:
             raise unknown("column", name, COLUMNS)
-    sweep = read_sweep(folder, allow_mixed)
     chosen = choose(sweep.results, metrics)
     if classes and len({tuple(r.row["classes"]) for r in sweep.results}) > 1:
-        raise UserError(f"{folder} holds runs with different classes, which no table per class can hold")
+        raise UserError(f"{sweep.folder} holds runs with different classes, which no table per class can hold")
     if classes and not chosen[0].classes:
         raise UserError(f"{chosen[0].name} is not made of classes; --per-class needs another --metric")
     made = list(_columns(sweep, chosen[:1] if classes else chosen, classes, columns))
     rows = []
     for group in sweep.groups:
         own = {m.name: m for m in available(list(group.results.values()))}  # a mixed sweep has several protocols
-        analyses = {m.name: Analysis(group, own[m.name], sweep.baseline) for m in chosen if m.name in own}
+        analyses = {m.name: Analysis(group, own[m.name]) for m in chosen if m.name in own}
         rows += [{c.heading: c.cell(group, analyses, decoder) for c in made} for decoder in group.decoders]
+    blocks = [[c.heading for c in block] for _, block in groupby(made, lambda c: c.block)]
     headings = [c.heading for c in made]
     if sort:
         rows = _sorted(rows, headings, sort)
-    scores = [h for h in headings if any(isinstance(row[h], Cell) for row in rows)]
-    return Table(_title(sweep, chosen, classes), headings, scores, rows, list(_notes(sweep, headings, rows)))
+    return Table(_title(sweep, chosen, classes), blocks, rows, list(_notes(sweep, headings, rows, columns)))
 
 
 def _columns(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequence[str]) -> Iterator[_Column]:
-    yield _Column("decoder", lambda group, found, decoder: decoder)
-    variants = list(dict.fromkeys(key for group in sweep.groups for key in group.variant))
-    for key in variants:
-        yield _Column(key.rpartition(".")[2], lambda group, found, decoder, k=key: str(group.variant.get(k, "")))  # type: ignore[misc]
+    told = list(_told(sweep, metrics, classes, names))
+    yield _Column("decoder", "row", lambda group, found, decoder: decoder)
+    others = ["decoder", "group", "collapsed", *(c.heading for c in told)]
+    for key, heading in grid_names((key for group in sweep.groups for key in group.variant), others).items():
+        yield _Column(heading, "row", lambda group, found, decoder, k=key: _grid_value(group.variant.get(k, "")))  # type: ignore[misc]
     if len({group.label for group in sweep.groups}) > max(1, len({str(g.variant) for g in sweep.groups})):
-        yield _Column("group", lambda group, found, decoder: group.label)
-    compared = any(sweep.baseline in g.whole and len(g.decoders) > 1 for g in sweep.groups)
-    of_scores = [
-        n for n in names if n in ("score", "ci", "rank") or (n in ("delta", "p", "seeds", "images") and compared)
-    ]
+        yield _Column("group", "row", lambda group, found, decoder: group.label)
+    if any(group.collapsed for group in sweep.groups):
+        yield _Column("collapsed", "row", lambda group, found, decoder: sum(d == decoder for d, _ in group.collapsed))
+    yield from told
+
+
+def _told(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequence[str]) -> Iterator[_Column]:
+    """The columns that say something of a row."""
+    baselines = [b for b in sweep.baselines if any(b in g.whole and len(g.decoders) > 1 for g in sweep.groups)]
+    of_scores = [n for n in names if n in ("score", "ci", "rank") or (n in CONTRASTS and baselines)]
     labels = sweep.results[0].row["classes"]
     for name in names:
         if name == "n":
-            yield _Column("n", lambda group, found, decoder: len(group.of(decoder)))
+            yield _Column("n", "row", lambda group, found, decoder: len(group.of(decoder)))
         elif name in COSTS:
-            yield _Column(COSTS[name], lambda group, found, decoder, n=name: _cost(group.of(decoder), n))  # type: ignore[misc]
+            yield _Column(COSTS[name], "cost", lambda group, found, decoder, n=name: _cost(group.of(decoder), n))  # type: ignore[misc]
         elif of_scores and name == of_scores[0]:  # what belongs to one score stands together
             for metric in metrics:
                 for place, heading in list(enumerate(labels)) if classes else [(-1, metric.column)]:
                     for part in of_scores:
                         if metric.classes or part in ("score", "ci"):
-                            yield _score_column(part, heading, metric, place)
+                            for baseline in baselines if part in CONTRASTS else [""]:
+                                title = f"{heading}{_from(sweep, baseline)}"
+                                yield _score_column(part, title, metric, place, baseline)
 
 
-def _score_column(name: str, heading: str, metric: Metric, place: int) -> _Column:
+def _from(sweep: Sweep, baseline: str) -> str:
+    """What a heading adds where there are two baselines."""
+    return f" from {baseline}" if baseline and len(sweep.baselines) > 1 else ""
+
+
+def _grid_value(value: Any) -> Any:
+    return value if isinstance(value, int | float) else str(value)
+
+
+def _score_column(name: str, heading: str, metric: Metric, place: int, baseline: str) -> _Column:
+    def needed(what: str, a: Analysis, decoder: str) -> str | None:
+        return _needed(what, a.against(baseline).difference(decoder, place), len(a.decoders) - 1)
+
     title, cell = {
         "score": ("{}", lambda a, d: a.cell(d, place)),
         "ci": ("{} 95 %", lambda a, d: (a.cell(d, place).low, a.cell(d, place).high)),
         "rank": ("rank by {}", lambda a, d: a.ranks.get(d)),
-        "delta": ("Δ {}", lambda a, d: None if d == a.baseline else a.delta(d, place)),
-        "p": ("p {}", lambda a, d: None if d == a.baseline else a.delta(d, place).p_holm),
-        "seeds": ("seeds for Δ {}", lambda a, d: _needed("seeds", a.difference(d, place), len(a.decoders) - 1)),
-        "images": ("images for Δ {}", lambda a, d: _needed("images", a.difference(d, place), len(a.decoders) - 1)),
+        "delta": ("Δ {}", lambda a, d: None if d == baseline else a.against(baseline).delta(d, place)),
+        "p": ("p {}", lambda a, d: None if d == baseline else PValue(a.against(baseline).delta(d, place).p_holm)),
+        "seeds": ("seeds for Δ {}", lambda a, d: needed("seeds", a, d)),
+        "images": ("images for Δ {}", lambda a, d: needed("images", a, d)),
     }[name]
     return _Column(
         title.format(heading),
+        f"{metric.name} {place}",
         lambda group, found, decoder: cell(found[metric.name], decoder) if metric.name in found else None,
     )
 
@@ -167,14 +213,14 @@ def _sorted(rows: list[dict[str, Any]], headings: Sequence[str], by: str) -> lis
     if by not in headings:
         raise unknown("column to sort by", by, headings)
 
-    def key(row: dict[str, Any]) -> tuple[bool, Any]:
+    def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
         value = row[by]
         if isinstance(value, Cell | Delta):
-            return math.isnan(value.mean), -value.mean
+            return math.isnan(value.mean), False, -value.mean
         if isinstance(value, stats.Rank):
-            return False, value.rank
+            return False, False, value.rank
         missing = value is None or (isinstance(value, float) and math.isnan(value))
-        return missing, 0 if missing else value
+        return missing, isinstance(value, str), 0 if missing else value  # a grid may hold numbers and words
 
     holes = [row for row in rows if key(row)[0]]
     return sorted((row for row in rows if not key(row)[0]), key=key) + holes
@@ -187,7 +233,9 @@ def _title(sweep: Sweep, chosen: Sequence[Metric], classes: bool) -> str:
     words = {True: "fine-tuned", False: "frozen"}
     trained = " and ".join(sorted({words[r.row["encoder_trainable"]] for r in there}))
     title = f"{sweep.folder.name}: {said['data']}, {said['images']} images, {trained} {said['encoder']}"
-    title += f", {said['steps']} steps" + "".join(sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])}))
+    title += f", {said['steps']} steps{upsampled(there)}" + "".join(
+        sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])})
+    )
     return title + (f", {chosen[0].column} per class" if classes else "")
 
 
@@ -195,19 +243,32 @@ def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
     """Classes with intervals of their own that are in fewer images than these need, see docs/statistics.md."""
     first = sweep.results[0]
     images = (first.counts["region"][:, 2] > 0).sum(0)
-    shown = [bool({f"{name} 95 %", f"Δ {name}"} & set(headings)) for name in first.row["classes"]]
+    of = ["{} 95 %", *(f"Δ {{}}{_from(sweep, b)}" for b in sweep.baselines)]
+    shown = [any(h.replace("{}", name) in headings for h in of) for name in first.row["classes"]]
     return [c for c, n, s in zip(first.row["classes"], images, shown, strict=True) if s and 0 < n < FEW_IMAGES]
 
 
-def _notes(sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    there, seeds = sweep.results, len(sweep.groups[0].seeds)
-    yield f"Mean ± sd in percent over {seeds} seed{'s' if seeds > 1 else ''}; last checkpoint."
+def _notes(
+    sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> Iterator[str]:
+    there, several = sweep.results, len(sweep.baselines) > 1
+    few, many = (f({len(g.seeds) for g in sweep.groups}) for f in (min, max))
+    seeds = f"{few} to {many}" if few < many else str(many)
+    yield f"Mean ± sd in percent over {seeds} seed{'s' if many > 1 else ''}; last checkpoint."
     if any(isinstance(cell, Delta) for row in rows for cell in row.values()):
-        about = "the recipe on such images" if seeds > 1 else "these trained models on such images: one seed"
+        about = "the recipe on such images" if many > 1 else "these trained models on such images: one seed"
         yield (
-            f"Δ: from {sweep.baseline}, paired by seed and image, [95 % interval] about {about}; better, worse: p < "
-            "0.05 after Holm's correction over the decoders."
+            f"Δ: from {' and from '.join(sweep.baselines)}, paired by seed and image, [95 % interval] about {about}; "
+            "better, worse: p < 0.05 after Holm's correction over the decoders"
+            + (", for each baseline by itself." if several else ".")
         )
+    for group in sweep.groups:
+        label = f" ({group.label})" if group.label else ""
+        if len(group.decoders) > 1 and not set(columns).isdisjoint(CONTRASTS):
+            yield from (f"No Δ{label}: {why}." for b in sweep.baselines if (why := unanswered(group, b)))
+        for (decoder, seed), (name, share) in group.collapsed.items():
+            yield f"Collapsed: {decoder}-s{seed}{label} predicts {name} for {100 * share:.1f} % of the pixels."
+    yield from dict.fromkeys(filter(None, (unequal_starts(group, sweep.baselines) for group in sweep.groups)))
     if any(h in headings for h in ("train s", "eval ms")):
         shared = float(np.mean([r.row["train_shared_s"] for r in there]))
         encoder = float(np.mean([r.row["eval_encoder_ms_per_image"] for r in there]))
@@ -231,3 +292,9 @@ def _notes(sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]]
     if any(len(r.ids) < 2 for r in there):
         yield "One image: no interval can be made."
     yield from (f"Missing: {m}" for m in sweep.missing)
+    yield version_note(there)
+
+
+def version_note(results: Sequence[store.Result]) -> str:
+    """By which version of the results' definition they were made; only those of one can be read."""
+    return f"Result version {results[0].row['result_version']}."

@@ -1,10 +1,11 @@
 """What a sweep says, in sentences: what was compared on what, and the verdict with its uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from segbench.report.analysis import Analysis, Delta
+from segbench import store
+from segbench.report.analysis import Analysis, Contrast, Delta
 from segbench.report.metrics import Metric
 from segbench.report.runs import Group, Sweep
 
@@ -21,6 +22,10 @@ class Verdict:
 
 
 SPELLED_OUT = 3  # decoders that a sentence lists with their numbers
+QUESTIONS = {
+    **dict.fromkeys(("bilinear", "nearest"), "Better than interpolation?"),
+    **dict.fromkeys(("bilinear_conv", "nearest_conv"), "Better than interpolation with a convolution?"),
+}
 
 
 def compared(sweep: Sweep, group: Group) -> str:
@@ -32,7 +37,71 @@ def compared(sweep: Sweep, group: Group) -> str:
     how = f", evaluated with {row['evaluation_title']}" if row["evaluation_title"] else ""
     return (
         f"{_count(len(group.decoders), 'decoder')} on {_one([r['data'] for r in rows])}: "
-        f"{_count(row['images'], 'image')}, {_count(len(row['classes']), 'class')}, {encoder}, {seeds}{how}."
+        f"{_count(row['images'], 'image')}, {_count(len(row['classes']), 'class')}, {encoder}, {seeds}"
+        f"{upsampled(list(group.results.values()))}{how}."
+    )
+
+
+def upsampled(results: Sequence[store.Result]) -> str:
+    """``, upsampled to stride 4`` where techniques end before image size; by name where not all end at one stride."""
+    strides: dict[int, list[str]] = {}
+    for row in (r.row for r in results):
+        if row.get("output_stride") is not None:
+            strides.setdefault(row["output_stride"], []).append(row["decoder"])
+    named = len(strides) > 1
+    return "".join(
+        f", {_listed(list(dict.fromkeys(decoders))) + ' ' if named else ''}upsampled to stride {stride}"
+        for stride, decoders in sorted(strides.items())
+        if stride != 1
+    )
+
+
+def unequal_starts(group: Group, baselines: Sequence[str]) -> str:
+    """Which decoders' skeletons start from other weights than the baseline's for some seed; empty where none does."""
+    hashes = {run: r.row["skeleton_hash"] for run, r in group.results.items() if "skeleton_hash" in r.row}
+    common = next((d for d in (*baselines, *group.decoders) if any(hashes.get((d, s)) for s in group.seeds)), None)
+    own = dict.fromkeys(d for (d, _), found in hashes.items() if found is None)
+    other = dict.fromkeys(
+        d for (d, s), found in hashes.items() if found and hashes.get((str(common), s)) not in (found, None)
+    )
+    if not other and (not own or len(group.decoders) == 1):
+        return ""
+    said = [f"{_listed(list(other))} {_have(other)} another width or skeleton than {common}"] if other else []
+    said += (
+        [f"{_listed(list(own))} {_have(own)} a skeleton of {'its' if len(own) == 1 else 'their'} own"] if own else []
+    )
+    return f"Skeletons do not start equal: {'; '.join(said)}. Such differences carry the noise of the start."
+
+
+def caveats(group: Group, baselines: Sequence[str]) -> list[str]:
+    """What a reader of any verdict must know of its decoders: holes and collapsed runs."""
+    holes = [d for d in group.decoders if d not in group.whole and d not in baselines]
+    said = []
+    if holes:
+        said.append(
+            f"{_listed(holes)} {_have(holes)} missing runs and {'takes' if len(holes) == 1 else 'take'} no part."
+        )
+    for d in group.decoders:
+        if number := sum(decoder == d for decoder, _ in group.collapsed):
+            of = _count(len(group.of(d)), "run")
+            said.append(
+                f"{d} has collapsed in {number} of {of}: one class nearly everywhere, which is no segmentation."
+            )
+    return said
+
+
+def questions(baselines: Sequence[str]) -> list[str]:
+    """What a comparison with each baseline answers."""
+    said = [QUESTIONS.get(b, f"Better than {b}?") for b in baselines]
+    return said if len(set(said)) == len(said) else [f"Better than {b}?" for b in baselines]
+
+
+def unanswered(group: Group, baseline: str) -> str:
+    """Why there is no difference from a baseline; empty where there is."""
+    if baseline in group.whole:
+        return ""
+    return f"the baseline {baseline} " + (
+        "has missing runs" if baseline in group.decoders else "is not among the decoders"
     )
 
 
@@ -40,32 +109,21 @@ def spelled(metric: Metric) -> str:
     """A metric's name as a sentence says it."""
     long = {"biou": "Boundary IoU", "bf1": "Boundary F1", "trimap": "trimap IoU", "accuracy": "pixel accuracy"}
     kind = metric.name.partition("@")[0]
-    return f"{long[kind]} {metric.column.partition(' ')[2]}" if kind in ("biou", "bf1") else long.get(kind, "mIoU")
+    return (
+        f"{long[kind]} {metric.column.partition(' ')[2]}" if kind in ("biou", "bf1") else long.get(kind, metric.column)
+    )
 
 
-def verdict(analysis: Analysis, wanted: str) -> Verdict:
-    """The outcome by one metric, in words, as the corrected comparisons with the baseline and the ranks give it.
+def verdict(contrast: Contrast) -> Verdict:
+    """The outcome by one metric, in words, as the corrected comparisons with one baseline and the ranks give it.
 
     Args:
-        analysis: of a metric that is made of classes.
-        wanted: the baseline that was asked for.
+        contrast: of a metric that is made of classes.
     """
-    name, group = spelled(analysis.metric), analysis.group
-    holes = [d for d in group.decoders if d not in analysis.decoders]
-    said = _outcome(analysis, wanted, name)
-    if not holes or wanted in holes:
-        return said
-    one = len(holes) == 1
-    lacking = f"{_listed(holes)} {'has' if one else 'have'} missing runs and {'takes' if one else 'take'} no part."
-    return Verdict(said.main, f"{said.more} {lacking}".strip())
-
-
-def _outcome(analysis: Analysis, wanted: str, name: str) -> Verdict:
-    group, base = analysis.group, analysis.baseline
-    if base is None:
-        why = "has missing runs" if wanted in group.decoders else "is not among the decoders"
-        return Verdict(f"No difference in {name} can be given: the baseline {wanted} {why}.", _highest(analysis))
-    found = {d: analysis.delta(d) for d in analysis.decoders if d != base}
+    analysis, group, base, name = contrast.analysis, contrast.group, contrast.baseline, spelled(contrast.metric)
+    if why := unanswered(group, base):
+        return Verdict(f"No difference in {name} can be given: {why}.", _highest(analysis))
+    found = {d: contrast.delta(d) for d in analysis.decoders if d != base}
     if not found:
         return Verdict(f"Only {base} is whole: there is nothing to compare it with in {name}.")
     if analysis.measured is None:
@@ -150,6 +208,10 @@ def _listed(words: Sequence[str]) -> str:
 
 def _are(words: Sequence[str]) -> str:
     return "is" if len(words) == 1 else "are"
+
+
+def _have(words: Collection[str]) -> str:
+    return "has" if len(words) == 1 else "have"
 
 
 def _one(values: Sequence[object]) -> object:
