@@ -79,7 +79,7 @@ format: $(READY) ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## speed: one cohort of five decoders against five cohorts of one
+bench: $(READY) ## speed: one cohort of six decoders against six cohorts of one
 	$(BIN)/python benchmarks/lockstep.py $(ARGS)
 
 clean: ## remove .venv and caches; keeps runs/

@@ -1,4 +1,4 @@
-"""One cohort of five decoders against five cohorts of one: the same work and process settings, in one run.
+"""One cohort of six decoders against six cohorts of one: the same work and process settings, in one run.
 
 Prints the wall times and their ratio. Each way is a whole sweep in new run folders, process start and evaluation
 included, one cohort at a time; A and B take turns.
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-FIVE = ["bilinear", "nearest", "deconv", "fractional", "subpixel"]
+SIX = ["bilinear", "nearest", "bilinear_conv", "deconv", "fractional", "subpixel"]
 
 
 def seconds(decoders: list[str], runs_dir: Path, config: str, overrides: list[str]) -> float:
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="configs/default.yaml")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--decoders", default=",".join(FIVE))
+    parser.add_argument("--decoders", default=",".join(SIX))
     parser.add_argument("overrides", nargs="*", default=["recipe.steps=60"])
     args = parser.parse_args()
     decoders = args.decoders.split(",")
