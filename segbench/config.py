@@ -78,7 +78,7 @@ class RecipeConfig(Section):
     color_jitter: Fraction01 = Field(0.0, description="strength of brightness, contrast and saturation jitter")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: Positive = Field(2e-3, description="peak learning rate")
-    weight_decay: NonNegative = 0.01
+    weight_decay: NonNegative = Field(0.01, description="not of biases, normalisation and upsampler kernels")
     momentum: Fraction01 = Field(0.9, description="sgd only")
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     power: Positive = Field(0.9, description="poly only")

@@ -102,7 +102,7 @@ class Wants(Decoder):
     [
         (
             ["decoders=[bilnear]"],
-            r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: bilinear, deconv",
+            r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: bilinear, bilinear_conv, deconv",
         ),
         (["encoder.name=resnt18"], r"unknown encoder 'resnt18' \(did you mean 'resnet18'\?\)"),
         (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: ade20k, camvid, city"),
@@ -114,7 +114,10 @@ class Wants(Decoder):
         (["recipe.class_weights=[1,2]"], r"recipe\.class_weights has 2 values; 'shapes' has 7 classes"),
         (["trainer.accelerator=mps"], r"trainer\.accelerator: this machine has no 'mps'; use cpu or auto"),
         (["decoders=[{name: bilinear, params: {wdth: 3}}]"], r"has no parameter 'wdth' \(did you mean 'width'\?\)"),
-        (["decoders=[{name: subpixel, params: {init: no}}]"], r"decoder 'subpixel': init should be 'icnr' or 'plain'"),
+        (
+            ["decoders=[{name: subpixel, params: {init: no}}]"],
+            r"decoder 'subpixel': init should be 'nearest', 'icnr' or 'plain'",
+        ),
         (["decoders=[{name: bilinear, params: {output_stride: 9}}]"], r"output_stride must be from 1 to the finest"),
         (["decoders=[nowhere.py:X]"], r"no such file: nowhere\.py"),
         (["decoders=[{tmp}/broken.py:X]"], r"does not import: ValueError: at import \(.*broken\.py, line 1\)"),
