@@ -1,5 +1,6 @@
 """Fractionally strided convolution by p/q: insert p - 1 zeros, filter, keep every q-th; x2 is 3/2, then 4/3."""
 
+import itertools
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ class FractionalConv2d(nn.Module):
         ValueError: factor not above 0, or an unknown init.
     """
 
-    placed: Tensor
+    taps: Tensor
 
     def __init__(
         self, in_channels: int, out_channels: int, factor: Scale, init: Literal["bilinear", "random"] = "bilinear"
@@ -43,22 +44,19 @@ class FractionalConv2d(nn.Module):
         if factor <= 0:
             raise ValueError(f"factor must be above 0, not {factor}")
         self.p, self.q = factor.numerator, factor.denominator
-        taps = triangle_filter(factor)
-        self.kernel_size = len(taps)
+        triangle = triangle_filter(factor)
+        self.kernel_size = len(triangle)
         self.offset = (self.q - self.p + self.kernel_size - 1) // 2  # d
         starts = [r * self.q + self.offset for r in range(self.p)]  # of outputs r, in the grid with zeros
         self.rows = [start // self.p - 1 for start in starts]  # the input pixel under the second of a phase's two taps
-        left, right = min(self.rows), max(self.rows) + 2
-        down = torch.zeros(self.kernel_size, self.p, 2)  # (tap, phase, pixel): 1 where that tap lies over that pixel
-        across = torch.zeros(self.kernel_size, self.p, right - left)  # of a row all phases' pixels side by side
-        for phase, start in enumerate(starts):
-            for second in (0, 1):
-                own = start % self.p + second * self.p
-                if own < self.kernel_size:
-                    down[own, phase, 1 - second] = 1
-                    across[own, phase, self.rows[phase] + 1 - second - left] = 1
-        placed = torch.einsum("irx,jsy->ijrsxy", down, across)
-        self.register_buffer("placed", placed, persistent=False)
+        columns = max(self.rows) - min(self.rows) + 2  # of a row all phases' pixels side by side
+        nowhere = self.kernel_size**2  # the tap of a pixel that a phase does not reach
+        taps = torch.full((self.p, self.p, 2, columns), nowhere)  # (row phase, column phase, row, column) -> tap
+        for r, c, i, j in itertools.product(range(self.p), range(self.p), (0, 1), (0, 1)):
+            down, across = starts[r] % self.p + (1 - i) * self.p, starts[c] % self.p + (1 - j) * self.p
+            if max(down, across) < self.kernel_size:
+                taps[r, c, i, self.rows[c] - min(self.rows) + j] = down * self.kernel_size + across
+        self.register_buffer("taps", taps, persistent=False)
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         with torch.no_grad():
@@ -66,7 +64,7 @@ class FractionalConv2d(nn.Module):
             if init == "bilinear":
                 both = range(min(in_channels, out_channels))
                 self.weight.zero_()
-                self.weight[both, both] = torch.outer(taps, taps).to(self.weight)
+                self.weight[both, both] = torch.outer(triangle, triangle).to(self.weight)
             elif init == "random":
                 bound = self.p / (in_channels**0.5 * self.kernel_size)
                 self.weight.uniform_(-bound, bound)
@@ -80,9 +78,10 @@ class FractionalConv2d(nn.Module):
         )
 
     def _kernels(self) -> Tensor:
-        """``(p, p, C_out, C_in, 2, columns)``: for row phase and column phase the taps, over the pixels they reach."""
-        placed = self.weight.flatten(2) @ self.placed.to(self.weight).flatten(0, 1).flatten(1)
-        return placed.unflatten(2, self.placed.shape[2:]).permute(2, 3, 0, 1, 4, 5)
+        """``(p, p, C_out, 2, columns, C_in)``: for row phase and column phase the taps, over the pixels they reach."""
+        weight = self.weight.permute(2, 3, 0, 1).flatten(0, 1)  # (K², C_out, C_in)
+        kernels = F.pad(weight, (0, 0, 0, 0, 0, 1)).index_select(0, self.taps.flatten())
+        return kernels.unflatten(0, self.taps.shape).permute(0, 1, 4, 2, 3, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
@@ -90,13 +89,14 @@ class FractionalConv2d(nn.Module):
         down, across = -(-out_h // self.p), -(-out_w // self.p)  # outputs of each phase
         kernels, first = self._kernels(), min(self.rows)
         below = max(self.rows) + 2 + (down - 1) * self.q - height
-        right = first + (across - 1) * self.q + kernels.shape[-1] - width
-        x = F.pad(x, (-first, right, -first, below))  # a negative amount crops
+        right = first + (across - 1) * self.q + self.taps.shape[-1] - width
+        # Channels last from here, so that the backward of a slice fills memory of the order that it is then copied to.
+        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, -first, right, -first, below))  # a negative amount crops
         bias = self.bias.repeat(self.p)
         rows = []
-        for row, kernel in zip(self.rows, kernels.flatten(1, 2).unbind(), strict=True):
-            strip = x[..., row - first : row - first + (down - 1) * self.q + 2, :]
-            y = F.conv2d(strip, kernel, bias, stride=self.q)  # (B, p C_out, down, across)
+        for row, kernel in zip(self.rows, kernels.flatten(1, 2).permute(0, 1, 4, 2, 3).unbind(), strict=True):
+            strip = x[:, row - first : row - first + (down - 1) * self.q + 2]
+            y = F.conv2d(strip.permute(0, 3, 1, 2), kernel, bias, stride=self.q)  # (B, p C_out, down, across)
             rows.append(y.permute(0, 2, 3, 1))
         y = torch.stack(rows, 2).reshape(len(x), down * self.p, across * self.p, -1)  # the phases interleaved
         return crop(y.permute(0, 3, 1, 2), (out_h, out_w))  # (B, C_out, out_h, out_w)
