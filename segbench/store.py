@@ -29,7 +29,7 @@ RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", 
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
 VOUCHED_FOR = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
-RESULT_VERSION = 5  # raise when the same config would give other numbers, or a result holds other things
+RESULT_VERSION = 6  # raise when the same config would give other numbers, or a result holds other things
 COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
 
 
