@@ -97,9 +97,12 @@ def gradients(build: Build) -> str:
 
 
 def starts(build: Build) -> str:
-    """Each upsampler starts as it says that it does (``starts_as``); where it has weights of its own, it should say."""
+    """Each upsampler starts as it says that it does (``starts_as``), at each ratio; one with weights should say."""
     said, silent = [], []
-    for step in build().upsampling():
+    steps = list(build().upsampling())
+    if getattr(build(), "rational", False):
+        steps += build(CHANNELS[:1], (14,)).upsampling()  # 2, 2, 2 and 7/4
+    for step in steps:
         claim = getattr(step.module, "starts_as", None)
         if claim is None:
             silent += [type(step.module).__name__] if parameters(step.module) else []
@@ -107,7 +110,7 @@ def starts(build: Build) -> str:
         if claim not in STARTS:
             raise Broken(f"starts_as is {claim!r}; it should be one of {', '.join(STARTS)}")
         gap = _gap_at_the_start(step, claim)
-        if gap > 1e-4:
+        if not gap <= 1e-4:
             raise Broken(
                 f"{type(step.module).__name__} (x{step.scale}, {step.channels} channels) says that it starts as "
                 f"{claim}, and is up to {gap:.3g} of the largest value away from that"

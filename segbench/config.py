@@ -257,7 +257,7 @@ class SweepConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     baseline: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
         None,
-        description="one or two, what differences are from; default: bilinear and bilinear_conv, if they take part",
+        description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
     runs_dir: Line = "runs"
 
@@ -287,9 +287,6 @@ class SweepConfig(Section):
         twice = sorted({t for t in titles if titles.count(t) > 1})
         if twice:
             raise ValueError(f"decoders: two are called '{twice[0]}'; give one of them a label")
-        for baseline in self.baseline or ():
-            if baseline not in titles:
-                raise ValueError(f"baseline: there is no '{baseline}'{suggest(baseline, titles)} among the decoders")
         if len(set(self.baseline or ())) < len(self.baseline or ()):
             raise ValueError(f"baseline: {self.baseline} holds one twice")
         if len(set(self.seeds)) < len(self.seeds):
@@ -331,7 +328,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     for key, value in given.items():
         _assign(values, key, value)
         lines = {place: line for place, line in lines.items() if place != key and not place.startswith(f"{key}.")}
-    return build_config(values, str(path), lines)
+    config = build_config(values, str(path), lines)
+    titles = [d.title for d in config.decoders]
+    if "baseline" in given or "decoders" not in given:  # else a narrower call, which adds to what the file names
+        for baseline in config.baseline or ():
+            if baseline not in titles:
+                raise UserError(
+                    f"{path}: baseline: there is no '{baseline}'{suggest(baseline, titles)} among the decoders"
+                )
+    return config
 
 
 def build_config(values: dict[str, Any], source: str = "config", lines: dict[str, int] | None = None) -> SweepConfig:

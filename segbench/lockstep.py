@@ -21,6 +21,8 @@ from segbench.errors import Failure
 from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
 from segbench.ranks import Ranks
 
+NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
+
 
 def lr_factor(recipe: RecipeConfig, step: int) -> float:
     """Learning rate of a step, 0 to steps - 1, relative to the peak: linear warm-up, then cosine, poly or constant."""
@@ -61,13 +63,15 @@ class Diverged(RuntimeError):
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The parameters of a decoder or encoder as groups of an optimizer: those that decay, and those that do not.
 
-    Biases and normalisation (whatever has one dimension) do not, as is usual; nor do the kernels of upsamplers, which
-    decay would pull to zero and not to the interpolation that they started as.
+    Biases and normalisation (torch's layers, and whatever has one dimension) do not, as is usual; nor do the kernels of
+    upsamplers, which decay would pull to zero and not to the interpolation that they started as.
     """
-    steps = module.upsampling() if isinstance(module, Decoder) else ()
-    kernels = {id(p) for step in steps for p in step.module.parameters()}
-    decayed = [p for p in module.parameters() if p.ndim > 1 and id(p) not in kernels]
-    kept = [p for p in module.parameters() if p.ndim <= 1 or id(p) in kernels]
+    left_alone = [step.module for step in (module.upsampling() if isinstance(module, Decoder) else ())]
+    left_alone += [part for part in module.modules() if isinstance(part, NORMALISATION)]
+    ids = {id(p) for part in left_alone for p in part.parameters()}
+    ids |= {id(p) for name, p in module.named_parameters() if p.ndim <= 1 or name.endswith("bias")}
+    decayed = [p for p in module.parameters() if id(p) not in ids]
+    kept = [p for p in module.parameters() if id(p) in ids]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -43,6 +43,19 @@ def test_shipped_configs_are_valid(config):
     assert load_config(config).decoders
 
 
+def test_on_many_classes_the_technique_ends_at_stride_4():
+    assert load_config(ROOT / "configs/ade20k.yaml").decoder_defaults["output_stride"] == 4
+
+
+def test_a_narrower_call_need_not_have_the_file_s_baselines(tmp_path):
+    """It adds to the folder's table, in which they may stand."""
+    text = GOOD + "baseline: [bilinear, nearest]\n"
+    narrow = load_config(write(tmp_path, text.replace("[bilinear]", "[bilinear, nearest]")), ["decoders=[deconv]"])
+    assert narrow.baseline == ["bilinear", "nearest"]
+    with pytest.raises(UserError, match="there is no 'nearest'"):
+        load_config(write(tmp_path, text))
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [

@@ -246,6 +246,32 @@ def test_check_holds_an_upsampler_to_what_it_says(claim, module, holds):
             CHECKS["starts as it says"](build)
 
 
+def test_check_looks_at_the_ratios_that_only_a_rational_technique_takes():
+    class Sevenfold(PyramidDecoder):
+        rational = True
+
+        def upsampler(self, channels, scale, guide_channels):
+            made = FractionalConv2d(channels, channels, scale)
+            if scale != 2:
+                made.weight.data.mul_(7)
+            return made
+
+    build = lambda channels=CHANNELS, strides=STRIDES: Sevenfold(channels, strides, 7, width=16)  # noqa: E731
+    with pytest.raises(Broken, match=r"x7/4, 16 channels|x7/4, 7 channels"):
+        CHECKS["starts as it says"](build)
+
+
+def test_check_takes_nan_for_no_start():
+    class Nan(PyramidDecoder):
+        def upsampler(self, channels, scale, guide_channels):
+            made = DeconvUpsampler(channels)
+            made.bias.data.fill_(float("nan"))
+            return made
+
+    with pytest.raises(Broken, match="starts as bilinear"):
+        CHECKS["starts as it says"](lambda: Nan(CHANNELS, STRIDES, 7, width=16))
+
+
 def test_check_says_when_a_start_is_not_said():
     class Silent(PyramidDecoder):
         def upsampler(self, channels, scale, guide_channels):

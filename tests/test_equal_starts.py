@@ -4,8 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from segbench.config import build_config
+from segbench import store
+from segbench.cohort import run_cohort
+from segbench.config import EncoderConfig, build_config
+from segbench.encoders import Encoder, build_encoder
+from segbench.plan import make_cohorts
 from segbench.registry import DECODERS
+from segbench.report.table import make_table
+from segbench.sweep import plan
 from tests.conftest import tiny
 from tests.test_sweep import sweep
 
@@ -33,8 +39,8 @@ class Renamed(Deconv):
 
 
 @pytest.fixture(scope="module")
-def starts(tmp_path_factory):
-    """(title, seed) -> (row, weights before training)."""
+def trained(tmp_path_factory):
+    """(title, seed) -> result of a step that moves nothing."""
     folder = tmp_path_factory.mktemp("starts")
     (folder / "mine.py").write_text(PLUG_IN)
     decoders = [
@@ -44,12 +50,19 @@ def starts(tmp_path_factory):
         {"name": f"{folder / 'mine.py'}:Greedy"},
         {"name": f"{folder / 'mine.py'}:Renamed", "params": {"init": "random"}},
         {"name": "bilinear", "params": {"width": 12}, "label": "wide"},
+        {"name": "subpixel", "params": {"output_stride": 2}, "label": "early"},
     ]
     recipe = {"steps": 1, "lr": 1e-30}
     config = build_config(tiny(decoders=decoders, seeds=[0, 1], recipe=recipe, runs_dir=str(folder / "runs")))
     results, code, out = sweep(config)
     assert code == 0, out
-    return {key: (r.row, load_file(r.folder / "decoder.safetensors")) for key, r in results.items()}
+    return results
+
+
+@pytest.fixture(scope="module")
+def starts(trained):
+    """(title, seed) -> (row, weights before training)."""
+    return {key: (r.row, load_file(r.folder / "decoder.safetensors")) for key, r in trained.items()}
 
 
 COUNTED = ("running_mean", "running_var", "num_batches_tracked")  # which a step moves whatever the learning rate
@@ -66,7 +79,7 @@ def skeleton(weights):
 
 def test_every_decoder_of_a_seed_starts_with_the_same_skeleton(starts):
     titles = sorted({title for title, _ in starts} - {"wide"})
-    assert len(titles) == len(DECODERS.builtin()) + 4
+    assert len(titles) == len(DECODERS.builtin()) + 5
     for seed in (0, 1):
         first = skeleton(starts["bilinear", seed][1])
         assert len(first) == 4 * 2 + 4 * 3 + 2  # laterals, blocks and classifier of four levels
@@ -103,9 +116,18 @@ def test_the_technique_s_own_weights_come_from_the_seed_alone(starts):
     assert all(equal(v, own("deconv", 1)[k]) for k, v in own("deconv", 0).items())  # bilinear in every seed
 
 
-def test_the_features_hash_is_that_of_the_cohort_s_own_encoder(starts):
-    from segbench.config import EncoderConfig
-    from segbench.encoders import build_encoder
+def test_the_table_says_what_is_not_equal(trained):
+    table = make_table(trained["wide", 0].folder.parent)
+    assert any(note.startswith("Skeletons do not start equal: wide has another width") for note in table.notes)
+    assert table.title.endswith("1 steps, early upsampled to stride 2")
 
+
+def test_the_features_hash_is_that_of_the_cohort_s_own_encoder(starts, make_config, monkeypatch):
     encoder = build_encoder(EncoderConfig())
     assert {row["features_hash"] for row, _ in starts.values()} == {encoder.features_hash()}
+    (cohort,) = make_cohorts(plan(make_config(decoders=["nearest"])), lambda run: 0)
+    monkeypatch.setattr(Encoder, "features_hash", lambda self: f"here, {type(self).__name__}")
+    failures = {}
+    run_cohort(cohort, failures, lambda *_: None, lambda: False, 1)
+    assert not failures
+    assert store.read_result(cohort.runs[0].folder).row["features_hash"] == "here, Encoder"

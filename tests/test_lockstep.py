@@ -8,7 +8,7 @@ from torch import nn
 from segbench.build import build_decoder, derived_seed
 from segbench.config import DecoderConfig, RecipeConfig
 from segbench.encoders import Encoder
-from segbench.lockstep import Lockstep, Member, lr_factor
+from segbench.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.predict import pad_to_stride
 from segbench.registry import DECODERS
 
@@ -182,15 +182,43 @@ def test_only_the_skeleton_s_convolutions_decay(name, optimizer):
     assert set(decay.values()) <= {0.01, 0.0}
 
 
-@pytest.mark.parametrize("what", ["features", "image"])
-def test_who_changes_what_is_shared_fails_alone(what):
+def test_normalisation_and_biases_of_any_shape_do_not_decay():
+    own = nn.ModuleDict({"conv": nn.Conv2d(2, 2, 3), "norm": nn.LayerNorm((2, 1, 1)), "group": nn.GroupNorm(1, 2)})
+    own.register_parameter("place_bias", nn.Parameter(torch.zeros(1, 2, 4, 4)))
+    decayed, kept = parameter_groups(own, 0.1)
+    names = {id(p): name for name, p in own.named_parameters()}
+    assert [names[id(p)] for p in decayed["params"]] == ["conv.weight"]
+    assert {names[id(p)] for p in kept["params"]} == set(names.values()) - {"conv.weight"}
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+
+
+class SpoilsLater(torch.autograd.Function):
+    """Passes logits on, and changes what it was given when the gradient comes back."""
+
+    @staticmethod
+    def forward(ctx, logits, shared):
+        ctx.shared = shared
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.no_grad():
+            ctx.shared.mul_(0.5)
+        return grad, None
+
+
+@pytest.mark.parametrize(("what", "when"), [("features", "forward"), ("image", "forward"), ("image", "backward")])
+def test_who_changes_what_is_shared_fails_alone(what, when):
     """Found right after the member that did it; the next one goes on with fresh features, bit for bit."""
 
     class Spoils(Head):
         def forward(self, features, image):
             logits = super().forward(features, image)
+            shared = features[0] if what == "features" else image
+            if when == "backward":
+                return SpoilsLater.apply(logits, shared)
             with torch.no_grad():
-                (features[0] if what == "features" else image).mul_(0.5)
+                shared.mul_(0.5)
             return logits
 
     def after_a_step(first):
@@ -204,9 +232,8 @@ def test_who_changes_what_is_shared_fails_alone(what):
         return module.members
 
     good, bad = after_a_step(Head()), after_a_step(Spoils())
-    assert bad["a"].failure.reason.startswith(
-        f"ChangedInPlace: Spoils changes {'features[0]' if what == 'features' else 'the image'} in place"
-    )
+    changed = "the features" if when == "backward" else "features[0]" if what == "features" else "the image"
+    assert bad["a"].failure.reason.startswith(f"ChangedInPlace: Spoils changes {changed} in place")
     assert bad["b"].failure is None
     assert torch.equal(bad["b"].decoder.conv.weight, good["b"].decoder.conv.weight)
     assert bad["b"].history == good["b"].history

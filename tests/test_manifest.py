@@ -48,6 +48,11 @@ def test_a_narrower_call_adds_to_the_table(wide):
     assert [s.state for s in standings(folder)] == ["done"] * 6
     assert decoders(folder) == ["bilinear", "nearest", "deconv"]
     assert store.read_manifest(folder)["config"]["seeds"] == [1, 2]  # this call's
+    table = make_table(folder)
+    assert [note for note in table.notes if note.startswith("Missing: ")] == [
+        "Missing: bilinear-s2, deconv-s1, deconv-s2, not planned: no command asked for it"
+    ]
+    assert [row["n"] for row in table.rows] == [2, 3, 1]
 
 
 @pytest.mark.parametrize(

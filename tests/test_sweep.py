@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 from segbench import store
 from segbench.errors import UserError
 from segbench.plan import make_cohorts
+from segbench.registry import DECODERS
 from segbench.sweep import plan, run_sweep
 from tests.conftest import ROOT, segbench, until
 
-FIVE = ["bilinear", "nearest", "deconv", "fractional", "subpixel"]
+BUILT_IN = list(DECODERS.builtin())
 
 
 def sweep(config):
@@ -51,18 +52,18 @@ def all_same(results, others):
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory):
-    """Five decoders in one cohort, no loader workers."""
+def together(tmp_path_factory):
+    """All decoders in one cohort, no loader workers."""
     from segbench.config import build_config
     from tests.conftest import tiny
 
-    return sweep(build_config(tiny(decoders=FIVE, runs_dir=str(tmp_path_factory.mktemp("five")))))
+    return sweep(build_config(tiny(decoders=BUILT_IN, runs_dir=str(tmp_path_factory.mktemp("together")))))
 
 
-def test_a_run_is_a_folder(five):
-    results, code, _ = five
+def test_a_run_is_a_folder(together):
+    results, code, _ = together
     assert code == 0
-    assert sorted(d for d, _ in results) == sorted(FIVE)
+    assert sorted(d for d, _ in results) == sorted(BUILT_IN)
     folder = results["deconv", 0].folder
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.yaml", "counts.npz", "decoder.safetensors", "environment.json",
@@ -81,17 +82,17 @@ def test_a_run_is_a_folder(five):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("decoder", ["deconv", "subpixel"])
-def test_alone_is_the_same_as_in_company(five, make_config, decoder, workers):
+@pytest.mark.parametrize("decoder", ["bilinear_conv", "deconv", "fractional", "subpixel"])
+def test_alone_is_the_same_as_in_company(together, make_config, decoder, workers):
     alone, code, _ = sweep(make_config(decoders=[decoder], launch={"workers": workers}))
     assert code == 0
-    assert same(alone[decoder, 0], five[0][decoder, 0])
+    assert same(alone[decoder, 0], together[0][decoder, 0])
 
 
-def test_a_run_s_own_config_makes_it_again(five, tmp_path):
+def test_a_run_s_own_config_makes_it_again(together, tmp_path):
     from segbench.config import load_config
 
-    original = five[0]["subpixel", 0]
+    original = together[0]["subpixel", 0]
     config = load_config(original.folder / "config.yaml", [f"runs_dir={tmp_path}"])
     again, _, _ = sweep(config)
     assert same(again["subpixel", 0], original)
@@ -327,14 +328,14 @@ class Dies(Base):
         ("LateSize", "BrokenUpsampler: the upsampler Up of LateSize returns (2, 8, 2, 2) for (2, 8, 2, 2) and scale 2"),
     ],
 )
-def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(five, make_config, tmp_path, cls, reason):
+def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(together, make_config, tmp_path, cls, reason):
     (tmp_path / "bad.py").write_text(FAILING)
     config = make_config(decoders=["subpixel", f"{tmp_path / 'bad.py'}:{cls}", "deconv"])
     results, code, out = sweep(config)
     assert code == 1
     assert f"failed {cls}-s0" in out
     assert sorted(results) == [("deconv", 0), ("subpixel", 0)]
-    assert all(same(results[key], five[0][key]) for key in results)
+    assert all(same(results[key], together[0][key]) for key in results)
     folder = next((tmp_path / "runs" / "tiny").glob(f"{cls}-*"))
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "failed"
@@ -410,7 +411,8 @@ def test_a_folder_that_cannot_be_written(make_config, tmp_path):
 
 
 def test_bf16(make_config):
-    changes = {"decoders": FIVE, "trainer": {"precision": "bf16-mixed"}, "recipe": {"class_weights": [0.5] + [1.0] * 6}}
+    recipe = {"class_weights": [0.5] + [1.0] * 6}
+    changes = {"decoders": BUILT_IN, "trainer": {"precision": "bf16-mixed"}, "recipe": recipe}
     results, code, out = sweep(make_config(**changes))
     assert code == 0, out
     assert len(results) == 5

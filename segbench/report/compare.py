@@ -67,7 +67,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
         notes.append(f"Other seeds ({a.seeds} and {b.seeds}): differences are over those in both, if any.")
     for only, of in ((set(a.decoders) - set(shared), names[0]), (set(b.decoders) - set(shared), names[1])):
         notes += [f"Only in {of}: {', '.join(sorted(only))}."] if only else []
-    notes += [f"Missing in {name}: {m}" for name, sweep in zip(names, sweeps, strict=True) for m in sweep.missing]
+    notes += [f"Missing in {name}: {hole}" for name, sweep in zip(names, sweeps, strict=True) for hole in sweep.holes]
     table = Table(f"{names[1]} against {names[0]}", blocks, rows, [*notes, version_note(sweeps[0].results)])
     return Comparison(list(_changes(_plain(sweeps[0].config), _plain(sweeps[1].config))), table)
 

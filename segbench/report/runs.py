@@ -1,6 +1,7 @@
 """A sweep's folder read back: which runs it has, which are missing, and which may stand side by side."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,15 +29,12 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class Missing:
-    """A run that is planned and not done: why, as far as is known."""
+    """A run that the table lacks: one that is planned and not done, or that others of its kind make a hole; and why."""
 
     decoder: str
     seed: int
     state: str
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.decoder}-s{self.seed}, {self.state}{f': {self.reason}' if self.reason else ''}"
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,14 @@ class Sweep:
         return [r for group in self.groups for r in group.results.values()]
 
     @property
+    def holes(self) -> list[str]:
+        """What is missing and why, in words: a line for each state and reason."""
+        alike: dict[tuple[str, str], list[str]] = {}
+        for m in self.missing:
+            alike.setdefault((m.state, m.reason), []).append(f"{m.decoder}-s{m.seed}")
+        return [f"{', '.join(runs)}, {state}{reason and f': {reason}'}" for (state, reason), runs in alike.items()]
+
+    @property
     def decoders(self) -> list[str]:
         return list(dict.fromkeys(d for group in self.groups for d in group.decoders))
 
@@ -137,6 +143,10 @@ def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()
             missing.append(Missing(planned["decoder"], planned["seed"], state, reason))
         else:
             members.setdefault(_place(planned, result, allow_mixed), []).append((planned, result))
+    for variant in {json.dumps(p["variant"], sort_keys=True): p["variant"] for p in all_planned}.values():
+        asked = {(p["decoder"], p["seed"]): None for p in all_planned if p["variant"] == variant}
+        every = itertools.product(dict.fromkeys(d for d, _ in asked), dict.fromkeys(s for _, s in asked))
+        missing += [Missing(d, s, "not planned", "no command asked for it") for d, s in every if (d, s) not in asked]
     if not members:
         raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
     if not allow_mixed:

@@ -291,7 +291,7 @@ def _notes(
         yield f"In so few images that their intervals are too narrow: {', '.join(sparse)}."
     if any(len(r.ids) < 2 for r in there):
         yield "One image: no interval can be made."
-    yield from (f"Missing: {m}" for m in sweep.missing)
+    yield from (f"Missing: {hole}" for hole in sweep.holes)
     yield version_note(there)
 
 
