@@ -29,7 +29,7 @@ IDENTITY = {
 
 @dataclass(frozen=True)
 class Missing:
-    """A run that the table lacks: one that is planned and not done, or that others of its kind make a hole; and why."""
+    """A run that the table lacks, planned and not done or never planned, and why, as far as is known."""
 
     decoder: str
     seed: int
