@@ -1,11 +1,14 @@
 """Write `sweep.json`, the list of a sweep's runs that table, report and `segbench status` go by. Imports no torch."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from segbench import store
-from segbench.config import SweepConfig
+from segbench.config import DecoderConfig, SweepConfig
 from segbench.errors import UserError
 from segbench.plan import Run, run_key
 
@@ -23,15 +26,32 @@ def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> str:
     """
     path, damage = runs[0].folder.parent / store.MANIFEST, ""
     before: list[dict[str, Any]] = []
+    configured: dict[str, Any] = {}
     with store.locked(path, LOCK_S) as mine:
         if not mine:
             raise UserError(f"another process has held the lock of {path} for {LOCK_S:.0f} s; end it and start again")
         try:
-            before = store.read_manifest(path.parent)["runs"] if path.exists() else []
+            if path.exists():
+                there = store.read_manifest(path.parent)
+                before, configured = there["runs"], there.get("config", {})
         except store.Damaged as error:
             damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
-        store.write_json(path, {"config": config.model_dump(), "runs": _merged(runs, before)})
+        rows = _merged(runs, before)
+        store.write_json(path, {"config": _config(config, rows, configured), "runs": rows})
     return damage
+
+
+def _config(config: SweepConfig, rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` with the decoders and seeds of all ``rows``, so that as a sweep file it makes the whole table."""
+    decoders = {decoder.title: decoder for decoder in config.decoders}
+    with contextlib.suppress(ValidationError, TypeError, KeyError):  # edited by hand; then it is this call's alone
+        decoders = {d.title: d for d in map(DecoderConfig.model_validate, before["decoders"])} | decoders
+    titles = list(dict.fromkeys(row["decoder"] for row in rows))
+    return config.model_dump() | {
+        "decoders": [decoders[title].model_dump() for title in titles if title in decoders],
+        "seeds": list(dict.fromkeys(row["seed"] for row in rows)),
+        "baseline": [title for title in config.baseline or () if title in titles] or None,
+    }
 
 
 def _merged(runs: Sequence[Run], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

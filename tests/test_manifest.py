@@ -8,6 +8,8 @@ import pytest
 from segbench import store
 from segbench.config import build_config
 from segbench.manifest import write_manifest
+from segbench.report.provenance import provenance
+from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.status import standings
 from segbench.sweep import plan
@@ -47,12 +49,20 @@ def test_a_narrower_call_adds_to_the_table(wide):
     assert listed(folder) == [*names, "deconv-s0", "nearest-s2"]
     assert [s.state for s in standings(folder)] == ["done"] * 6
     assert decoders(folder) == ["bilinear", "nearest", "deconv"]
-    assert store.read_manifest(folder)["config"]["seeds"] == [1, 2]  # this call's
     table = make_table(folder)
     assert [note for note in table.notes if note.startswith("Missing: ")] == [
         "Missing: bilinear-s2, deconv-s1, deconv-s2, not planned: no command asked for it"
     ]
     assert [row["n"] for row in table.rows] == [2, 3, 1]
+    lines = provenance(read_sweep(folder)).runs
+    assert [f"{line.decoder}-s{line.seed}" for line in lines if line.state == "not planned"] == [
+        "bilinear-s2", "deconv-s1", "deconv-s2",
+    ]  # fmt: skip
+    config = store.read_manifest(folder)["config"]  # as a sweep file it makes the whole table
+    _, code, out = sweep(build_config(config))
+    assert code == 0
+    assert "tiny: 9 runs, 6 done before, 3 to do" in out
+    assert not [note for note in make_table(folder).notes if note.startswith("Missing: ")]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +78,21 @@ def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_
     run()
     assert listed(folder) == names
     assert set(names) <= set(before)
+
+
+@pytest.mark.parametrize("config", [None, 3, {}, {"decoders": [3]}, {"decoders": [{"nome": "nearest"}]}])
+def test_a_config_in_the_manifest_that_was_edited_loses_no_run(done, tmp_path, config):
+    done(decoders=["bilinear", "nearest"])
+    (path,) = tmp_path.glob("runs/*/sweep.json")
+    store.write_json(path, store.read_json(path) | {"config": config})
+    assert done(decoders=["deconv"]) == ["bilinear-s0", "nearest-s0", "deconv-s0"]
+    assert [d["name"] for d in store.read_json(path)["config"]["decoders"]] == ["deconv"]
+
+
+def test_baselines_that_are_not_in_the_table_are_not_in_its_config(done, tmp_path):
+    done(decoders=["deconv", "nearest"], baseline=["nearest", "bilinear"])
+    (path,) = tmp_path.glob("runs/*/sweep.json")
+    assert store.read_json(path)["config"]["baseline"] == ["nearest"]
 
 
 def test_a_damaged_manifest_is_said_and_made_again(wide):

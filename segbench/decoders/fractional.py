@@ -21,7 +21,8 @@ class FractionalConv2d(nn.Module):
 
     Dropped pixels are never computed: the output falls into p x p phases, each a small strided convolution with the
     taps ``w[a::p, b::p]`` (the polyphase form). The p phases of a row are computed by one convolution over the columns
-    that they reach together: a little more arithmetic than the least, and a third of the time.
+    that they reach together, zeros included: 2 to 2.5 times the least arithmetic (all of which counts as MACs), in half
+    the time on maps of up to 48 px, and in the same on maps of 64 px with 64 channels.
 
     Args:
         in_channels: C_in.

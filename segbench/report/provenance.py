@@ -7,7 +7,7 @@ import yaml
 
 from segbench import store
 from segbench.plan import spelled_variant
-from segbench.report.runs import Sweep
+from segbench.report.runs import NOT_PLANNED, Sweep
 
 HASHES = {"encoder_hash": "encoder weights", "features_hash": "encoder features", "data_fingerprints": "data"}
 TRACEBACK_LINES = 40
@@ -109,7 +109,8 @@ def _runs(sweep: Sweep) -> list[RunLine]:
                 trace,
             )
         )
-    return lines
+    unplanned = [m for m in sweep.missing if m.state == NOT_PLANNED]
+    return lines + [RunLine(m.decoder, m.seed, "", "", m.state, "", None, m.reason, "") for m in unplanned]
 
 
 def _traceback(folder: Path) -> str:

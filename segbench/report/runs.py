@@ -17,6 +17,7 @@ from segbench.metrics import collapsed
 from segbench.plan import spelled_variant
 
 BASELINES = ("bilinear", "bilinear_conv")  # what differences are from, where a sweep does not say
+NOT_PLANNED = "not planned"  # a decoder without a seed that others have
 # What rows must share to be compared: name in `result.json`, and what it is called to a reader.
 IDENTITY = {
     "classes": "classes",
@@ -146,7 +147,7 @@ def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()
     for variant in {json.dumps(p["variant"], sort_keys=True): p["variant"] for p in all_planned}.values():
         asked = {(p["decoder"], p["seed"]): None for p in all_planned if p["variant"] == variant}
         every = itertools.product(dict.fromkeys(d for d, _ in asked), dict.fromkeys(s for _, s in asked))
-        missing += [Missing(d, s, "not planned", "no command asked for it") for d, s in every if (d, s) not in asked]
+        missing += [Missing(d, s, NOT_PLANNED, "no command asked for it") for d, s in every if (d, s) not in asked]
     if not members:
         raise UserError(f"no run of {folder} is finished; `segbench sweep` goes on with it")
     if not allow_mixed:
