@@ -25,8 +25,8 @@ from segbench.config import load_config
 from segbench.data.base import PairedFiles, voc_palette
 from segbench.data.camvid import CamVid
 from segbench.data.cityscapes import Cityscapes
-from segbench.data.pipeline import TrainStream, train_loader
 from segbench.data.voc import VOC
+from segbench.loading.pipeline import TrainStream, train_loader
 
 ROOT = Path(__file__).parent.parent
 PART = 16  # images of a measurement
@@ -112,7 +112,7 @@ def measure(title: str, data: PairedFiles, config: str, repeats: int, cache: boo
     }
     with tempfile.TemporaryDirectory() as folder:
         if cache:
-            from segbench.data.cache import cached
+            from segbench.loading.cache import cached
 
             mapped = iter(train_loader(cached(data, Path(folder), ""), recipe, 0, 0, 0))
             work["the same, cached"] = lambda: take(mapped, batches)

@@ -27,7 +27,7 @@ def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[
         UserError: the class cannot be loaded, or a parameter does not fit it.
     """
     cls = DECODERS.load(config.name)
-    known = parameters_of(cls, DECODERS.skipped_params)
+    known = parameters_of(cls, DECODERS.given)
     shared = {k: v for k, v in defaults.items() if k in known}
     return cls, check_params(DECODERS, config.name, cls, shared | config.params)
 

@@ -286,7 +286,7 @@ def _data_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from segbench.config import load_config
-    from segbench.datacheck import check_data, draw, print_check
+    from segbench.loading.check import check_data, draw, print_check
 
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes should be 1 or more, not {args.processes}")
@@ -326,6 +326,7 @@ def _list(args: argparse.Namespace) -> int:
             print(f"{kind.label}s, plugged in")
         for name in names:
             try:
+                kind.refuse_twice(name)
                 cls = kind.load(name)
                 print(f"  {name}  {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
             except UserError as error:

@@ -1,6 +1,5 @@
 """Train and evaluate one cohort, in a process of its own: resume, fit, count, store."""
 
-import contextlib
 import csv
 import io
 import logging
@@ -25,16 +24,15 @@ from segbench.checkpoint import load_checkpoint, save_checkpoint
 from segbench.config import SweepConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
-from segbench.data.cache import cached
-from segbench.data.pipeline import train_loader
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import Failure, UserError
-from segbench.evaluate import Evaluation, evaluate_together
+from segbench.evaluate import Evaluation, evaluate
+from segbench.loading.cache import cached
+from segbench.loading.pipeline import train_loader
 from segbench.lockstep import Lockstep, Member
-from segbench.machine import device_of, environment, peak_memory
+from segbench.machine import environment, peak_memory
 from segbench.plan import Cohort, Run, protocol, to_split
 from segbench.probe import data_facts
-from segbench.ranks import Ranks, started
 from segbench.registry import source_hash
 from segbench.track import Trackers
 
@@ -67,24 +65,11 @@ def run_cohort(
         Stopped: ``should_stop`` said so; every run's checkpoint is written.
         UserError: the data or the run folders cannot be used.
     """
-    trainer = cohort.runs[0].config.trainer
-    threads = max(1, threads // trainer.processes)
-    accelerator = cohort.runs[0].facts.accelerator
-    with (
-        started(trainer.processes, accelerator, _follow, cohort, threads, images) as ranks,
-        Trackers(cohort.runs[0].config.launch.trackers) as trackers,
-    ):
-        _run(ranks, cohort, failures, report, should_stop, threads, images, trackers)
-
-
-def _follow(ranks: Ranks, cohort: Cohort, threads: int, images: int | None) -> None:
-    """The whole life of another process of the cohort: as the first, but silent."""
-    with contextlib.suppress(Stopped):
-        _run(ranks, cohort, {}, lambda *_: None, lambda: False, threads, images, Trackers(()))
+    with Trackers(cohort.runs[0].config.launch.trackers) as trackers:
+        _run(cohort, failures, report, should_stop, threads, images, trackers)
 
 
 def _run(
-    ranks: Ranks,
     cohort: Cohort,
     failures: dict[str, Failure],
     report: Report,
@@ -96,7 +81,7 @@ def _run(
     quiet()
     torch.set_num_threads(threads)
     config, runs = cohort.runs[0].config, {run.key: run for run in cohort.runs}
-    device = device_of(cohort.runs[0], ranks.rank)
+    device = torch.device(cohort.runs[0].facts.accelerator)
     encoder = build_encoder(config.encoder).to(device)
     features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
     data = {which: open_data(config.data, which) for which in ("train", "val")}
@@ -119,9 +104,9 @@ def _run(
     def fail(key: str, failure: Failure) -> None:
         failures[key] = failure
         trackers.close(key, "stopped" if to_split(whole, failure) else "failed")
-        if ranks.first and to_split(whole, failure):
+        if to_split(whole, failure):
             store.set_status(runs[key].folder, "stopped", reason=failure.reason)
-        elif ranks.first:
+        else:
             store.fail(runs[key].folder, failure)
 
     for run in cohort.runs:
@@ -134,17 +119,15 @@ def _run(
             continue
         starts[run.key] = skeleton_hash(decoder)
         members[run.key] = Member(decoder)
-        if ranks.first:
-            environs = environment(threads, config.trainer, run.facts.accelerator)
-            store.write_yaml(run.folder / store.CONFIG, run_config(run))
-            store.write_json(run.folder / store.ENVIRONMENT, environs)
-            trackers.start(run)
+        store.write_yaml(run.folder / store.CONFIG, run_config(run))
+        store.write_json(run.folder / store.ENVIRONMENT, environment(threads, run.facts.accelerator))
+        trackers.start(run)
     cohort = replace(cohort, runs=tuple(run for run in cohort.runs if run.key in members))
     if not members:
         return
-    status = Status(cohort, config.recipe.steps, len(data["val"])) if ranks.first else None
+    status = Status(cohort, config.recipe.steps, len(data["val"]))
     seed, start_step = cohort.runs[0].seed, cohort.start_step
-    module = Lockstep(encoder, members, config.recipe, seed, start_step, config.encoder.lr_factor, ranks=ranks)
+    module = Lockstep(encoder, members, config.recipe, seed, start_step, config.encoder.lr_factor)
     if cohort.start_step:
         for run in cohort.runs:
             optimizer_states[run.key] = load_checkpoint(run, module)
@@ -152,20 +135,18 @@ def _run(
 
     def tell(phase: str, done: int, total: int) -> None:
         report(phase, done, total)
-        if status is not None:
-            status.update(phase, done, [key for key in members if members[key].failure is None])
+        status.update(phase, done, [key for key in members if members[key].failure is None])
 
     stop_asked = False
 
     def stopping() -> bool:
         nonlocal stop_asked
-        stop_asked = stop_asked or ranks.any(should_stop())  # the first process is asked, and the others follow
+        stop_asked = stop_asked or should_stop()
         return stop_asked
 
     def after_step() -> None:
         for key, member in members.items():
-            if ranks.first:
-                trackers.update(key, member.history)
+            trackers.update(key, member.history)
             if member.failure is not None and key not in failures:
                 fail(key, member.failure)
 
@@ -181,20 +162,16 @@ def _run(
         if alive and (stop_asked or module.steps_done < config.recipe.steps):
             raise Stopped
         module.to(device)
-        ranks.share_buffers(module)
         results, shared_s = (
-            evaluate_together(ranks, encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
+            evaluate(encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
             if alive
             else ({}, {})
         )
     except Stopped:
         for key in alive:
             trackers.close(key, "stopped")
-            if ranks.first:
-                store.set_status(runs[key].folder, "stopped", step=module.steps_done)
+            store.set_status(runs[key].folder, "stopped", step=module.steps_done)
         raise
-    if not ranks.first:
-        return
     for key, result in results.items():
         timing = {
             "train_s": members[key].train_s,
@@ -202,7 +179,7 @@ def _run(
             "eval_encoder_ms_per_image": 1000 * shared_s["encoder"],
             "eval_truth_ms_per_image": 1000 * shared_s["truth"],
             "cohort_size": len(cohort.runs),
-            "peak_memory_bytes": peak_memory(config.launch.workers, ranks.size),
+            "peak_memory_bytes": peak_memory(config.launch.workers),
         }
         if result.failure is not None:
             fail(key, result.failure)
@@ -256,7 +233,7 @@ def _train(
 
     def checkpoint(step: int) -> None:
         for run in cohort.runs:
-            if module.members[run.key].failure is None and module.ranks.first:
+            if module.members[run.key].failure is None:
                 save_checkpoint(run, module, step)
 
     def evaluate_midway(step: int) -> bool:
@@ -287,21 +264,16 @@ def _train(
         return stop
 
     module.after_step = after_step
-    ranks = module.ranks
-    loader = train_loader(
-        data["train"], config.recipe, module.seed, cohort.start_step, config.launch.workers, ranks.rank, ranks.size
-    )
+    loader = train_loader(data["train"], config.recipe, module.seed, cohort.start_step, config.launch.workers)
     if not len(loader):
         return
-    module.to(device_of(cohort.runs[0], ranks.rank))
+    module.to(cohort.runs[0].facts.accelerator)
     if evaluate_midway(cohort.start_step):
         return
     trainer = pl.Trainer(
         accelerator=cohort.runs[0].facts.accelerator,
-        devices=config.trainer.devices,
-        strategy="ddp" if ranks.size > 1 else "auto",
+        devices=1,
         plugins=[LightningEnvironment()],  # also within a job of a cluster, which Lightning would take over
-        sync_batchnorm=ranks.size > 1 and cohort.runs[0].facts.accelerator == "cuda",
         precision=config.trainer.precision,
         deterministic=config.trainer.deterministic,
         benchmark=config.trainer.benchmark,
@@ -311,7 +283,6 @@ def _train(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        use_distributed_sampler=False,
     )
     trainer.fit(module, loader)
 
@@ -345,10 +316,7 @@ def _evaluate_midway(
             raise Stopped
 
     with torch.autocast(module.device.type, enabled=False):  # as the final evaluation
-        module.ranks.share_buffers(module)
-        results, _ = evaluate_together(
-            module.ranks, module.encoder, alive, val, config.evaluation, config.launch.workers, after_image
-        )
+        results, _ = evaluate(module.encoder, alive, val, config.evaluation, config.launch.workers, after_image)
     for key, result in results.items():
         if result.failure is None:
             module.members[key].history.append({"step": step, "val_miou": result.miou})

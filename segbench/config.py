@@ -162,29 +162,14 @@ class EvaluationConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Passed to Lightning's Trainer."""
+    """Passed to Lightning's Trainer. A cohort has one device; of several GPUs each runs its own cohorts."""
 
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
         "cpu", description="auto: the best of this machine; a cluster's is not known here, and has to be named"
     )
-    devices: PositiveInt | list[Annotated[int, Field(ge=0)]] = Field(
-        1, description="of each cohort: how many, or which, such as [2]; several share each batch (Lightning's ddp)"
-    )
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     deterministic: bool | Literal["warn"] = False
     benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
-
-    @field_validator("devices")
-    @classmethod
-    def _distinct_devices(cls, value: Any) -> Any:
-        if isinstance(value, list) and (not value or len(set(value)) < len(value)):
-            raise ValueError(f"{value} should name at least one device, and none twice")
-        return value
-
-    @property
-    def processes(self) -> int:
-        """Of a cohort, one for each device."""
-        return self.devices if isinstance(self.devices, int) else len(self.devices)
 
 
 class SlurmConfig(Section):
@@ -197,7 +182,7 @@ class SlurmConfig(Section):
     timeout_min: PositiveInt = Field(240, description="minutes, after which a job saves its state and queues again")
     signal_delay_s: PositiveInt = Field(90, description="seconds before that in which it can do so")
     cpus_per_task: PositiveInt | None = Field(None, description="default: launch.threads")
-    gpus_per_node: PositiveInt | None = Field(None, description="default: trainer.devices on a GPU, none on a CPU")
+    gpus_per_node: PositiveInt | None = Field(None, description="default: 1 for a GPU cohort, else none")
     mem_gb: Positive | None = None
     partition: Line | None = None
     account: Line | None = None
@@ -265,21 +250,6 @@ class SweepConfig(Section):
     @classmethod
     def _one_baseline(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _devices_are_ours_to_choose(self) -> "SweepConfig":
-        if isinstance(self.trainer.devices, list) and self.launch.launcher != "local":
-            raise ValueError(f"trainer.devices should be a number: {self.launch.launcher} chooses which ones")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_for_each_device(self) -> "SweepConfig":
-        if self.recipe.batch_size % self.trainer.processes:
-            raise ValueError(
-                f"recipe.batch_size ({self.recipe.batch_size}) cannot be shared by {self.trainer.processes} devices "
-                "(trainer.devices)"
-            )
-        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> "SweepConfig":

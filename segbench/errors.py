@@ -35,20 +35,10 @@ class Failure:
     def of(cls, error: BaseException) -> "Failure":
         if isinstance(error, UserError):
             return cls(str(error))
-        if isinstance(error, Relayed):
-            return error.failure
         text = "".join(traceback.format_exception(error))
         if out_of_memory(error):
             return cls(f"{OUT_OF_MEMORY} ({brief(error)})", text, out_of_memory=True)
         return cls(brief(error), text)
-
-
-class Relayed(Exception):
-    """What failed in another process."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.reason)
-        self.failure = failure
 
 
 def out_of_memory(error: BaseException) -> bool:

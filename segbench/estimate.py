@@ -115,7 +115,7 @@ def estimate(planned: Plan, say: Callable[[str], None] = lambda what: None) -> E
         if kind not in trials:
             say(f"trying {cohort.name}: {', '.join(run.title for run in cohort.runs)}")
             at_once = min(planned.jobs, len(planned.cohorts))
-            gpus = [local.own_gpus(cohort, place) for place in range(at_once)]
+            gpus = [local.own_gpu(cohort, place) for place in range(at_once)]
             with ThreadPoolExecutor(at_once) as pool:
                 trials[kind] = list(pool.map(lambda g, c=cohort: local.call(_try, c, planned.threads, g), gpus))
     seconds, memory, gpu, kept, running = [], [], [], 0.0, []
@@ -151,11 +151,11 @@ def _makespan(seconds: Sequence[float], jobs: int) -> float:
     return max(free)
 
 
-def _try(cohort: Cohort, threads: int, gpus: str | None) -> "Trial":
+def _try(cohort: Cohort, threads: int, gpu: str | None) -> "Trial":
     from segbench.trial import trial
 
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before CUDA is first used
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
     return trial(cohort, threads)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,13 +11,12 @@ import torch
 from torch import nn
 
 from segbench.config import EvaluationConfig
-from segbench.data.base import Dataset, Part
-from segbench.data.pipeline import evaluation_images
+from segbench.data.base import Dataset
 from segbench.encoders import Encoder
 from segbench.errors import Failure
+from segbench.loading.pipeline import evaluation_images
 from segbench.metrics import Counts, Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
-from segbench.ranks import Ranks
 
 Int64s = npt.NDArray[np.int64]
 
@@ -50,44 +49,6 @@ class Evaluation:
         per_image = ("region", "boundary", "contour", "trimap", "widths_px")
         arrays = {name: torch.stack([getattr(c, name) for c in self.counts]).numpy() for name in per_image}
         return arrays | {"confusion": torch.stack([c.confusion for c in self.counts]).sum(0).numpy()}
-
-
-def evaluate_together(
-    ranks: Ranks,
-    encoder: Encoder,
-    decoders: Mapping[str, nn.Module],
-    dataset: Dataset,
-    protocol: EvaluationConfig,
-    workers: int = 0,
-    after_image: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, Evaluation], dict[str, float]]:
-    """`evaluate` by all processes of a cohort, each on its own images; every one gets the whole result.
-
-    ``after_image`` is called equally often in each of them.
-    """
-    mine = Part(dataset, range(ranks.rank, len(dataset), ranks.size))
-    results, shared = evaluate(encoder, decoders, mine, protocol, workers, lambda done: after_image(done * ranks.size))
-    if len(mine) < -(-len(dataset) // ranks.size):  # some have one image more
-        after_image(len(dataset))
-    parts = ranks.gather((results, shared))
-    whole: dict[str, Evaluation] = {}
-    for key in decoders:
-        of = [part[key] for part, _ in parts]
-        failure = next((e.failure for e in of if e.failure is not None), None)
-        whole[key] = Evaluation(failure=failure) if failure else _interleaved(of)
-    return whole, {name: float(np.nanmean([s[name] for _, s in parts])) for name in shared}
-
-
-def _interleaved(parts: Sequence[Evaluation]) -> Evaluation:
-    """Image i of the whole is image i // n of part i % n."""
-    whole = Evaluation()
-    for i in range(sum(len(part.ids) for part in parts)):
-        part, place = parts[i % len(parts)], i // len(parts)
-        whole.ids.append(part.ids[place])
-        whole.counts.append(part.counts[place])
-        whole.seconds.append(part.seconds[place])
-        whole.count_seconds.append(part.count_seconds[place])
-    return whole
 
 
 @torch.no_grad()

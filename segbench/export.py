@@ -15,9 +15,9 @@ from segbench.build import build_decoder
 from segbench.config import SweepConfig, load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
-from segbench.data.pipeline import evaluation_images
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
+from segbench.loading.pipeline import evaluation_images
 from segbench.metrics import Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.probe import resolve_accelerator
@@ -76,8 +76,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     dataset = open_data(config.data, "val")
     if list(dataset.classes) != row["classes"]:
         raise UserError(f"data set '{config.data.name}' has other classes than those that {folder} was trained on")
-    index = config.trainer.devices[0] if isinstance(config.trainer.devices, list) else 0
-    device = torch.device(resolve_accelerator(config.trainer), index)
+    device = torch.device(resolve_accelerator(config.trainer))
     same = list(dataset.ids) == counted.ids.tolist() and dataset.fingerprint() == row["data_fingerprints"][-1]
     return Trained(config, encoder.to(device), decoder.to(device).eval(), dataset, counted if same else None)
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ from segbench.decoders.base import Decoder, crop
 from segbench.encoders import Encoder
 from segbench.errors import Failure
 from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
-from segbench.ranks import Ranks
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
 
@@ -90,9 +88,6 @@ class Lockstep(pl.LightningModule):
         start_step: the first step to train, above 0 after a resume.
         lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
         after_step: called with the number of steps done; returns True to stop.
-        ranks: the processes that share each batch, this one alone by default. The loss is the mean over the pixels of
-            the whole batch, and the gradients of all are summed, so that the number of processes changes nothing but
-            the statistics of batch normalisation (which are of the whole batch on GPUs) and the rounding.
     """
 
     def __init__(
@@ -104,10 +99,8 @@ class Lockstep(pl.LightningModule):
         start_step: int = 0,
         lr_factor_encoder: float = 1.0,
         after_step: Callable[[int], bool] = lambda step: False,
-        ranks: Ranks | None = None,
     ) -> None:
         super().__init__()
-        self.ranks = ranks or Ranks()
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
@@ -179,63 +172,44 @@ class Lockstep(pl.LightningModule):
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch; each call of a step gives the same."""
         image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
-        own = (self.ranks.rank,) if self.ranks.rank else ()
-        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done, *own))
+        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         return self.encoder(image), image
 
     def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
         factor = lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
-        own = (self.ranks.rank,) if self.ranks.rank else ()
-        torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done, *own))
-
-        def forward() -> Tensor:
-            logits = call_decoder(member.decoder, features, image)
-            logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
-            return F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
-
-        loss = self.ranks.together(forward) / self._denominator(labels)
-        value = float(self.ranks.sum(loss))
+        torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done))
+        logits = call_decoder(member.decoder, features, image)
+        logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
+        summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
+        loss = summed / self._denominator(labels)
+        value = float(loss.detach())
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss
             raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
         optimizer.zero_grad(set_to_none=True)
-        with self._unshared():
-            self.ranks.together(lambda: self.manual_backward(loss))
-        parameters = [p for g in optimizer.param_groups for p in g["params"]]
-        self.ranks.sum_gradients(parameters)
-
-        def update() -> None:
-            if self.recipe.clip_norm is not None:
-                norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm, error_if_nonfinite=False)
-                if not torch.isfinite(norm):
-                    raise Diverged(
-                        f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
-                    )
-            optimizer.step()
-
-        self.ranks.together(update)  # its first time, it makes its state, for which memory may be too small in one
+        self.manual_backward(loss)
+        if self.recipe.clip_norm is not None:
+            parameters = [p for g in optimizer.param_groups for p in g["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm, error_if_nonfinite=False)
+            if not torch.isfinite(norm):
+                raise Diverged(
+                    f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
+                )
+        optimizer.step()
         member.losses.append(value)
         if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)
             member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
             member.losses = []
 
-    def _unshared(self) -> AbstractContextManager[None]:
-        """Lightning's ddp would share gradients in the midst of the backward pass, where a failure of one hangs all."""
-        if self.ranks.size == 1:
-            return nullcontext()
-        strategy: Any = self.trainer.strategy
-        alone: AbstractContextManager[None] = strategy.block_backward_sync()
-        return alone
-
     def _denominator(self, labels: Tensor) -> Tensor:
-        """What turns the summed loss into a mean over the pixels that are not void; 1 where all are."""
+        """Number, or summed class weight, of the pixels that are not void; above 0, also where all are."""
         counted = labels != VOID
         if self.class_weights is None:
-            return self.ranks.sum(counted.sum()).clamp(min=1)
-        return self.ranks.sum(self.class_weights[labels[counted]].sum()).clamp(min=torch.finfo(torch.float32).tiny)
+            return counted.sum().clamp(min=1)
+        return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
 
     def _tick(self, own: bool = False) -> float:
         """Seconds since the last tick; those that belong to no member go to ``shared_s``."""

@@ -1,4 +1,4 @@
-"""What a run was made on: versions, hardware, memory; and which device it uses."""
+"""What a run was made on: versions, hardware, memory."""
 
 import platform
 import resource
@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 import segbench
-from segbench.config import TrainerConfig
-from segbench.plan import Run
 
 
-def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[str, Any]:
+def environment(threads: int, accelerator: str) -> dict[str, Any]:
     """Versions, hardware, threads and the state of the project's git checkout."""
     names = (
         "torch",
@@ -28,7 +26,6 @@ def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[
     )
     versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
     here = Path(segbench.__file__).parent
-    index = _device_index(trainer, 0)
     git: dict[str, str | None] = {}
     for what, asked in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
         try:
@@ -41,27 +38,18 @@ def environment(threads: int, trainer: TrainerConfig, accelerator: str) -> dict[
     return {
         "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
         "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name(index) if accelerator == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
         "threads": threads,
         "platform": platform.platform(),
         "git": git,
     }
 
 
-def device_of(run: Run, rank: int) -> torch.device:
-    """The device of process ``rank`` of the run's cohort."""
-    return torch.device(run.facts.accelerator, _device_index(run.config.trainer, rank))
-
-
-def _device_index(trainer: TrainerConfig, rank: int) -> int:
-    return trainer.devices[rank] if isinstance(trainer.devices, list) else rank
-
-
-def peak_memory(workers: int, processes: int = 1) -> int:
-    """Bytes: the largest resident size of this process so far, and that of its loader workers; of each process."""
+def peak_memory(workers: int) -> int:
+    """Bytes: the largest resident size of this process so far, and that of its loader workers."""
     unit = 1 if sys.platform == "darwin" else 1024
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return unit * processes * (own + workers * child)
+    return unit * (own + workers * child)
 
 
 def _cpu_name() -> str:

@@ -139,8 +139,7 @@ def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
         "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
-        "trainer": config.trainer.model_dump(exclude={"devices"})
-        | {"accelerator": facts.accelerator, "processes": config.trainer.processes},
+        "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
     }
 
 

@@ -84,9 +84,9 @@ def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
         elsewhere: for machines of a cluster; where a GPU is asked for by name, they have it.
 
     Raises:
-        UserError: an accelerator, or a device of it, that this machine lacks; ``auto``, for other machines.
+        UserError: an accelerator that this machine lacks; ``auto``, for other machines.
     """
-    name, devices = trainer.accelerator, trainer.devices
+    name = trainer.accelerator
     if elsewhere and name == "auto":
         raise UserError("trainer.accelerator: what a cluster's machines have is not known here; say cpu or gpu")
     if elsewhere and name in ("gpu", "cuda"):
@@ -97,13 +97,6 @@ def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
     wanted = {"auto": (there or ["cpu"])[0], "gpu": (there or ["cuda"])[0]}.get(name, name)
     if wanted != "cpu" and wanted not in there:
         raise UserError(f"trainer.accelerator: this machine has no '{name}'; use cpu or auto")
-    number = torch.cuda.device_count() if wanted == "cuda" else 1
-    if isinstance(devices, list) and (wanted == "cpu" or max(devices) >= number):
-        raise UserError(
-            f"trainer.devices: {devices} names no device of '{wanted}' here; use 1, or an index below {number}"
-        )
-    if isinstance(devices, int) and wanted != "cpu" and devices > number:
-        raise UserError(f"trainer.devices: this machine has {number} of '{wanted}', not {devices}")
     return wanted
 
 

@@ -1,4 +1,4 @@
-"""Decoders and data sets by name: built in (one file each), announced by an entry point, or a class in a user's file.
+"""Plug-ins by name: built in (one file each), announced by an entry point, or a class in a user's file.
 
 Nothing here imports torch, nor any plug-in that was not asked for.
 """
@@ -25,13 +25,19 @@ INSTALLED = ("site-packages", "dist-packages")  # folders whose modules are no n
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be plugged in: how it is called, where the built-in ones live, and the class that each must subclass."""
+    """What can be plugged in.
+
+    Attributes:
+        label: what one is called.
+        package: where the built-in ones live, a class to a file; also the group of entry points.
+        base: ``module:Class`` that each must subclass.
+        given: arguments of the constructor that segbench gives; all others are parameters, set in a sweep.
+    """
 
     label: str
     package: str
     base: str
-    helpers: frozenset[str]
-    skipped_params: frozenset[str]
+    given: frozenset[str] = frozenset()
 
     @property
     def folder(self) -> Path:
@@ -39,12 +45,24 @@ class Kind:
 
     def builtin(self) -> dict[str, str]:
         """Name -> first line of the file's docstring. Read as text; nothing is imported."""
-        files = sorted(f for f in self.folder.glob("*.py") if f.stem not in self.helpers)
+        files = sorted(f for f in self.folder.glob("*.py") if f.stem not in ("__init__", "base"))
         return {f.stem: (ast.get_docstring(ast.parse(f.read_text("utf-8"))) or "").partition("\n")[0] for f in files}
 
     def announced(self) -> dict[str, importlib.metadata.EntryPoint]:
         """Name -> entry point, for what installed packages announce."""
         return {e.name: e for e in importlib.metadata.entry_points(group=self.package)}
+
+    def refuse_twice(self, name: str) -> None:
+        """Raise a `UserError` where installed packages announce several classes, or a built-in one's name, as ``name``.
+
+        A name of a built-in one means that one, so that no installed package changes what a sweep does.
+        """
+        there = {e.value for e in importlib.metadata.entry_points(group=self.package, name=name)}
+        if len(there) > 1 or (there and name in self.builtin()):
+            several = [*sorted(there), *([f"the built-in {name}"] if name in self.builtin() else [])]
+            raise UserError(
+                f"{self.label} '{name}' stands for {' and '.join(several)}; write package.module:Class for the one meant"
+            )
 
     def load(self, name: str) -> type[Any]:
         """The class of that name, ``path/to/file.py:Class`` or ``package.module:Class``.
@@ -56,8 +74,10 @@ class Kind:
             cls = self._load_path(name)
         elif name in self.builtin():
             module = importlib.import_module(f"{self.package}.{name}")
-            cls = next(c for c in vars(module).values() if self._ours(c) and c.__module__ == module.__name__)
+            ours = [c for c in vars(module).values() if self._ours(c) and c.__module__ == module.__name__]
+            cls = next((c for c in ours if c.__name__.lower() == name.replace("_", "")), ours[0])
         elif name in self.announced():
+            self.refuse_twice(name)
             try:
                 cls = self.announced()[name].load()
             except (Exception, SystemExit) as error:
@@ -74,7 +94,7 @@ class Kind:
         return cls
 
     def code_file(self, name: str) -> Path | None:
-        """The file that naming this plug-in runs; None for a built-in one, and where there is no such module."""
+        """The source file that loading this plug-in executes; None for a built-in one or an unknown module."""
         where, colon, _ = name.rpartition(":")
         if colon and where.endswith(".py"):
             return Path(where).resolve()
@@ -117,14 +137,12 @@ DECODERS = Kind(
     "decoder",
     "segbench.decoders",
     "segbench.decoders.base:Decoder",
-    frozenset({"__init__", "base"}),
     frozenset({"channels", "strides", "num_classes"}),
 )
 DATASETS = Kind(
     "data set",
     "segbench.data",
     "segbench.data.base:Dataset",
-    frozenset({"__init__", "base", "cache", "pipeline"}),
     frozenset({"split"}),
 )
 
@@ -241,7 +259,7 @@ def _modules(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         folder = folder / part
 
 
-def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Parameter]:
+def parameters(cls: type[Any], given: frozenset[str]) -> dict[str, inspect.Parameter]:
     """The constructor's named parameters, those of the base classes too where ``**kwargs`` passes them on."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
@@ -256,7 +274,7 @@ def parameters(cls: type[Any], skipped: frozenset[str]) -> dict[str, inspect.Par
             p.replace(annotation=Any) if isinstance(p.annotation, str) else p for p in signature.parameters.values()
         ][1:]
         for p in own:
-            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in skipped:
+            if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD) and p.name not in given:
                 found.setdefault(p.name, p)
         if not any(p.kind is p.VAR_KEYWORD for p in own):
             break
@@ -269,7 +287,7 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
     Raises:
         UserError: a parameter that the constructor does not take, lacks, or of another type than annotated.
     """
-    known = parameters(cls, kind.skipped_params)
+    known = parameters(cls, kind.given)
     for key in params:
         if key not in known:
             there = f"it takes: {', '.join(known)}" if known else "it takes none"

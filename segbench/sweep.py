@@ -130,12 +130,11 @@ def look_after(runs: Sequence[Run]) -> Iterator[str]:
 def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
     """(cohorts at a time, threads of each), as the config says or as suits this machine.
 
-    On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); of GPUs each cohort
-    gets its own.
+    On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); each GPU runs one
+    cohort at a time.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    by_gpus = max(1, facts.gpus // config.trainer.processes) if isinstance(config.trainer.devices, int) else 1
-    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else by_gpus)
+    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else max(1, facts.gpus))
     return jobs, config.launch.threads or max(1, cores // jobs)
 
 

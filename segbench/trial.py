@@ -89,7 +89,7 @@ def trial(cohort: Cohort, threads: int) -> Trial:
         max(0.0, times["train"][0] - began - step_s),
         step_s,
         _mean_gap(times["evaluate"], 1),
-        peak_memory(config.launch.workers, config.trainer.processes),
+        peak_memory(config.launch.workers),
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         kept_bytes,
         counts_bytes / len(times["evaluate"]),

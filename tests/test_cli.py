@@ -129,7 +129,6 @@ class Wants(Decoder):
         (["decoders=[{tmp}/shape.py:InPlace]"], r"changes features or image in place"),
         (["decoders=[{tmp}/exits.py:X]"], r"does not import: SystemExit: 3"),
         (["recipe.batch_size=1", "recipe.crop=32"], r"batch_size 1 with crop \[32, 32\] leaves the coarsest level"),
-        (["trainer.devices=[0]"], r"trainer\.devices: \[0\] names no device of 'cpu'"),
         (["decoders=[{tmp}/shape.py:Wants]"], r"decoder '.*Wants': size is missing"),
         (["recipe.steps=1", "recipe.steps=2"], r"overrides contradict each other"),
         (["runs_dir=/proc/nothing"], r"cannot write /proc/nothing/tiny/sweep\.json: "),

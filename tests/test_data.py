@@ -11,9 +11,9 @@ from segbench.config import RecipeConfig
 from segbench.data import shapes
 from segbench.data.base import VOID, read_image, read_labels
 from segbench.data.camvid import CamVid
-from segbench.data.pipeline import TrainStream, augmentation, evaluation_images, train_loader
 from segbench.data.shapes import Shapes
 from segbench.errors import UserError
+from segbench.loading.pipeline import TrainStream, augmentation, evaluation_images, train_loader
 from segbench.registry import DATASETS, check_params
 from tests.conftest import ROOT
 

@@ -17,11 +17,13 @@ from PIL import Image
 from scipy import stats
 
 from segbench.config import RecipeConfig
-from segbench.data import cache
 from segbench.data.base import VOID
-from segbench.data.cache import Cached, cached, decoded_bytes
 from segbench.data.folder import Folder
-from segbench.data.pipeline import (
+from segbench.data.shapes import Shapes
+from segbench.errors import UserError
+from segbench.loading import cache
+from segbench.loading.cache import Cached, cached, decoded_bytes
+from segbench.loading.pipeline import (
     MEAN_COLOUR,
     ScaledCrop,
     TrainStream,
@@ -30,8 +32,6 @@ from segbench.data.pipeline import (
     train_loader,
     window,
 )
-from segbench.data.shapes import Shapes
-from segbench.errors import UserError
 
 RNG = np.random.default_rng(0)
 

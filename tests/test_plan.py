@@ -52,7 +52,7 @@ CHANGES = {
     "evaluation.tolerances_px": ([2], True), "evaluation.trimap_widths_px": ([2], True),
     "evaluation.every": (2, False),
     "trainer.accelerator": (None, True),  # as it was resolved, below
-    "trainer.devices": (2, True), "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
+    "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
     "trainer.benchmark": (True, True),
     "launch.launcher": ("ray", False), "launch.address": ("auto", False),
     "launch.slurm.cluster": ("local", False),  # where, not what
@@ -119,7 +119,7 @@ def test_seed_and_window_are_in_the_key_and_the_number_of_gpus_is_not():
     assert len({key(trained), key(trained | {"encoder.lr_factor": 0.5})}) == 2  # its learning rate, where it learns
     assert key(facts=dataclasses.replace(FACTS, gpus=4)) == key()
     assert key({"recipe.steps": RecipeConfig(steps=4).steps}) == key()
-    assert key({"evaluation.padding": EvaluationConfig().padding, "trainer.devices": TrainerConfig().devices}) == key()
+    assert key({"evaluation.padding": EvaluationConfig().padding}) == key()
 
 
 def test_what_a_folder_s_labels_mean_is_in_the_key(make_config, tmp_path):
@@ -250,13 +250,22 @@ def test_words_for_times_and_sizes():
 
 
 @pytest.mark.parametrize(
-    ("place", "each", "number", "visible", "wanted"),
-    [(0, 1, 4, None, "0"), (3, 1, 4, None, "3"), (1, 2, 4, None, "2,3"), (1, 1, 2, "5,7", "7"), (1, 1, 1, None, "0")],
+    ("place", "number", "visible", "wanted"),
+    [(0, 4, "", "0"), (3, 4, "", "3"), (1, 2, "5,7", "7"), (2, 2, "5,7", "5"), (1, 1, "", "0"), (0, 0, "", None)],
 )
-def test_each_cohort_gets_its_own_gpus(place, each, number, visible, wanted):
-    from segbench.launch.local import gpus_of
+def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatch):
+    from segbench.launch.local import own_gpu
 
-    assert gpus_of(place, each, number, visible) == wanted
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    facts = dataclasses.replace(FACTS, accelerator="cuda", gpus=number)
+    config = build_config(tiny(decoders=["bilinear"]))
+
+    def cohort(facts):
+        [run] = plan.make_runs(config, lambda config: facts)
+        return plan.Cohort((run,), 0)
+
+    assert own_gpu(cohort(facts), place) == wanted
+    assert own_gpu(cohort(dataclasses.replace(facts, accelerator="cpu")), place) is None
 
 
 @pytest.mark.parametrize(("cores", "wanted"), [(1, (1, 1)), (2, (2, 1)), (8, (2, 4))])
@@ -307,21 +316,17 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path, monkeypa
 
 
 def test_as_many_cohorts_as_gpus():
-    facts = dataclasses.replace(FACTS, accelerator="cuda", gpus=4)
-    jobs = [
-        resources(build_config(tiny(launch={"jobs": None}, trainer={"devices": d})), facts)[0] for d in (1, 2, [3, 1])
-    ]
-    assert jobs == [4, 2, 1]
+    config = build_config(tiny(launch={"jobs": None}))
+    gpus = [dataclasses.replace(FACTS, accelerator="cuda", gpus=number) for number in (0, 1, 4)]
+    assert [resources(config, facts)[0] for facts in gpus] == [1, 1, 4]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_elsewhere_need_not_be_here():
     """A login node plans for nodes that have what it lacks."""
-    trainer = TrainerConfig(accelerator="gpu", devices=2)
+    trainer = TrainerConfig(accelerator="gpu")
     assert resolve_accelerator(trainer, elsewhere=True) == "cuda"
     with pytest.raises(UserError, match="this machine has no 'gpu'"):
         resolve_accelerator(trainer)
-    with pytest.raises(UserError, match="should be a number: ray chooses which ones"):
-        build_config(tiny(launch={"launcher": "ray"}, trainer={"devices": [1]}))
     with pytest.raises(UserError, match="say cpu or gpu"):
         resolve_accelerator(TrainerConfig(accelerator="auto"), elsewhere=True)

@@ -81,7 +81,7 @@ def run_until(
     """`run_cohorts`, which stops once ``caught`` holds a signal."""
     waiting = list(cohorts)
     running: list[_Child] = []
-    places = list(range(jobs))  # each with GPUs of its own
+    places = list(range(jobs))  # each with a GPU of its own
     kill_at = None
     try:
         while running or (waiting and not caught):
@@ -111,29 +111,21 @@ def run_until(
 
 def _start(cohort: Cohort, threads: int, place: int) -> _Child:
     kills = oom_kills()  # before it can be one of them
-    process, ours = _spawn(_work, cohort, threads, own_gpus(cohort, place))
+    process, ours = _spawn(_work, cohort, threads, own_gpu(cohort, place))
     return _Child(process, ours, cohort, kills, place)
 
 
-def own_gpus(cohort: Cohort, place: int) -> str | None:
-    """``CUDA_VISIBLE_DEVICES`` for the cohort in that place of those that run side by side; None to leave it."""
+def own_gpu(cohort: Cohort, place: int) -> str | None:
+    """``CUDA_VISIBLE_DEVICES`` for the cohort in that place of those that run side by side; None to leave it.
+
+    Where there are more places than GPUs, they are shared.
+    """
     run, visible = cohort.runs[0], os.environ.get("CUDA_VISIBLE_DEVICES")
     here = bool(visible) or run.facts.gpus > 0  # or in a job on a machine that the plan was not made on
-    if run.facts.accelerator == "cuda" and isinstance(run.config.trainer.devices, int) and here:
-        return gpus_of(place, run.config.trainer.devices, run.facts.gpus, visible)
-    return None
-
-
-def gpus_of(place: int, each: int, number: int, visible: str | None) -> str:
-    """``CUDA_VISIBLE_DEVICES`` of the cohort in that place of those that run side by side.
-
-    Args:
-        each: GPUs of a cohort.
-        number: of this machine; where there are fewer than all places need, they are shared.
-        visible: ``CUDA_VISIBLE_DEVICES`` of the runner, if it is set.
-    """
-    names = visible.split(",") if visible else [str(i) for i in range(number)]
-    return ",".join(names[(place * each + i) % len(names)] for i in range(each))
+    if run.facts.accelerator != "cuda" or not here:
+        return None
+    names = visible.split(",") if visible else [str(i) for i in range(run.facts.gpus)]
+    return names[place % len(names)]
 
 
 def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
@@ -200,10 +192,10 @@ def _call(connection: Connection, function: Callable[..., Any], args: Sequence[A
         _tell(connection, ("user_error", failure.reason) if failure.out_of_memory else ("error", failure.traceback))
 
 
-def _work(connection: Connection, cohort: Cohort, threads: int, gpus: str | None) -> None:
+def _work(connection: Connection, cohort: Cohort, threads: int, gpu: str | None) -> None:
     """The whole life of a cohort's process."""
-    if gpus is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before CUDA is first used
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
     from segbench.launch.work import work
 
     last = [0.0]

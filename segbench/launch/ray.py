@@ -115,10 +115,10 @@ def _run(
     on_end: OnEnd,
 ) -> bool:
     first = cohorts[0].runs[0]
-    gpus = first.config.trainer.processes if first.facts.accelerator == "cuda" else 0
+    gpus = int(first.facts.accelerator == "cuda")
     nodes = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]]
     if not any(has_cpus >= threads and has_gpus >= gpus for has_cpus, has_gpus in nodes):
-        wanted = f"{threads} CPUs (launch.threads)" + f" and {gpus} GPUs (trainer.devices)" * bool(gpus)
+        wanted = f"{threads} CPUs (launch.threads)" + " and a GPU (trainer.accelerator)" * gpus
         there = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in nodes)
         raise UserError(f"launch.launcher: a cohort wants {wanted}; the cluster's nodes have, CPUs and GPUs: {there}")
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(

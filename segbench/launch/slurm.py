@@ -115,8 +115,7 @@ def _submit(cohorts: Sequence[Cohort], threads: int, launch: LaunchConfig, folde
         "timeout_min": asked.timeout_min,
         "mem_gb": asked.mem_gb,
         "cpus_per_task": asked.cpus_per_task or threads,
-        "gpus_per_node": asked.gpus_per_node
-        or (first.config.trainer.processes if first.facts.accelerator == "cuda" else None),
+        "gpus_per_node": asked.gpus_per_node or (1 if first.facts.accelerator == "cuda" else None),
         "slurm_array_parallelism": launch.jobs or len(cohorts),
         # srun does not give a task the CPUs of its job by itself.
         "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],

@@ -42,9 +42,7 @@ def work(
         return Ended(cohort, failures, frozenset(busy), stopped=True)
     except BaseException as error:
         died = Failure.of(error)
-        # A loader worker, or another of several processes.
-        killed = any(text in died.reason for text in ("DataLoader worker (pid", "(exit code -9)"))
-        if killed and oom_kills() > kills:
+        if "DataLoader worker (pid" in died.reason and oom_kills() > kills:
             died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
         return Ended(cohort, failures, frozenset(busy), died=died, user_error=isinstance(error, UserError))
 

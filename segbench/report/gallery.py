@@ -213,8 +213,8 @@ def _predict(
     """The first seed's predictions of the images at ``places``; ``notes`` are added to where something is missing."""
     from segbench.export import Trained, load_run
 
-    # What the runs' own configs say of devices and baseline need not hold here, for one run alone.
-    changes = ["trainer.accelerator=auto", "trainer.devices=1", "baseline=null", *overrides]
+    # What the runs' own configs say of the device and the baseline need not hold here, for one run alone.
+    changes = ["trainer.accelerator=auto", "baseline=null", *overrides]
     loaded: dict[str, Trained] = {}
     for d in group.whole:
         progress(d)

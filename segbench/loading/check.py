@@ -113,7 +113,7 @@ def _read(config: DataConfig, splits: Sequence[Split], processes: int | None, co
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     number = processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     context: Any = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["segbench.datacheck"])
+    context.set_forkserver_preload(["segbench.loading.check"])
     work = [(i, n) for i, split in enumerate(splits) if split.dataset is not None for n in range(len(split.dataset))]
     with (
         ProcessPoolExecutor(number, context, _Reader.start, (config,)) as pool,

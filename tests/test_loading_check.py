@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from segbench.config import DataConfig
-from segbench.datacheck import blend, check_data, draw
 from segbench.errors import UserError
+from segbench.loading.check import blend, check_data, draw
 from tests.conftest import segbench
 
 CLASSES = ["sky", "road", "car"]
