@@ -61,7 +61,7 @@ class Kind:
         if len(there) > 1 or (there and name in self.builtin()):
             several = [*sorted(there), *([f"the built-in {name}"] if name in self.builtin() else [])]
             raise UserError(
-                f"{self.label} '{name}' stands for {' and '.join(several)}; write package.module:Class for the one meant"
+                f"{self.label} '{name}' stands for {' and '.join(several)}; name the one meant, package.module:Class"
             )
 
     def load(self, name: str) -> type[Any]:
