@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from segbench.build import build_decoder, decoder_params
 from segbench.config import DecoderConfig
-from segbench.cost import COST_SIZE, fake_inputs, macs, parameters
+from segbench.cost import fake_inputs
 from segbench.decoders.base import STARTS, Decoder, Step
 from segbench.errors import brief
+from segbench.measures.base import Trained
+from segbench.measures.macs import SIZE, Macs
+from segbench.measures.params import Params
 
 CHANNELS, STRIDES, NUM_CLASSES = (24, 40, 112, 320), (4, 8, 16, 32), 7  # tf_efficientnet_lite0's pyramid
 Build = Callable[..., Decoder]
@@ -105,7 +108,7 @@ def starts(build: Build) -> str:
     for step in steps:
         claim = getattr(step.module, "starts_as", None)
         if claim is None:
-            silent += [type(step.module).__name__] if parameters(step.module) else []
+            silent += [type(step.module).__name__] if any(True for _ in step.module.parameters()) else []
             continue
         if claim not in STARTS:
             raise Broken(f"starts_as is {claim!r}; it should be one of {', '.join(STARTS)}")
@@ -223,8 +226,8 @@ def exportable(build: Build) -> str:
 def cost(build: Build) -> str:
     """Parameters, MACs and time; nothing to fail."""
     decoder = build()
-    height, width = COST_SIZE
-    count = macs(decoder, CHANNELS, STRIDES)
+    run = Trained(decoder, CHANNELS, STRIDES, 0.0, 0.0, 0)
+    parameters, macs = Params(), Macs()
     features, image = _inputs((256, 256), 2)
     times = {}
     for _ in range(3):
@@ -235,7 +238,7 @@ def cost(build: Build) -> str:
         end = time.perf_counter()
         times = {"forward": forward - start, "backward": end - forward}
     return (
-        f"{parameters(decoder):,} parameters, {count / 1e9:.2f} G MACs at {height}x{width}, "
+        f"{parameters.measure(run):,.0f} parameters, {macs.text(macs.measure(run))} MACs at {SIZE}x{SIZE}, "
         f"{1000 * times['forward']:.0f} ms forward and {1000 * times['backward']:.0f} ms backward for 2 x 256x256"
     )
 

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
     table.add_argument("--per-class", action="store_true", help="the (first) metric of each class")
-    table.add_argument("--columns", metavar="A,B,...", help="of n, score, ci, delta, p, seeds, images, rank and costs")
+    table.add_argument("--columns", metavar="A,B,...", help="such as n,score,delta,rank,macs; a wrong one lists all")
     table.add_argument("--sort", metavar="HEADING", help="such as mIoU or 'train s'; default: as in the sweep")
     table.add_argument("--long", action="store_true", help="a row for each run, metric and class; for pandas")
     table.add_argument("--allow-mixed", action="store_true", help="show runs that must not be compared, in groups")
@@ -192,6 +192,7 @@ def _table(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
+    _name_measures(folder)
     if args.long:
         from segbench.report.frame import load
 
@@ -211,6 +212,7 @@ def _report(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = args.folder or newest_sweep(Path(args.runs_dir))
+    _name_measures(folder)
     if not args.no_gallery:
         _name_code(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
     only = _names(args.only)
@@ -227,6 +229,7 @@ def _report(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from segbench.report.compare import compare
 
+    _name_measures(args.first, args.second)
     found = compare(args.first, args.second, args.metric or ())
     if args.format == "terminal":
         print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
@@ -309,9 +312,9 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS
+    from segbench.registry import DATASETS, DECODERS, MEASURES
 
-    for kind in (DECODERS, DATASETS):
+    for kind in (DECODERS, MEASURES, DATASETS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
@@ -320,7 +323,7 @@ def _list(args: argparse.Namespace) -> int:
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, DATASETS):
+    for kind in (DECODERS, MEASURES, DATASETS):
         names = [*kind.announced(), *(args.plugins if kind is DECODERS else ())]
         if names:
             print(f"{kind.label}s, plugged in")
@@ -356,6 +359,20 @@ def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False) -> Non
     from segbench.sweep import code_files
 
     for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only)):
+        print(f"runs the code in {file}", file=sys.stderr)
+
+
+def _name_measures(*folders: Path) -> None:
+    """Say which files of measures are about to run, by what the runs of these sweeps say that they were made with."""
+    from segbench import store
+    from segbench.registry import MEASURES
+
+    files: dict[Path, None] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob(f"*/{store.RESULT}"))):
+        with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):  # damaged: more is said later
+            named = [measure["plug_in"] for measure in store.read_json(path)["measures"]]
+            files |= {file: None for name in named if (file := MEASURES.code_file(name)) is not None}
+    for file in files:
         print(f"runs the code in {file}", file=sys.stderr)
 
 

@@ -21,16 +21,18 @@ from safetensors.torch import save
 from segbench import store
 from segbench.build import build_decoder, skeleton_hash
 from segbench.checkpoint import load_checkpoint, save_checkpoint
+from segbench.columns import described, facts_of, load_measures, said
 from segbench.config import SweepConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
 from segbench.encoders import Encoder, build_encoder
-from segbench.errors import Failure, UserError
+from segbench.errors import Failure, UserError, brief
 from segbench.evaluate import Evaluation, evaluate
 from segbench.loading.cache import cached
 from segbench.loading.pipeline import train_loader
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import environment, peak_memory
+from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
 from segbench.plan import Cohort, Run, protocol, to_split
 from segbench.probe import data_facts
 from segbench.registry import source_hash
@@ -86,9 +88,12 @@ def _run(
     features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     facts = cohort.runs[0].facts
+    measures = load_measures(config.measures)
+    counted = [m for m in measures if isinstance(m, CountMeasure)]
     for what, planned, found in (
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
         ("the data", facts.data, data_facts(config.data, data)),
+        ("the source of the measures", facts.measures, facts_of(measures)),
     ):
         if found != planned:
             raise UserError(CHANGED.format(what))
@@ -150,7 +155,7 @@ def _run(
             if member.failure is not None and key not in failures:
                 fail(key, member.failure)
 
-    _train(cohort, module, data, tell, stopping, after_step)
+    _train(cohort, module, data, counted, tell, stopping, after_step)
     alive = {key: member.decoder for key, member in members.items() if member.failure is None}
 
     def after_image(done: int) -> None:
@@ -162,10 +167,10 @@ def _run(
         if alive and (stop_asked or module.steps_done < config.recipe.steps):
             raise Stopped
         module.to(device)
-        results, shared_s = (
-            evaluate(encoder, alive, data["val"], config.evaluation, config.launch.workers, after_image)
+        results, encoder_s = (
+            evaluate(encoder, alive, data["val"], config.evaluation, counted, config.launch.workers, after_image)
             if alive
-            else ({}, {})
+            else ({}, math.nan)
         )
     except Stopped:
         for key in alive:
@@ -174,21 +179,18 @@ def _run(
         raise
     for key, result in results.items():
         timing = {
-            "train_s": members[key].train_s,
             "train_shared_s": module.shared_s,
-            "eval_encoder_ms_per_image": 1000 * shared_s["encoder"],
-            "eval_truth_ms_per_image": 1000 * shared_s["truth"],
+            "eval_encoder_ms_per_image": 1000 * encoder_s,
             "cohort_size": len(cohort.runs),
-            "peak_memory_bytes": peak_memory(config.launch.workers),
         }
         if result.failure is not None:
             fail(key, result.failure)
             continue
-        final = {"step": config.recipe.steps, "val_miou": result.miou}
+        final = {"step": config.recipe.steps, **result.headline()}
         trackers.update(key, [*members[key].history, final])
         try:
             hashes = {"features_hash": features_hash, "skeleton_hash": starts[key]}
-            _store(runs[key], members[key], encoder, result, timing | hashes)
+            _store(runs[key], members[key], encoder, measures, result, timing | hashes)
             trackers.close(key, "finished")
         except UserError:
             raise  # the disk or the folder, which the other runs share
@@ -219,6 +221,7 @@ def _train(
     cohort: Cohort,
     module: Lockstep,
     data: dict[str, Dataset],
+    counted: Sequence[CountMeasure],
     report: Report,
     should_stop: Callable[[], bool],
     then: Callable[[], None],
@@ -243,10 +246,10 @@ def _train(
         lacking = {
             key: member
             for key, member in module.members.items()
-            if not any(row["step"] == step and "val_miou" in row for row in member.history[-1:])
+            if not any(row["step"] == step and "loss" not in row for row in member.history[-1:])
         }
         try:
-            _evaluate_midway(module, lacking, data["val"], config, step, should_stop)
+            _evaluate_midway(module, lacking, data["val"], config, counted, step, should_stop)
         except Stopped:
             return True
         return False
@@ -301,10 +304,11 @@ def _evaluate_midway(
     members: Mapping[str, Member],
     val: Dataset,
     config: SweepConfig,
+    counted: Sequence[CountMeasure],
     step: int,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Add the mIoU after ``step`` to the members' histories.
+    """Add the scores after ``step`` to the members' histories.
 
     Raises:
         Stopped: ``should_stop`` said so after an image; nothing is added.
@@ -316,13 +320,42 @@ def _evaluate_midway(
             raise Stopped
 
     with torch.autocast(module.device.type, enabled=False):  # as the final evaluation
-        results, _ = evaluate(module.encoder, alive, val, config.evaluation, config.launch.workers, after_image)
+        results, _ = evaluate(
+            module.encoder, alive, val, config.evaluation, counted, config.launch.workers, after_image
+        )
     for key, result in results.items():
         if result.failure is None:
-            module.members[key].history.append({"step": step, "val_miou": result.miou})
+            module.members[key].history.append({"step": step, **result.headline()})
 
 
-def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more: dict[str, Any]) -> None:
+def _measured(
+    member: Member, encoder: Encoder, measures: Sequence[Measure], eval_ms: float, workers: int
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Name -> value of what is measured once of a run, and name -> why of what failed."""
+    run = Trained(
+        member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, peak_memory(workers)
+    )
+    values, broken = {}, {}
+    for measure in measures:
+        if isinstance(measure, RunMeasure):
+            try:
+                values[measure.name] = float(measure.measure(run))
+                if math.isnan(values[measure.name]):
+                    raise ValueError("it gives NaN")
+            except Exception as error:  # a plug-in can raise anything
+                values.pop(measure.name, None)
+                broken[measure.name] = f"{said(measure)} fails: {brief(error)}"
+    return values, broken
+
+
+def _store(
+    run: Run,
+    member: Member,
+    encoder: Encoder,
+    measures: Sequence[Measure],
+    result: Evaluation,
+    more: dict[str, Any],
+) -> None:
     """Write the run's files, ``result.json`` last, whose row takes in ``more``."""
     arrays: dict[str, Any] = result.arrays()
     weights = member.decoder.state_dict()
@@ -335,6 +368,8 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more:
         run.folder / store.COUNTS, lambda file: np.savez_compressed(file, ids=np.array(result.ids), **arrays)
     )
     facts = run.facts.decoders[run.title]
+    eval_ms = 1000 * float(np.mean(result.seconds))
+    values, broken = _measured(member, encoder, measures, eval_ms, run.config.launch.workers)
     row = {
         "key": run.key,
         "result_version": store.RESULT_VERSION,
@@ -350,13 +385,13 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more:
         "encoder_trainable": run.config.encoder.trainable,
         "evaluation": protocol(run.config, run.facts.strides),
         "evaluation_title": run.config.evaluation.title,
-        "parameters": facts.parameters,
-        "macs": facts.macs,
+        "measures": described(measures),
+        "values": values,
+        "broken": result.broken | broken,
         "output_stride": facts.params.get("output_stride"),
         "decoder_source": facts.source,
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
-        "eval_ms_per_image": 1000 * float(np.mean(result.seconds)),
         "eval_count_ms_per_image": 1000 * float(np.mean(result.count_seconds)),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
@@ -369,7 +404,7 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more:
 
 def _history(rows: list[dict[str, float]]) -> str:
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["step", "loss", "lr", "val_miou"])
+    writer = csv.DictWriter(out, list(dict.fromkeys(["step", "loss", "lr", *(name for row in rows for name in row)])))
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

@@ -67,6 +67,18 @@ class DecoderConfig(Section):
         return self.label or self.name.rpartition(":")[2]
 
 
+class MeasureConfig(Section):
+    """A measure by registered name or as ``path/to/file.py:Class``, with its parameters."""
+
+    name: Line
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class RecipeConfig(Section):
     """How every decoder of the sweep is trained."""
 
@@ -101,7 +113,7 @@ class RecipeConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """How an image becomes a prediction, and what of it is counted; the same in training and for the final figures."""
+    """How an image becomes a prediction; the same in training and for the final figures."""
 
     mode: Literal["whole", "slide"] = Field("whole", description="whole images, or windows with averaged logits")
     window: Size | None = Field(None, description="slide only")
@@ -112,11 +124,6 @@ class EvaluationConfig(Section):
         "mean",
         description="below and to the right, up to a multiple of the largest stride: the mean colour or the edge",
     )
-    boundary_ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        [0.02], description="of Boundary IoU, of the diagonal"
-    )
-    tolerances_px: list[Annotated[float, Field(ge=1)]] = Field([3], description="of the boundary F1")
-    trimap_widths_px: list[PositiveInt] = Field([1, 2, 4, 8, 16], description="of the trimap IoU")
     every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
 
     @field_validator("window", "stride", mode="before")
@@ -238,6 +245,9 @@ class SweepConfig(Section):
     )
     recipe: RecipeConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    measures: list[MeasureConfig] = Field(
+        [], description="beside the standard ones, such as {name: biou, params: {ratio: 0.005}} or my.py:Class"
+    )
     trainer: TrainerConfig = TrainerConfig()
     launch: LaunchConfig = LaunchConfig()
     baseline: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
@@ -403,8 +413,8 @@ def _known_keys(loc: Sequence[Any]) -> list[str]:
     for part in loc:
         if isinstance(part, int):
             continue
-        if part == "decoders":
-            model = DecoderConfig
+        if part in ("decoders", "measures"):
+            model = DecoderConfig if part == "decoders" else MeasureConfig
         else:
             annotation = model.model_fields[str(part)].annotation
             assert isinstance(annotation, type)

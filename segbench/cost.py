@@ -1,10 +1,7 @@
-"""What a decoder costs: parameters, and multiply-accumulates at a stated image size."""
+"""Features and an image as a decoder gets them, for looking at what it does."""
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-COST_SIZE = (512, 512)  # (height, width) of the image, in pixels
+from torch import Tensor
 
 
 def fake_inputs(
@@ -21,24 +18,3 @@ def fake_inputs(
         for c, s in zip(channels, strides, strict=True)
     ]
     return features, torch.randn(batch, 3, height, width, device=device).contiguous(memory_format=order)
-
-
-def parameters(decoder: nn.Module) -> int:
-    """Number of trainable parameters."""
-    return sum(p.numel() for p in decoder.parameters() if p.requires_grad)
-
-
-def macs(
-    decoder: nn.Module, channels: tuple[int, ...], strides: tuple[int, ...], size: tuple[int, int] = COST_SIZE
-) -> int:
-    """Multiply-accumulates of one image through the decoder alone, half of what torch's flop counter counts.
-
-    It counts convolutions, matrix products and attention, not interpolation, normalisation or activations.
-    """
-    features, image = fake_inputs(channels, strides, size)
-    counter = FlopCounterMode(display=False)
-    training = decoder.training
-    with counter, torch.no_grad():
-        decoder.eval()(features, image)
-    decoder.train(training)
-    return int(counter.get_total_flops()) // 2

@@ -2,23 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from segbench.columns import counts_of, measure_counts_regions, said
 from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
 from segbench.encoders import Encoder
-from segbench.errors import Failure
+from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
-from segbench.metrics import Counts, Truth, iou, mean_over_classes
+from segbench.measures.base import CountMeasure, Ints, Sample, check_labels, mean_over_classes
 from segbench.predict import encode, predict
-
-Int64s = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -26,29 +25,65 @@ class Evaluation:
     """What one decoder's predictions on a split count up to.
 
     Attributes:
+        measures: that are counted.
         ids: of the N images.
-        counts: of each image.
+        sizes: (height, width) of each in pixels.
+        regions: `Sample.region` of each.
+        confusion: summed over them.
+        counts: name of a measure with counts of its own -> those of each image.
+        broken: name of a measure that failed -> why; it has no counts then.
         seconds: of the decoder for each image, from features to labels.
-        count_seconds: of counting for each image, the truth's side aside.
-        failure: once it failed; the counts are then not whole.
+        count_seconds: of counting for each image.
+        failure: once the decoder failed; the counts are then not whole.
     """
 
+    measures: Sequence[CountMeasure]
     ids: list[str] = field(default_factory=list)
-    counts: list[Counts] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    regions: list[Ints] = field(default_factory=list)
+    confusion: Ints | int = 0
+    counts: dict[str, list[Ints]] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     count_seconds: list[float] = field(default_factory=list)
     failure: Failure | None = None
 
-    @property
-    def miou(self) -> float:
-        """Over the whole split, 0 to 1."""
-        return float(mean_over_classes(iou(self.arrays()["region"].sum(0))))
+    def add(self, name: str, sample: Sample) -> None:
+        """Count an image. A measure that fails is left out from then on."""
+        self.ids.append(name)
+        self.sizes.append(sample.size)
+        self.regions.append(sample.region)
+        self.confusion = self.confusion + sample.confusion
+        for measure in self.measures:
+            if measure_counts_regions(measure) or measure.name in self.broken:
+                continue
+            try:
+                found, before = counts_of(measure, sample), self.counts.setdefault(measure.name, [])
+                if before and before[0].shape != found.shape:
+                    raise ValueError(f"count gives {found.shape} after {before[0].shape}")
+                before.append(found)
+            except Exception as error:  # a plug-in can raise anything
+                self.counts.pop(measure.name, None)
+                self.broken[measure.name] = f"{said(measure)} fails on image {name}: {brief(error)}"
 
-    def arrays(self) -> dict[str, Int64s]:
-        """Each attribute of `Counts` with the images first, ``confusion`` (K, K) summed over them; all int64."""
-        per_image = ("region", "boundary", "contour", "trimap", "widths_px")
-        arrays = {name: torch.stack([getattr(c, name) for c in self.counts]).numpy() for name in per_image}
-        return arrays | {"confusion": torch.stack([c.confusion for c in self.counts]).sum(0).numpy()}
+    def arrays(self) -> dict[str, Ints]:
+        """``sizes`` (N, 2), ``region`` (N, 3, K), ``confusion`` (K, K), and (N, C, K) by measure; all int64."""
+        own = {name: np.stack(counts) for name, counts in self.counts.items()}
+        whole = {
+            "sizes": np.array(self.sizes),
+            "region": np.stack(self.regions),
+            "confusion": np.asarray(self.confusion),
+        }
+        return whole | own
+
+    def headline(self) -> dict[str, float]:
+        """``val_NAME`` -> score over the split, of each measure that gives a verdict."""
+        found = {}
+        for measure in self.measures:
+            if measure.verdict_place is not None and measure.name not in self.broken:
+                counts = self.regions if measure_counts_regions(measure) else self.counts[measure.name]
+                found[f"val_{measure.name}"] = float(mean_over_classes(measure.score(np.sum(counts, 0))))
+        return found
 
 
 @torch.no_grad()
@@ -57,9 +92,10 @@ def evaluate(
     decoders: Mapping[str, nn.Module],
     dataset: Dataset,
     protocol: EvaluationConfig,
+    measures: Sequence[CountMeasure],
     workers: int = 0,
     after_image: Callable[[int], None] = lambda done: None,
-) -> tuple[dict[str, Evaluation], dict[str, float]]:
+) -> tuple[dict[str, Evaluation], float]:
     """Count the predictions of every decoder on every image of a split, at full resolution.
 
     Logits are brought to the labels' size before the argmax, as `segbench.predict` says. Each image is counted once. A
@@ -67,33 +103,25 @@ def evaluate(
 
     Args:
         decoders: any key -> decoder, on the encoder's device.
-        protocol: how predictions are made and what is counted.
+        protocol: how predictions are made.
+        measures: what is counted of them.
         after_image: called with the number of images done.
 
     Returns:
-        key -> `Evaluation`, and the mean seconds per image of what all share: ``encoder``, and ``truth``, its side of
-        the counts.
+        key -> `Evaluation`, and the mean seconds per image of the encoder, which all share.
     """
     was_training = {module: module.training for module in [encoder, *decoders.values()]}
     for module in was_training:
         module.eval()
     device = next(encoder.parameters()).device
-    results = {key: Evaluation() for key in decoders}
-    encoder_s, truth_s = [], []
+    results = {key: Evaluation(measures) for key in decoders}
+    encoder_s = []
     for index, pixels, labels in evaluation_images(dataset, workers):
         clock = _now(device)
         image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
         views = encode(encoder, image, protocol)
         encoder_s.append(_now(device) - clock)
-        clock = _now(device)
-        truth = Truth(
-            torch.from_numpy(labels).to(device),
-            len(dataset.classes),
-            protocol.boundary_ratios,
-            protocol.tolerances_px,
-            protocol.trimap_widths_px,
-        )
-        truth_s.append(_now(device) - clock)
+        truth = check_labels(labels, len(dataset.classes))
         for key, decoder in decoders.items():
             result = results[key]
             if result.failure is not None:
@@ -105,12 +133,11 @@ def evaluate(
                 scores = predict(decoder, views, labels.shape)  # (K, H, W)
                 if not torch.isfinite(scores).all():
                     raise FloatingPointError(f"scores of image {dataset.ids[index]} are not finite")
-                prediction = scores.argmax(0).to(torch.uint8)  # (H, W)
+                prediction: Any = scores.argmax(0).to(torch.uint8).cpu().numpy()  # (H, W)
                 result.seconds.append(_now(device) - clock)
                 clock = _now(device)
-                result.counts.append(truth.count(prediction).cpu())
+                result.add(dataset.ids[index], Sample(truth, prediction))
                 result.count_seconds.append(_now(device) - clock)
-                result.ids.append(dataset.ids[index])
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 result.failure = Failure.of(error)
             if versions != [t._version for t in shared]:
@@ -118,8 +145,7 @@ def evaluate(
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)
-    times = {"encoder": encoder_s, "truth": truth_s}
-    return results, {name: float(np.mean(seconds)) if seconds else math.nan for name, seconds in times.items()}
+    return results, float(np.mean(encoder_s)) if encoder_s else math.nan
 
 
 def _now(device: torch.device) -> float:

@@ -18,7 +18,7 @@ from segbench.data.base import Dataset, Pixels
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
 from segbench.loading.pipeline import evaluation_images
-from segbench.metrics import Truth, iou, mean_over_classes
+from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.probe import resolve_accelerator
 from segbench.registry import source_hash
@@ -113,8 +113,7 @@ def export(
         if not path.resolve().is_relative_to(out.resolve()):
             raise UserError(f"image id '{run.dataset.ids[index]}' names a file outside {out}")
         store.write_atomic(path, lambda file, picture=picture: picture.save(file, "PNG"))  # type: ignore[misc]
-        truth = Truth(torch.from_numpy(labels), len(run.dataset.classes))
-        counts.append(truth.count(torch.from_numpy(predicted)).region.numpy())
+        counts.append(Sample(check_labels(labels, len(run.dataset.classes)), predicted).region)
         after_image(index + 1, len(run.dataset))
     return np.stack(counts)
 

@@ -14,13 +14,11 @@ from segbench.store import RESULT_VERSION
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """Of one decoder: class name, every parameter's value, hash of its source, and cost."""
+    """Of one decoder: class name, every parameter's value, and hash of its source."""
 
     class_name: str
     params: dict[str, Any]
     source: str
-    parameters: int
-    macs: int
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Facts:
     """What a config's names stand for: all that a run's key needs beside the config itself.
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
-    two splits.
+    two splits; ``measures`` class name, parameters and source of each.
     """
 
     accelerator: str
@@ -39,6 +37,7 @@ class Facts:
     eval_images: int
     strides: tuple[int, ...]
     decoders: dict[str, DecoderFacts]
+    measures: list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,7 @@ def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
         "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
+        "measures": facts.measures,
         "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
     }
 
@@ -148,7 +148,7 @@ def _hash(parts: dict[str, Any]) -> str:
 
 
 def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
-    """All that decides how a prediction is made and counted, for the key and for the row."""
+    """All that decides how a prediction is made, for the key and for the row."""
     evaluation = config.evaluation
     windows = {"stride": evaluation.steps_px} if evaluation.window else {}
     return (

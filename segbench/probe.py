@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from segbench.build import build_decoder, decoder_params
+from segbench.columns import facts_of, load_measures, try_measure
 from segbench.config import DataConfig, DecoderConfig, SweepConfig, TrainerConfig
-from segbench.cost import fake_inputs, macs, parameters
+from segbench.cost import fake_inputs
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.encoders import Encoder, build_encoder
 from segbench.errors import UserError, brief
+from segbench.measures.base import CountMeasure
 from segbench.plan import DecoderFacts, Facts
 from segbench.registry import DATASETS, check_params, source_hash
 from segbench.store import explained
@@ -50,6 +52,10 @@ def probe(config: SweepConfig) -> Facts:
             f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride {largest}) "
             "one pixel, over which batch normalisation cannot train; take a larger crop or batch"
         )
+    measures = load_measures(config.measures)
+    for measure in measures:
+        if isinstance(measure, CountMeasure):
+            try_measure(measure, len(classes))
     return Facts(
         accelerator,
         torch.cuda.device_count() if accelerator == "cuda" else 0,
@@ -59,6 +65,7 @@ def probe(config: SweepConfig) -> Facts:
         len(data["val"]),
         encoder.strides,
         {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
+        facts_of(measures),
     )
 
 
@@ -117,9 +124,8 @@ def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encode
     if shape != (1, num_classes, *size):
         raise UserError(f"decoder '{config.name}' returns {shape}; wanted logits of {(1, num_classes, *size)}")
     cls, params = decoder_params(config, defaults)
-    cost = macs(decoder, encoder.channels, encoder.strides)
     params = json.loads(json.dumps(params, default=_plain))  # as it stands in keys and configs
-    return DecoderFacts(cls.__name__, params, source_hash(cls), parameters(decoder), cost)
+    return DecoderFacts(cls.__name__, params, source_hash(cls))
 
 
 def _plain(value: object) -> str:

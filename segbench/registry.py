@@ -145,6 +145,7 @@ DATASETS = Kind(
     "segbench.data.base:Dataset",
     frozenset({"split"}),
 )
+MEASURES = Kind("measure", "segbench.measures", "segbench.measures.base:Measure")
 
 
 def _where(error: BaseException) -> str:

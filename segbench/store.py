@@ -29,8 +29,8 @@ RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", 
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
 VOUCHED_FOR = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
-RESULT_VERSION = 6  # raise when the same config would give other numbers, or a result holds other things
-COUNT_NAMES = ("region", "boundary", "contour", "trimap", "widths_px", "confusion")
+RESULT_VERSION = 6  # raise when the same config would give other numbers
+LAYOUT = 2  # raise when a run's folder holds other things
 
 
 @contextmanager
@@ -108,7 +108,14 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run, read back: the row of ``result.json`` and its image ids and integer counts."""
+    """A finished run, read back.
+
+    Attributes:
+        row: of ``result.json``.
+        ids: of the N evaluated images.
+        counts: ``region`` (N, 3, K): pixels of each class that are right, predicted and there; ``confusion`` (K, K);
+            ``sizes`` (N, 2), height and width; and by the name of a measure its own, (N, C, K).
+    """
 
     row: dict[str, Any]
     ids: npt.NDArray[np.str_]
@@ -126,7 +133,11 @@ def is_done(folder: Path) -> bool:
 
 def write_result(folder: Path, row: dict[str, Any]) -> None:
     """Write ``result.json``, with the checksums of the run's other files: from here on the run is done."""
-    row = row | {"files": {name: _sha256(folder / name) for name in VOUCHED_FOR if (folder / name).exists()}}
+    row = (
+        row
+        | {"layout": LAYOUT}
+        | {"files": {name: _sha256(folder / name) for name in VOUCHED_FOR if (folder / name).exists()}}
+    )
     write_json(folder / RESULT, row | {"checksum": _checksum(row)})
 
 
@@ -150,7 +161,7 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged (it is no result)")
     if row.pop("checksum", None) != _checksum(row):
         raise Damaged(f"{path} is damaged or was edited (its checksum differs)")
-    if row["result_version"] != RESULT_VERSION:
+    if row["result_version"] != RESULT_VERSION or row.get("layout") != LAYOUT:
         raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
     if not isinstance(row.get("files"), dict) or not row["files"].keys() <= set(VOUCHED_FOR):
         raise Damaged(f"{path} is damaged (it vouches for other files than segbench writes)")
@@ -175,8 +186,10 @@ def read_result(folder: Path) -> Result | None:
         return None
     try:
         with np.load(folder / COUNTS) as arrays:
-            counts = {name: arrays[name] for name in COUNT_NAMES}
-            ids = arrays["ids"]
+            counts = dict(arrays)
+        ids = counts.pop("ids")
+        if not {"region", "confusion", "sizes"} <= counts.keys():
+            raise KeyError("region, confusion or sizes")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Damaged(f"{folder / COUNTS} cannot be read ({error})") from None
     return Result(row, ids, counts, folder)

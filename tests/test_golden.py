@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 
 from segbench import store
 from segbench.config import build_config
-from segbench.metrics import collapsed
+from segbench.measures.biou import band_width
 from segbench.registry import DECODERS
+from segbench.report.runs import collapsed
 from tests.conftest import ROOT, tiny
 from tests.test_sweep import sweep
 
@@ -41,6 +42,18 @@ def bits(weights):
     return hashlib.sha256("".join(each).encode()).hexdigest()
 
 
+def frozen(counts):
+    """The standard measures' counts as the golden file holds them: arrays of several widths side by side."""
+    widths = [band_width(0.02, *size) for size in counts["sizes"].tolist()]
+    arrays = {name: counts[name] for name in ("region", "confusion")}
+    arrays |= {"boundary": counts["biou@0.02"][:, None], "contour": counts["bf1@3"][:, None]}
+    trimap = np.stack([counts[f"trimap@{width}"] for width in (1, 2, 4, 8, 16)], 1)
+    return {name: array.tolist() for name, array in arrays.items()} | {
+        "trimap": trimap.tolist(),
+        "widths_px": [[width] for width in widths],
+    }
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Decoder -> all counts of a run after 24 steps of a cohort, and a hash of its weights."""
@@ -51,8 +64,7 @@ def found(tmp_path_factory):
     results, code, out = sweep(build_config(tiny(runs_dir=str(tmp_path_factory.mktemp("golden")), **changes)))
     assert code == 0, out
     return {
-        decoder: {name: counts.tolist() for name, counts in result.counts.items()}
-        | {"weights": bits(load_file(result.folder / store.WEIGHTS))}
+        decoder: frozen(result.counts) | {"weights": bits(load_file(result.folder / store.WEIGHTS))}
         for (decoder, _), result in sorted(results.items())
     }
 

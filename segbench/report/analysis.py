@@ -1,4 +1,4 @@
-"""One metric on one group of runs: scores, intervals, ranks, and differences from a baseline. In percent."""
+"""One metric on one group of runs: scores, intervals, ranks, and differences from a baseline, in its unit."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from segbench.report import stats
+from segbench.report import ranking, stats
 from segbench.report.metrics import Metric
 from segbench.report.runs import Group
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over seeds of a score in percent; a hole where runs are missing.
+    """Mean over seeds of a score; a hole where runs are missing.
 
     Attributes:
         mean, sd: over seeds. NaN for a hole; sd also for one seed.
@@ -32,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Delta:
-    """Difference from the baseline in points, paired by seed and by image.
+    """Difference from the baseline, paired by seed and by image.
 
     Attributes:
         mean, low, high: with its 95 % interval; NaN for a hole.
@@ -65,7 +65,7 @@ class Analysis:
 
     def __init__(self, group: Group, metric: Metric) -> None:
         self.group, self.metric = group, metric
-        self.decoders = group.whole
+        self.decoders = [d for d in group.whole if all(metric.there(r) for r in group.of(d))]
         self._contrasts: dict[str, Contrast] = {}
 
     def against(self, baseline: str) -> "Contrast":
@@ -84,23 +84,25 @@ class Analysis:
         """None where there is nothing to measure the spread by: no whole decoder, or one image."""
         if not self.decoders or self.counts.shape[2] < 2:
             return None
-        return stats.measure(self.counts, self.metric.score)
+        return stats.measure(self.counts, self.metric.measure.score)
 
     @cached_property
     def _intervals(self) -> list[list[stats.Interval]] | None:
-        return None if self.measured is None else stats.intervals(self.measured)
+        return None if self.measured is None else stats.intervals(self.measured, self.metric.measure.bounds)
 
     @cached_property
-    def ranks(self) -> dict[str, stats.Rank]:
+    def ranks(self) -> dict[str, ranking.Rank]:
         """Of each whole decoder, by the mean over classes."""
         if self.measured is None:
             return {}
-        resampled = stats.bootstrap(self.counts, self.metric.score)
-        return dict(zip(self.decoders, stats.ranks(self.measured, resampled), strict=True))
+        measure = self.metric.measure
+        resampled = ranking.bootstrap(self.counts, measure.score)
+        found = ranking.ranks(self.measured, resampled, higher_is_better=measure.higher_is_better)
+        return dict(zip(self.decoders, found, strict=True))
 
     def cell(self, decoder: str, place: int = -1) -> Cell:
         """The score of a decoder: the mean over classes, or that of the class at ``place``."""
-        there = [_at(self.metric.per_class(r), place) for r in self.group.of(decoder)]
+        there = [_at(self.metric.per_class(r), place) for r in self.group.of(decoder) if self.metric.there(r)]
         wanted = len(self.group.seeds)
         if len(there) < wanted:
             return Cell(math.nan, math.nan, math.nan, math.nan, len(there), wanted)
@@ -108,7 +110,7 @@ class Analysis:
         low = high = math.nan
         if self._intervals is not None:
             found = self._intervals[self.decoders.index(decoder)][place]
-            low, high = 100 * found.low, 100 * found.high
+            low, high = found.low, found.high
         return Cell(float(np.mean(there)), sd, low, high, wanted, wanted)
 
 
@@ -130,10 +132,11 @@ class Contrast:
         measured = self.analysis.measured
         if measured is None or not self.possible:
             return {}
-        return stats.differences(measured, self.decoders.index(self.baseline))
+        measure = self.metric.measure
+        return stats.differences(measured, self.decoders.index(self.baseline), measure.bounds, measure.higher_is_better)
 
     def difference(self, decoder: str, place: int = -1) -> stats.Difference | None:
-        """In 0 to 1; None for the baseline itself and for a hole."""
+        """None for the baseline itself and for a hole."""
         if decoder not in self.decoders:
             return None
         found = self._differences.get(self.decoders.index(decoder))
@@ -143,7 +146,7 @@ class Contrast:
         found = self.difference(decoder, place)
         if found is None:
             return HOLE
-        return Delta(100 * found.value, 100 * found.low, 100 * found.high, found.p, found.p_holm, found.verdict)
+        return Delta(found.value, found.low, found.high, found.p, found.p_holm, found.verdict)
 
 
 def _at(per_class: npt.NDArray[np.float64], place: int) -> float:

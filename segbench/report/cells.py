@@ -1,22 +1,15 @@
 """The page's tables: cells with their text, their sort value and their interval as a small bar."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segbench.report import formats
+from segbench.measures.base import CountMeasure, RunMeasure
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
 from segbench.report.runs import Group
-from segbench.report.table import COSTS
 
 MARKS = {"better": "▲", "worse": "▼", "inconclusive": "~", "within noise": "≈", "one seed": "?", "": ""}
-HELP = {
-    "params": "Parameters of the decoder",
-    "macs": "Multiply-accumulates of the decoder on a 512×512 image",
-    "train": "Seconds of training, of the decoder alone",
-    "eval": "Milliseconds per evaluated image, of the decoder alone",
-}
 
 
 @dataclass(frozen=True)
@@ -70,29 +63,35 @@ class View:
 
 
 def means(
-    group: Group, analyses: Sequence[Analysis], baselines: Sequence[str], costs: dict[str, dict[str, float]]
+    group: Group,
+    analyses: Sequence[Analysis],
+    baselines: Sequence[str],
+    costs: Mapping[RunMeasure, Mapping[str, float]],
 ) -> View:
     """Rows are decoders; columns the mean over classes, its difference from each baseline, and the costs.
 
     Args:
-        costs: column of `COSTS` -> decoder -> mean over its runs.
+        costs: measure -> decoder -> mean over its runs.
     """
     spans, heads = [("", 1)], [Head("n", "Finished seeds")]
     columns = [[_finished(group, d) for d in group.decoders]]
     possible = [b for b in baselines if b in group.whole and len(group.decoders) > 1]
     for a in analyses:
-        heads.append(Head("mean ± sd", f"{a.metric.column}: mean and standard deviation over seeds, percent"))
-        columns.append(_scores([a.cell(d) for d in group.decoders]))
-        compared = possible if a.metric.classes else []
+        measure, unit = a.metric.measure, a.metric.measure.unit
+        rising = not measure.higher_is_better
+        about = f"{measure.help or a.metric.words}: mean and standard deviation over seeds{unit and f', {unit}'}"
+        heads.append(Head("mean ± sd", about, rising))
+        columns.append(_scores(a, [a.cell(d) for d in group.decoders]))
+        compared = possible if measure.per_class else []
         for b in compared:
-            heads.append(Head(f"Δ {b}", "Difference with its paired 95 % interval, points"))
-            columns.append(_deltas([None if d == b else a.against(b).delta(d) for d in group.decoders]))
+            points = a.metric.points
+            heads.append(Head(f"Δ {b}", f"Difference with its paired 95 % interval{points and f', {points}'}", rising))
+            columns.append(_deltas(measure, [None if d == b else a.against(b).delta(d) for d in group.decoders]))
         spans.append((a.metric.column, 1 + len(compared)))
-    for column, heading in COSTS.items():
-        heads.append(Head(heading, HELP[column], rising=True))
-        values = [costs[column][d] for d in group.decoders]
-        columns.append([Shown(None if math.isnan(v) else v, formats.text(heading, v)) for v in values])
-    spans.append(("cost of the decoder", len(COSTS)))
+    for cost, of in costs.items():
+        heads.append(Head(cost.short, cost.help, rising=not cost.higher_is_better))
+        columns.append([Shown(_none(of[d]), cost.text(of[d])) for d in group.decoders])
+    spans += [("cost of the decoder", len(costs))] if costs else []
     rows = [(d, [column[i] for column in columns]) for i, d in enumerate(group.decoders)]
     return View(spans, heads, rows)
 
@@ -103,17 +102,18 @@ def classes(contrast: Contrast, names: Sequence[str]) -> View:
     cells = {d: [analysis.cell(d, i) for i in range(len(names))] for d in group.decoders}
     rows = []
     for i, name in enumerate(names):
-        best = max((cells[d][i].mean for d in group.decoders if not math.isnan(cells[d][i].mean)), default=math.nan)
+        best = _best(analysis, [cells[d][i] for d in group.decoders])
         scale = _scale(cells[d][i] for d in group.decoders)
         line = []
         for d in group.decoders:
             cell, delta = cells[d][i], contrast.delta(d, i)
             more = "" if math.isnan(delta.mean) else _signed(delta)
-            text = _hole(cell) if math.isnan(cell.mean) else f"{cell.mean:.2f}"
+            text = _hole(cell) if math.isnan(cell.mean) else analysis.metric.measure.text(cell.mean)
             bar = _bar(cell, scale)
             line.append(Shown(_none(cell.mean), text, more, delta.verdict, bar, cell.mean == best))
         rows.append((name, line))
-    heads = [Head(d, "the baseline" if d == contrast.baseline else "") for d in group.decoders]
+    rising = not analysis.metric.measure.higher_is_better
+    heads = [Head(d, "the baseline" if d == contrast.baseline else "", rising) for d in group.decoders]
     return View([(analysis.metric.column, len(heads))], heads, rows)
 
 
@@ -128,29 +128,35 @@ def _finished(group: Group, decoder: str) -> Shown:
     return Shown(number, str(number), f"{collapsed} collapsed" if collapsed else "")
 
 
-def _scores(cells: Sequence[Cell]) -> list[Shown]:
-    scale = _scale(cells)
-    best = max((c.mean for c in cells if not math.isnan(c.mean)), default=math.nan)
+def _best(analysis: Analysis, cells: Iterable[Cell]) -> float:
+    best = max if analysis.metric.measure.higher_is_better else min
+    return best((c.mean for c in cells if not math.isnan(c.mean)), default=math.nan)
+
+
+def _scores(analysis: Analysis, cells: Sequence[Cell]) -> list[Shown]:
+    measure, scale, best = analysis.metric.measure, _scale(cells), _best(analysis, cells)
     shown = []
     for c in cells:
-        sd = "" if math.isnan(c.sd) else f"± {c.sd:.2f}"
-        text = _hole(c) if math.isnan(c.mean) else f"{c.mean:.2f}"
+        sd = "" if math.isnan(c.sd) else f"± {measure.text(c.sd)}"
+        text = _hole(c) if math.isnan(c.mean) else measure.text(c.mean)
         shown.append(Shown(_none(c.mean), text, sd, "", _bar(c, scale), c.mean == best and len(cells) > 1))
     return shown
 
 
-def _deltas(deltas: Sequence[Delta | None]) -> list[Shown]:
+def _deltas(measure: CountMeasure, deltas: Sequence[Delta | None]) -> list[Shown]:
     scale = _scale([d for d in deltas if d is not None], zero=True)
-    return [_delta(d, scale) for d in deltas]
+    return [_delta(d, scale, measure.digits) for d in deltas]
 
 
-def _delta(d: Delta | None, scale: tuple[float, float]) -> Shown:
+def _delta(d: Delta | None, scale: tuple[float, float], digits: int) -> Shown:
     if d is None:
         return Shown(None, "baseline")
     if math.isnan(d.mean):
         return Shown(None, "–")
-    more = "" if math.isnan(d.low) else f"[{d.low:+.2f}, {d.high:+.2f}]"
-    return Shown(d.mean, f"{d.mean:+.2f}".replace("-", "−"), more.replace("-", "−"), d.verdict, _bar(d, scale, True))
+    more = "" if math.isnan(d.low) else f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+    return Shown(
+        d.mean, f"{d.mean:+.{digits}f}".replace("-", "−"), more.replace("-", "−"), d.verdict, _bar(d, scale, True)
+    )
 
 
 def _signed(d: Delta) -> str:

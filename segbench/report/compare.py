@@ -61,14 +61,15 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
             row[f"Δ {metric.column}"] = HOLE if why else Analysis(pair, metric).against(names[0]).delta(names[1])
         rows.append(row)
     blocks = [["decoder"], *([*(f"{m.column} in {name}" for name in names), f"Δ {m.column}"] for m in chosen)]
-    notes = [f"Δ: {names[1]} minus {names[0]}, in points; no correction for the number of decoders."]
+    notes = [f"Δ: {names[1]} minus {names[0]}; no correction for the number of decoders."]
     notes += [f"No difference is made: {why}."] if why else []
     if a.seeds != b.seeds and not why:
         notes.append(f"Other seeds ({a.seeds} and {b.seeds}): differences are over those in both, if any.")
     for only, of in ((set(a.decoders) - set(shared), names[0]), (set(b.decoders) - set(shared), names[1])):
         notes += [f"Only in {of}: {', '.join(sorted(only))}."] if only else []
     notes += [f"Missing in {name}: {hole}" for name, sweep in zip(names, sweeps, strict=True) for hole in sweep.holes]
-    table = Table(f"{names[1]} against {names[0]}", blocks, rows, [*notes, version_note(sweeps[0].results)])
+    measures = {heading: m.measure for m, block in zip(chosen, blocks[1:], strict=True) for heading in block}
+    table = Table(f"{names[1]} against {names[0]}", blocks, rows, [*notes, version_note(sweeps[0].results)], measures)
     return Comparison(list(_changes(_plain(sweeps[0].config), _plain(sweeps[1].config))), table)
 
 

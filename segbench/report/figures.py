@@ -14,19 +14,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from segbench import store
-from segbench.metrics import iou, mean_over_classes
+from segbench.measures.base import RunMeasure
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
 from segbench.report.drawing import GRID, INK, MUTED, PAPER, Look, legend, new_figure, short
-from segbench.report.words import spelled
+from segbench.report.metrics import available
 
 MOST_CLASSES = 20  # that one figure shows
 CURVE_POINTS = 120  # of one run's loss
 ERROR_BAR: dict[str, Any] = {"elinewidth": 0.9, "capsize": 0, "markeredgecolor": PAPER, "markeredgewidth": 0.5}
-COSTS = {
-    "time": ("eval_ms_per_image", "time of the decoder"),
-    "macs": ("macs", "multiply-accumulates of the decoder"),
-    "params": ("parameters", "parameters of the decoder"),
-}
+Costs = Mapping[RunMeasure, Mapping[str, float]]  # measure -> decoder -> value
 
 
 @dataclass(frozen=True)
@@ -45,19 +41,22 @@ class Plot:
     figure: Figure
 
 
-def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
+def of_metric(analysis: Analysis, costs: Costs, look: Look, slug: str) -> Iterator[Plot]:
     """Scores of one metric against costs, and ranks. Those for which something is missing are left out."""
-    name, metric = spelled(analysis.metric), analysis.metric.name
+    name, metric, up = analysis.metric.words, analysis.metric.name, analysis.metric.measure.higher_is_better
     whole = [d for d in analysis.decoders if not math.isnan(analysis.cell(d).mean)]
     if len(whole) > 1:
-        for cost, (_, called) in COSTS.items():
+        for cost, values in costs.items():
+            if any(math.isnan(values[d]) for d in whole):
+                continue
+            where = f"{'Up' if up else 'Down'} and to the {'right' if cost.higher_is_better else 'left'}"
             yield Plot(
-                f"{slug}-{cost}",
-                f"{name} against {called}",
-                "Up and to the left is better; no decoder is cheaper and better than those on the Pareto front. Bars: "
-                "95 % interval of the mean.",
+                f"{slug}-{cost.name}",
+                f"{name} against {cost.long}",
+                f"{where} is better; no decoder is better in both than those on the Pareto front. Bars: 95 % interval "
+                "of the mean.",
                 metric,
-                against_cost(analysis, look, whole, cost),
+                against_cost(analysis, look, whole, cost, values),
             )
     if len(whole) > 1 and analysis.ranks:
         yield Plot(
@@ -73,7 +72,7 @@ def of_metric(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
 def of_means(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
     """The differences of the means by one metric from one baseline; nothing where there is none."""
     if decoders := _compared(contrast):
-        title = f"{spelled(contrast.metric)}: difference from {short(contrast.baseline)}"
+        title = f"{contrast.metric.words}: difference from {short(contrast.baseline)}"
         yield Plot(name, title, "", contrast.metric.name, difference(contrast, look, decoders))
 
 
@@ -81,11 +80,12 @@ def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
     """The differences of the classes by one metric from one baseline; nothing where there is none."""
     if decoders := _compared(contrast):
         shown, left_out = shown_classes(contrast, decoders)
+        side = "Right" if contrast.metric.measure.higher_is_better else "Left"
         more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""
         yield Plot(
             name,
-            f"{spelled(contrast.metric)} of each class, difference from {short(contrast.baseline)}",
-            f"Right of zero is better than the baseline. Bars: paired 95 % interval.{more}",
+            f"{contrast.metric.words} of each class, difference from {short(contrast.baseline)}",
+            f"{side} of zero is better than the baseline. Bars: paired 95 % interval.{more}",
             contrast.metric.name,
             per_class(contrast, look, decoders, shown),
         )
@@ -98,33 +98,35 @@ def _compared(contrast: Contrast) -> list[str]:
 def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figure:
     """The differences of the means from the baseline with their intervals."""
     figure = new_figure(0.62 + 0.24 * len(decoders))
-    axes = figure.add_subplot()
+    axes, digits = figure.add_subplot(), contrast.metric.measure.digits
     _rows(axes, decoders)
     for row, d in enumerate(decoders):
         delta = contrast.delta(d)
         _bar(axes, delta, row, look, d)
-        _beside(axes, row, f"{delta.mean:+.2f}  {delta.verdict}".replace("-", "−"))
-    _zero(axes, _delta_label(contrast.metric.column, contrast.baseline))
+        _beside(axes, row, f"{delta.mean:+.{digits}f}  {delta.verdict}".replace("-", "−"))
+    _zero(axes, _delta_label(contrast.metric.column, contrast))
     return figure
 
 
-def against_cost(analysis: Analysis, look: Look, decoders: Sequence[str], cost: str) -> Figure:
-    """Score over a cost, with the Pareto front."""
-    costs = {d: float(np.mean([r.row[COSTS[cost][0]] for r in analysis.group.of(d)])) for d in decoders}
-    divisor, unit = _unit(cost, max(costs.values()))
+def against_cost(
+    analysis: Analysis, look: Look, decoders: Sequence[str], cost: RunMeasure, costs: Mapping[str, float]
+) -> Figure:
+    """Score over a cost, with the Pareto front. ``costs``: decoder -> value."""
+    divisor, unit = _unit(cost, max(costs[d] for d in decoders))
     figure = new_figure(2.5)
     axes = figure.add_subplot()
     places = {d: (costs[d] / divisor, analysis.cell(d)) for d in decoders}
-    front = pareto({d: (x, cell.mean) for d, (x, cell) in places.items()})
+    less, up = not cost.higher_is_better, analysis.metric.measure.higher_is_better
+    front = pareto({d: (x if less else -x, cell.mean if up else -cell.mean) for d, (x, cell) in places.items()})
     _cost_axis(axes, [x for x, _ in places.values()])
     dashed: dict[str, Any] = {"color": MUTED, "linewidth": 0.9, "linestyle": (0, (4, 2))}
     steps = [(places[d][0], places[d][1].mean) for d in front]
-    steps.append((axes.get_xlim()[1], steps[-1][1]))
+    steps.append((axes.get_xlim()[1 if less else 0], steps[-1][1]))
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=1, **dashed)
     for d, (x, cell) in places.items():
         axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
-    axes.set_xlabel(f"{COSTS[cost][1]} ({unit})")
-    axes.set_ylabel(f"{analysis.metric.column}, %")
+    axes.set_xlabel(f"{cost.long} ({unit})")
+    axes.set_ylabel(_label(analysis.metric.column, analysis.metric.measure.unit))
     legend(figure, look, decoders, [(Line2D([], [], **dashed), "Pareto front")])
     return figure
 
@@ -164,41 +166,42 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
                 _bar(axes, delta, row + shift, look, d, size=3.8)
     for row in range(1, len(places)):
         axes.axhline(row - 0.5, color=GRID, linewidth=0.6, zorder=0)
-    _zero(axes, _delta_label(contrast.metric.column, contrast.baseline))
+    _zero(axes, _delta_label(contrast.metric.column, contrast))
     legend(figure, look, decoders)
     return figure
 
 
-def trimaps(
-    found: Sequence[tuple[int, Analysis]], look: Look, slug: str, baselines: Mapping[str, str]
-) -> Iterator[Plot]:
-    """IoU within bands of several widths around the truth's contours, and its difference from each baseline.
+def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[str, str]) -> Iterator[Plot]:
+    """Measures of one kind as a curve, and their differences from each baseline.
 
     Args:
-        found: (width in pixels, analysis), by rising width.
+        found: by rising place on the curve.
         baselines: name of the baseline's files -> baseline.
     """
-    if len(found) < 2 or not found[0][1].decoders:
+    decoders = [d for d in found[0].decoders if all(d in a.decoders for a in found)]
+    if len(found) < 2 or not decoders:
         return
-    decoders = found[0][1].decoders
+    measure = found[0].metric.measure
+    axis = (measure.curve or ("", 0))[0].partition(" (")[0]
+    title = f"{measure.long[:1].upper()}{measure.long[1:]} against {axis}"
     yield Plot(
-        f"{slug}trimap",
-        "Trimap IoU against band width",
-        "mIoU of the pixels within so many pixels of a true contour. Bars: 95 % interval of the mean.",
+        slug,
+        title,
+        f"{measure.help}. Bars: 95 % interval of the mean.".removeprefix(". "),
         "",
-        _over_width(found, look, decoders, lambda a, d: a.cell(d), "trimap IoU, %"),
+        _over(found, look, decoders, lambda a, d: a.cell(d), _label(measure.long, measure.unit)),
     )
     for suffix, baseline in baselines.items():
         others = [d for d in decoders if d != baseline]
         if baseline not in decoders or not others:
             continue
-        label = _delta_label("trimap IoU", baseline)
-        figure = _over_width(found, look, others, partial(_delta, baseline), label)
+        label = _delta_label(measure.long, found[0].against(baseline))
+        figure = _over(found, look, others, partial(_delta, baseline), label)
         figure.axes[0].axhline(0, color=INK, linewidth=0.7, zorder=1)
         yield Plot(
-            f"{slug}trimap-difference{suffix}",
-            f"Trimap IoU against band width, difference from {short(baseline)}",
-            "A gap that closes with the width is a matter of contours. Bars: paired 95 % interval.",
+            f"{slug}-difference{suffix}",
+            f"{title}, difference from {short(baseline)}",
+            "Bars: paired 95 % interval.",
             "",
             figure,
         )
@@ -208,8 +211,8 @@ def _delta(baseline: str, analysis: Analysis, decoder: str) -> Delta:
     return analysis.against(baseline).delta(decoder)
 
 
-def _over_width(
-    found: Sequence[tuple[int, Analysis]],
+def _over(
+    found: Sequence[Analysis],
     look: Look,
     decoders: Sequence[str],
     value: Callable[[Analysis, str], Cell | Delta],
@@ -217,13 +220,18 @@ def _over_width(
 ) -> Figure:
     figure = new_figure(2.5)
     axes = figure.add_subplot()
-    axes.set_xscale("log", base=2)
+    curves = [a.metric.measure.curve or ("", 0) for a in found]
+    places = [place for _, place in curves]
+    logarithmic = places[0] > 0 and places[-1] >= 8 * places[0]
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+    step = (places[-1] - places[0]) / 80
     for i, d in enumerate(decoders):
-        values = [value(a, d) for _, a in found]
-        spread = 2 ** (0.05 * (i - (len(decoders) - 1) / 2))  # side by side, so that no bar hides another
+        values = [value(a, d) for a in found]
+        aside = i - (len(decoders) - 1) / 2  # side by side, so that no bar hides another
         bars = np.array([_around(v) for v in values])[..., 0].T
         axes.errorbar(
-            [w * spread for w, _ in found],
+            [p * 2 ** (0.05 * aside) if logarithmic else p + step * aside for p in places],
             [v.mean for v in values],
             None if np.isnan(bars).all() else bars,
             fmt=f"{look.marker(d)}-",
@@ -231,9 +239,9 @@ def _over_width(
             markersize=4,
             **ERROR_BAR,
         )
-    axes.set_xticks([w for w, _ in found], [str(w) for w, _ in found])
+    axes.set_xticks(places, [f"{p:g}" for p in places])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("band width (px)")
+    axes.set_xlabel(curves[0][0])
     axes.set_ylabel(label)
     legend(figure, look, decoders)
     return figure
@@ -258,24 +266,29 @@ def ranks(analysis: Analysis, look: Look) -> Figure:
 
 
 def curves(runs: Sequence[store.Result], look: Look, slug: str) -> Iterator[Plot]:
-    """Loss, and mIoU where it was evaluated midway, over the steps: a line for each run."""
+    """Loss, and the scores where they were evaluated midway, over the steps: a line for each run."""
     histories = [(r.row["decoder"], _with_final(h, r)) for r in runs if (h := _history(r)) is not None]
-    losses = [(d, h.dropna(subset="loss")) for d, h in histories]
-    scores = [(d, h.dropna(subset="val_miou")) for d, h in histories]
-    panels = [("training loss", losses, "loss", 1.0), ("validation mIoU, %", scores, "val_miou", 100.0)]
+    shown = {"loss": "training loss"}
+    for metric in available(list(runs)):
+        if metric.measure.verdict_place is not None:
+            shown[f"val_{metric.name}"] = _label(f"validation {metric.column}", metric.measure.unit)
+    panels = [
+        (label, [(d, h.dropna(subset=column)) for d, h in histories if column in h.columns], column)
+        for column, label in shown.items()
+    ]
     panels = [p for p in panels if any(len(h) for _, h in p[1])]
     if not panels:
         return
     figure = new_figure(0.5 + 1.9 * len(panels))
     drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     per_point = 1
-    for axes, (label, lines, column, factor) in zip(drawn, panels, strict=True):
+    for axes, (label, lines, column) in zip(drawn, panels, strict=True):
         for d, history in lines:
             if column == "loss":
                 per_point = max(per_point, len(history) // CURVE_POINTS)
             steps, values = _thinned(history, column, per_point if column == "loss" else 1)
             marker = look.marker(d) if column != "loss" else None
-            axes.plot(steps, factor * values, color=look.colour(d), linewidth=0.8, alpha=0.85, marker=marker, ms=2.8)
+            axes.plot(steps, values, color=look.colour(d), linewidth=0.8, alpha=0.85, marker=marker, ms=2.8)
         axes.set_ylabel(label)
     drawn[-1].set_xlabel("step")
     decoders = list(dict.fromkeys(d for d, _ in histories))
@@ -289,17 +302,20 @@ def _history(run: store.Result) -> pandas.DataFrame | None:
         found = pandas.read_csv(run.folder / "history.csv")
     except (OSError, ValueError):  # left behind when the folder was copied, or broken off
         return None
-    return found if {"step", "loss", "val_miou"} <= set(found.columns) else None
+    return found if {"step", "loss"} <= set(found.columns) else None
 
 
 def _with_final(history: pandas.DataFrame, run: store.Result) -> pandas.DataFrame:
     """With the final evaluation as the last point, where there are others."""
-    if history["val_miou"].isna().all():
+    final = {
+        f"val_{m.name}": m.mean(run)
+        for m in available([run])
+        if f"val_{m.name}" in history.columns and m.there(run) and not history[f"val_{m.name}"].isna().all()
+    }
+    if not final:
         return history
-    final = {"step": run.row["steps"], "val_miou": float(mean_over_classes(iou(run.counts["region"].sum(0))))}
-    return pandas.concat(
-        [history[history["val_miou"].isna() | (history["step"] < final["step"])], pandas.DataFrame([final])]
-    )
+    midway = history[list(final)].isna().all(axis=1) | (history["step"] < run.row["steps"])
+    return pandas.concat([history[midway], pandas.DataFrame([{"step": run.row["steps"], **final}])])
 
 
 def _thinned(history: pandas.DataFrame, column: str, each: int) -> tuple[np.ndarray, np.ndarray]:
@@ -339,8 +355,12 @@ def _zero(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _delta_label(column: str, baseline: str) -> str:
-    return f"Δ {column} from {short(baseline)}, points"
+def _label(name: str, unit: str) -> str:
+    return f"{name}, {unit}" if unit else name
+
+
+def _delta_label(column: str, contrast: Contrast) -> str:
+    return _label(f"Δ {column} from {short(contrast.baseline)}", contrast.metric.points)
 
 
 def _around(value: Cell | Delta) -> np.ndarray | None:
@@ -348,12 +368,12 @@ def _around(value: Cell | Delta) -> np.ndarray | None:
     return np.array([[value.mean - value.low], [value.high - value.mean]])
 
 
-def _unit(cost: str, largest: float) -> tuple[float, str]:
-    if cost == "time":
-        return 1.0, "ms per image"
+def _unit(cost: RunMeasure, largest: float) -> tuple[float, str]:
+    """By what values are divided, and in what they then are."""
+    if not cost.prefix:
+        return 1.0, cost.unit or "number"
     size, letter = next((s, n) for s, n in ((1e9, "G"), (1e6, "M"), (1e3, "k"), (0, "")) if largest >= s)
-    per = " at 512×512" if cost == "macs" else ""
-    return size or 1.0, f"{letter}{per}".strip() or "number"
+    return size or 1.0, f"{letter} {cost.unit}".strip() or "number"
 
 
 def _cost_axis(axes: Axes, values: Sequence[float]) -> None:

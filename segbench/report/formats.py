@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segbench.errors import UserError
+from segbench.measures.base import Measure, RunMeasure
 from segbench.report.analysis import Cell, Delta, PValue
-from segbench.report.stats import Rank
-from segbench.report.table import COST_HEADINGS, Table
+from segbench.report.ranking import Rank
+from segbench.report.table import Table
 
 if TYPE_CHECKING:
     import pandas
@@ -91,48 +92,47 @@ def as_parquet(table: Table) -> bytes:
 
 def grid(table: Table) -> tuple[list[str], list[list[str]]]:
     """Header and cells as rounded text, for everything that people read."""
-    return table.headings, [[text(h, row[h]) for h in table.headings] for row in table.rows]
+    return table.headings, [[cell_text(table, row, h) for h in table.headings] for row in table.rows]
 
 
-def text(heading: str, value: Any) -> str:
-    """A cell in a few characters."""
+def cell_text(table: Table, row: dict[str, Any], heading: str) -> str:
+    value = row[heading]
+    return "" if heading == "collapsed" and not value else text(value, table.measures.get(heading))
+
+
+def text(value: Any, measure: Measure | None = None) -> str:
+    """A cell in a few characters, of a measure where it is one's."""
     if value is None:
         return ""
-    if heading in COST_HEADINGS:
-        return _cost(heading, value)
+    if isinstance(measure, RunMeasure):
+        return measure.text(value)
+    digits = 2 if measure is None else measure.digits
     if isinstance(value, Delta):
         if math.isnan(value.mean):
             return "-"
-        interval = "" if math.isnan(value.low) else f" [{value.low:+.2f}, {value.high:+.2f}]"
-        return f"{value.mean:+.2f}{interval} {value.verdict}"
+        interval = "" if math.isnan(value.low) else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+        return f"{value.mean:+.{digits}f}{interval} {value.verdict}"
     if isinstance(value, Rank):
         return f"{value.rank} [{value.low}, {value.high}] {100 * value.p_best:.0f} % best"
     if isinstance(value, tuple):
-        return "-" if math.isnan(value[0]) else f"[{value[0]:.2f}, {value[1]:.2f}]"
+        return "-" if math.isnan(value[0]) else f"[{value[0]:.{digits}f}, {value[1]:.{digits}f}]"
     if isinstance(value, Cell):
         if math.isnan(value.mean):
             return "-" if value.n == value.wanted else f"{value.n} of {value.wanted} runs"
-        return f"{value.mean:.2f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.2f}")
+        return f"{value.mean:.{digits}f}" + ("" if math.isnan(value.sd) else f" ± {value.sd:.{digits}f}")
     if isinstance(value, PValue):
         return "-" if math.isnan(value) else (f"{value:.3f}" if value >= 0.001 else "< 0.001")
-    return "" if heading == "collapsed" and not value else str(value)
-
-
-def _cost(column: str, value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    if column == "params":
-        return f"{value / 1e6:.2f} M"
-    return f"{value / 1e9:.2f} G" if column == "MACs" else f"{value:.1f}"
+    return str(value)
 
 
 def best_rows(table: Table) -> dict[str, int]:
-    """Heading of a score -> the row with the highest mean."""
+    """Heading of a score -> the row with the best mean."""
     found = {}
     for heading in table.scores:
         means = [row[heading].mean for row in table.rows]
         if not all(math.isnan(m) for m in means):
-            found[heading] = int(np.nanargmax(means))
+            best = np.nanargmax if table.measures[heading].higher_is_better else np.nanargmin
+            found[heading] = int(best(means))
     return found
 
 
@@ -223,7 +223,7 @@ def _rich(table: Table, headings: Sequence[str], spare: int | None = None) -> An
         for heading in headings:
             value = row[heading]
             style = styles[value.verdict] if isinstance(value, Delta) else "red" if heading == "collapsed" else ""
-            cells.append(Text(text(heading, value), style="bold" if best.get(heading) == number else style))
+            cells.append(Text(cell_text(table, row, heading), style="bold" if best.get(heading) == number else style))
         shown.add_row(*cells)
     return shown
 
@@ -234,7 +234,7 @@ def _widths(table: Table, headings: Sequence[str], spare: int) -> dict[str, int]
 
     words, whole = {}, {}
     for heading in headings:
-        cells = [heading, *(text(heading, row[heading]) for row in table.rows)]
+        cells = [heading, *(cell_text(table, row, heading) for row in table.rows)]
         words[heading] = max(cell_len(word) for cell in cells for word in cell.split() or [""])
         whole[heading] = max(map(cell_len, cells))
     found = words

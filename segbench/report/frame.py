@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segbench.metrics import mean_over_classes
-from segbench.report.metrics import available
+from segbench.measures.base import mean_over_classes
+from segbench.report.metrics import available, of_runs, value
 from segbench.report.runs import read_sweep
 
 if TYPE_CHECKING:
     import pandas
 
 
-OF_RUN = ("parameters", "macs", "train_s", "eval_ms_per_image", "images", "steps", "encoder", "data", "encoder_hash")
+OF_RUN = ("images", "steps", "encoder", "data", "encoder_hash")
 
 
 def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -> "pandas.DataFrame":
@@ -25,10 +25,8 @@ def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -
     recipe.lr, ...       one column for each key of the sweep's ``grid``
     metric               ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``: as ``segbench table --metric``
     class                a class, or ``mean`` over the classes that have a score
-    value                in percent, over the whole evaluation split; NaN for a class that never appears
-    parameters, macs     of the decoder alone; multiply-accumulates on a 512x512 image
-    train_s              seconds of training, of the decoder alone
-    eval_ms_per_image    of the decoder alone
+    value                in the measure's unit, over the whole evaluation split; NaN for a class that never appears
+    params, macs, ...    a column for each measure that is measured once of a run: also train, eval and memory
     images, steps        evaluated images, training steps
     encoder, data        names
     encoder_hash         of the weights
@@ -49,10 +47,10 @@ def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -
     for result in sweep.results:
         row = result.row
         run = {name: row[name] for name in ("decoder", "seed", "key")} | row["variant"]
-        of_run = {name: row[name] for name in OF_RUN}
-        for metric in available([result]):
+        of_run = {m.name: value(m, [result]) for m in of_runs([result])} | {name: row[name] for name in OF_RUN}
+        for metric in filter(lambda m: m.there(result), available([result])):
             values = metric.per_class(result)
-            scores = dict(zip(row["classes"], values, strict=True)) if metric.classes else {}
+            scores = dict(zip(row["classes"], values, strict=True)) if metric.measure.per_class else {}
             scores["mean"] = mean_over_classes(values)
             rows += [run | {"metric": metric.name, "class": c, "value": float(v)} | of_run for c, v in scores.items()]
     return pandas.DataFrame(rows)

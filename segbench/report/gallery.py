@@ -14,7 +14,8 @@ from PIL import Image
 from segbench import store
 from segbench.data.base import VOID
 from segbench.errors import UserError, brief
-from segbench.metrics import iou, mean_over_classes
+from segbench.measures.base import LabelMap, iou, mean_over_classes
+from segbench.measures.biou import band_width
 from segbench.report.runs import Group
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 NUMBER = 6
 RANDOM_SEED = 0
-RATIO = 0.02  # of the boundary band where none was counted
+RATIO = 0.02  # of the boundary band that is shown and by whose IoU images are chosen, to the diagonal
 THIN_SHARE = 1 / 3  # of the classes are called thin
 ROUNDING = 1e-4  # of the pixels may change sides with the processor or the number of threads
 WRONG, RIGHT, NOWHERE = 1, 2, 3  # in an error map; 0 is outside the band
@@ -83,7 +84,6 @@ class Gallery:
     notes: list[str] = field(default_factory=list)
     rule: str = ""
     legend: list[tuple[str, str]] = field(default_factory=list)  # class, colour
-    ratio: float = RATIO  # of the band to the diagonal
     seed: int = 0
 
     def plain(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Gallery:
 
 
 def per_image(group: Group) -> Floats:
-    """(D, N) mean over seeds of each image's Boundary IoU at the first ratio (IoU without one); NaN: all void."""
+    """(D, N) mean over seeds of each image's Boundary IoU (IoU where it was not counted); NaN: all void."""
     return np.stack([np.mean([_scores(r) for r in group.of(d)], axis=0) for d in group.whole])
 
 
@@ -102,8 +102,7 @@ def _scores(run: store.Result) -> Floats:
 
 
 def _boundary(run: store.Result) -> npt.NDArray[np.int64]:
-    counts = run.counts["boundary"]
-    return counts[:, 0] if counts.shape[1] else run.counts["region"]
+    return run.counts.get(f"biou@{RATIO:g}", run.counts["region"])
 
 
 def choose(group: Group, number: int = NUMBER) -> tuple[list[Choice], str]:
@@ -128,22 +127,16 @@ def choose(group: Group, number: int = NUMBER) -> tuple[list[Choice], str]:
         left = [int(i) for i in orders[why] if i not in taken]
         if left:
             chosen.append(Choice(left[0], why))
-    ratio = _ratio(group)
-    score = "IoU (no boundary was counted)" if ratio is None else f"Boundary IoU {ratio:g}"
     rule = (
-        f"Chosen by the {score} of each image, averaged over seeds: the two in which the decoders lie farthest apart "
-        "(largest disagreement); the one whose mean over decoders is the median, the lower of two (median image); the "
+        f"Chosen by the Boundary IoU {RATIO:g} of each image, averaged over seeds: the two in which the decoders lie "
+        "farthest apart (largest disagreement); the one whose mean over decoders is the median, the lower of two "
+        "(median image); the "
         f"one with the lowest IoU of thin classes ({', '.join(names) or 'none'}) among those that hold as many of "
         "their pixels as half of the images do (hardest thin structures; thin: the third of the classes with the "
         "largest share of their pixels in the boundary band); the rest at random with seed "
         f"{RANDOM_SEED}. Each image is shown once."
     )
     return chosen, rule
-
-
-def _ratio(group: Group) -> float | None:
-    ratios = next(iter(group.results.values())).row["evaluation"]["boundary_ratios"]
-    return ratios[0] if ratios else None
 
 
 def _thin(group: Group, there: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
@@ -179,7 +172,7 @@ def make_gallery(
     if not group.whole:
         return Gallery(notes=["No decoder has all its seeds, so there is nothing to choose images by."])
     chosen, rule = choose(group)
-    gallery = Gallery(rule=rule, seed=group.seeds[0], ratio=_ratio(group) or RATIO)
+    gallery = Gallery(rule=rule, seed=group.seeds[0])
     found = _predict(group, [c.place for c in chosen], overrides, gallery.notes, progress)
     if found is None:
         return gallery
@@ -187,7 +180,7 @@ def make_gallery(
     gallery.legend = [(n, _hex(c)) for n, c in zip(dataset.classes, dataset.palette, strict=True)]
     gallery.legend.append(("void", _hex(VOID_COLOUR)))
     for n, choice in enumerate(chosen):
-        shown = _show(choice, found, group, gallery.ratio)
+        shown = _show(choice, found, group)
         if shown.size > budget:
             gallery.notes.append(
                 f"{len(chosen) - n} of {len(chosen)} images are left out: the page would be too large."
@@ -288,14 +281,12 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else brief(error)
 
 
-def _show(choice: Choice, found: _Found, group: Group, ratio: float) -> Shown:
-    import torch
-
-    from segbench.metrics import band_width, boundary_band
-
+def _show(choice: Choice, found: _Found, group: Group) -> Shown:
     image, labels = found.images[choice.place]
     height, width = labels.shape
-    band = boundary_band(torch.from_numpy(np.ascontiguousarray(labels)), band_width(ratio, height, width)).numpy()
+    band = LabelMap(np.ascontiguousarray(labels), len(found.dataset.classes)).band(
+        band_width(RATIO, height, width), border=True
+    )
     tiles = []
     for d, made in found.predicted.items():
         score = 100 * float(_scores(group.results[d, group.seeds[0]])[choice.place])

@@ -1,80 +1,121 @@
-"""The scores that a run's counts give, by name."""
+"""The measures of finished runs, loaded again: the scores that their counts give, and what was measured of each."""
 
-from collections.abc import Callable, Sequence
+import functools
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from segbench import store
-from segbench.errors import unknown
-from segbench.metrics import contour_f1, iou, mean_over_classes, pixel_accuracy
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from segbench.columns import make_measure, measure_counts_regions
+from segbench.errors import UserError, unknown
+from segbench.measures.base import CountMeasure, Floats, Ints, Measure, RunMeasure, mean_over_classes
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score that can be made from a run's counts.
+    """A measure of counts, called as the runs' image sizes ask for.
 
     Attributes:
-        name: as it is asked for, such as ``biou@0.02``.
-        column: its heading; that of a boundary score carries the pixels.
-        counts: run -> (N, C, K), image by image.
-        score: (..., C, K) summed over images -> (..., K) in 0 to 1, NaN for absent classes.
-        classes: False for a score that is not made of classes.
+        column: its heading.
+        words: its name in a sentence.
     """
 
-    name: str
+    measure: CountMeasure
     column: str
-    counts: Callable[[store.Result], Ints]
-    score: Callable[[Any], Floats]
-    classes: bool = True
+    words: str
+
+    @property
+    def name(self) -> str:
+        return self.measure.name
+
+    @property
+    def points(self) -> str:
+        """What a difference is counted in."""
+        return "points" if self.measure.unit == "%" else self.measure.unit
+
+    def there(self, result: store.Result) -> bool:
+        """Whether the run has its counts: a measure can fail on an image."""
+        return measure_counts_regions(self.measure) or self.name in result.counts
+
+    def counts(self, result: store.Result) -> Ints:
+        """(N, C, K), image by image."""
+        return result.counts["region" if measure_counts_regions(self.measure) else self.name]
 
     def per_class(self, result: store.Result) -> Floats:
-        """(K,) in percent, NaN for absent classes; one value where there are no classes."""
-        return 100 * self.score(self.counts(result).sum(0))
+        """(K,) in the measure's unit, NaN for absent classes; one value where there are no classes."""
+        return self.measure.score(self.counts(result).sum(0))
 
     def mean(self, result: store.Result) -> float:
-        """In percent, over the classes that have a score."""
+        """Over the classes that have a score."""
         return float(mean_over_classes(self.per_class(result)))
 
 
 def available(results: Sequence[store.Result]) -> list[Metric]:
-    """Every metric that the counts of these runs hold."""
-    protocol = results[0].row["evaluation"]
-    found = [Metric("miou", "mIoU", lambda r: r.counts["region"], iou)]
-    for i, ratio in enumerate(protocol["boundary_ratios"]):
-        widths = sorted({int(w) for r in results for w in r.counts["widths_px"][:, i]})
-        pixels = f"{widths[0]}px" if len(widths) == 1 else f"{widths[0]}-{widths[-1]}px"
-        found.append(Metric(f"biou@{ratio:g}", f"BIoU {ratio:g} ({pixels})", _part("boundary", i), iou))
-    for i, tolerance in enumerate(protocol["tolerances_px"]):
-        found.append(Metric(f"bf1@{tolerance:g}", f"BF1 ({tolerance:g}px)", _part("contour", i), contour_f1))
-    for i, width in enumerate(protocol["trimap_widths_px"]):
-        found.append(Metric(f"trimap@{width}", f"trimap ({width}px)", _part("trimap", i), iou))
-    found.append(Metric("accuracy", "pixel acc.", lambda r: r.counts["region"], _accuracy, classes=False))
+    """Every score that the counts of these runs give, in the order of the table's columns."""
+    sizes = np.concatenate([r.counts["sizes"] for r in results])
+    found, headings = [], set()
+    for measure in _measures(results)[0]:
+        if isinstance(measure, CountMeasure):
+            suffix = measure.suffix(sizes)
+            heading = f"{measure.short}{suffix}"
+            heading = f"{heading} [{measure.name}]" if heading in headings else heading
+            headings.add(heading)
+            found.append(Metric(measure, heading, f"{measure.long}{suffix}"))
     return found
 
 
-def _part(array: str, index: int) -> Callable[[store.Result], Ints]:
-    return lambda r: r.counts[array][:, index]
+def of_runs(results: Sequence[store.Result]) -> list[RunMeasure]:
+    """What was measured once of each of these runs, in the order of the table's columns."""
+    return [measure for measure in _measures(results)[0] if isinstance(measure, RunMeasure)]
 
 
-def _accuracy(counts: Any) -> Floats:
-    return pixel_accuracy(counts)[..., None]
+def value(measure: RunMeasure, results: Sequence[store.Result]) -> float:
+    """The mean over runs; NaN without one."""
+    found = [r.row["values"].get(measure.name) for r in results]
+    return float(np.mean([np.nan if v is None else v for v in found])) if found else float("nan")
+
+
+def lost(results: Sequence[store.Result]) -> list[str]:
+    """What can no longer be shown, or failed in some runs, and why; a sentence for each."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        for why in result.row["broken"].values():
+            said.setdefault(why, []).append(f"{result.row['decoder']}-s{result.row['seed']}")
+    return [*_measures(results)[1], *(f"{', '.join(runs)}: {why}" for why, runs in said.items())]
 
 
 def choose(results: Sequence[store.Result], names: Sequence[str]) -> list[Metric]:
-    """The metrics of those names; by default mIoU, every Boundary IoU and pixel accuracy.
+    """The metrics of those names; by default those that have a place in the table.
 
     Raises:
         UserError: a name that these runs' counts do not give.
     """
     there = {m.name: m for m in available(results)}
-    wanted = names or [n for n in there if n in ("miou", "accuracy") or n.startswith("biou")]
-    for name in wanted:
+    for name in names:
         if name not in there:
             raise unknown("metric", name, there)
-    return [there[name] for name in wanted]
+    return [there[n] for n in names] or [m for m in there.values() if m.measure.table_place is not None]
+
+
+def _measures(results: Iterable[store.Result]) -> tuple[list[Measure], list[str]]:
+    """Those that the runs were made with, and why others cannot be loaded."""
+    found: dict[str, Measure] = {}
+    why: dict[str, None] = {}
+    for text in dict.fromkeys(json.dumps(m, sort_keys=True) for r in results for m in r.row["measures"]):
+        measure = _load(text)
+        if isinstance(measure, Measure):
+            found.setdefault(measure.name, measure)
+        else:
+            why[measure] = None
+    return sorted(found.values(), key=lambda m: 1000 if m.table_place is None else m.table_place), list(why)
+
+
+@functools.cache
+def _load(text: str) -> Measure | str:
+    told = json.loads(text)
+    try:
+        return make_measure(told["plug_in"], told["params"])
+    except UserError as error:
+        return f"{told['name']} cannot be shown: {error}"

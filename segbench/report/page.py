@@ -11,25 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from segbench import __version__, store
 from segbench.report import cells, figures, formats
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, Look, inline, save, settle, style
-from segbench.report.gallery import Gallery, make_gallery
-from segbench.report.metrics import Metric, available, choose
+from segbench.report.gallery import RATIO, Gallery, make_gallery
+from segbench.report.metrics import Metric, available, choose, of_runs, value
 from segbench.report.provenance import provenance
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.table import Table, table_of, version_note
-from segbench.report.words import Verdict, caveats, compared, questions, spelled, verdict
+from segbench.report.words import Verdict, caveats, compared, questions, verdict
 
 WEB = Path(__file__).parent / "web"
 LIMIT = 15_000_000  # bytes of the page; the gallery takes what the rest leaves
 RESERVE = 200_000
-PER_CLASS = ("miou", "biou", "bf1")
-COST_KEYS = {"params": "parameters", "macs": "macs", "train": "train_s", "eval": "eval_ms_per_image"}
 
 Progress = Callable[[str], None]
 
@@ -94,14 +91,11 @@ class _Section:
         results = list(group.results.values())
         self.analyses = {m.name: Analysis(group, m) for m in available(results)}
         self.columns = [self.analyses[m.name] for m in choose(results, ())]
-        boundary = [n for n in self.analyses if n.startswith("biou")][:1]
-        self.main = [self.analyses[n] for n in (*boundary, "miou")]  # the question's own metric first
+        self.main = self._main()
         self.classes: list[str] = results[0].row["classes"]
         self.baselines = sweep.baselines
         self.look = Look(sweep.decoders, self.baselines[0])
-        self.costs = {
-            c: {d: _mean([r.row[k] for r in group.of(d)]) for d in group.decoders} for c, k in COST_KEYS.items()
-        }
+        self.costs = {m: {d: value(m, group.of(d)) for d in group.decoders} for m in of_runs(results)}
         self.compared = compared(sweep, group)
         self.answers: list[tuple[str, list[tuple[str, Verdict]]]] = [
             (question, [(a.metric.name, verdict(a.against(b))) for a in self.main])
@@ -112,20 +106,29 @@ class _Section:
         self.plots: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
 
+    def _main(self) -> list[Analysis]:
+        """By which the verdict is given: of each kind that says so the first, the question's own measure first."""
+        kinds: dict[str, Analysis] = {}
+        for a in self.analyses.values():
+            if a.metric.measure.verdict_place is not None:
+                kinds.setdefault(a.metric.measure.kind, a)
+        return sorted(kinds.values(), key=lambda a: a.metric.measure.verdict_place or 0)
+
     @property
     def means(self) -> cells.View:
-        return cells.means(self.group, self.columns, self.baselines, self.costs)
+        shown = {m: of for m, of in self.costs.items() if m.table_place is not None}
+        return cells.means(self.group, self.columns, self.baselines, shown)
 
     @property
     def per_class(self) -> list[tuple[Metric, str, cells.View]]:
-        """A table for each metric and baseline."""
-        found = [a for n, a in self.analyses.items() if n.partition("@")[0] in PER_CLASS]
+        """A table for each metric that is made of classes, and for each baseline."""
+        found = [a for a in self.analyses.values() if a.metric.measure.per_class and not a.metric.measure.curve]
         return [(a.metric, b, cells.classes(a.against(b), self.classes)) for a in found for b in self.baselines]
 
     @property
     def choices(self) -> list[tuple[str, str]]:
         """(name, title) of the metrics between which a reader of the plots can choose."""
-        return [(a.metric.name, spelled(a.metric)) for a in self.main]
+        return [(a.metric.name, a.metric.words) for a in self.main]
 
     def draw(self) -> None:
         """Make every figure, for the page and as files."""
@@ -140,13 +143,22 @@ class _Section:
                         self.differences.append(self._keep(plot))
                     for plot in figures.of_classes(a.against(b), self.look, f"{name}-classes{suffix}"):
                         self.plots.append(self._keep(plot))
-                for plot in figures.of_metric(a, self.look, name):
+                costs = {m: of for m, of in self.costs.items() if m.plotted}
+                for plot in figures.of_metric(a, costs, self.look, name):
                     self.plots.append(self._keep(plot))
-            widths = [(int(n.partition("@")[2]), a) for n, a in self.analyses.items() if n.startswith("trimap")]
-            for plot in figures.trimaps(sorted(widths, key=lambda w: w[0]), self.look, prefix, suffixes):
-                self.plots.append(self._keep(plot))
+            for kind, found in self._curves().items():
+                for plot in figures.over(found, self.look, f"{prefix}{slug(kind)}", suffixes):
+                    self.plots.append(self._keep(plot))
             for plot in figures.curves(list(self.group.results.values()), self.look, prefix):
                 self.plots.append(self._keep(plot))
+
+    def _curves(self) -> dict[str, list[Analysis]]:
+        """Kind -> its measures by their place on the curve."""
+        found: dict[str, list[Analysis]] = {}
+        for a in self.analyses.values():
+            if a.metric.measure.curve:
+                found.setdefault(a.metric.measure.kind, []).append(a)
+        return {kind: sorted(of, key=lambda a: (a.metric.measure.curve or ("", 0))[1]) for kind, of in found.items()}
 
     def _keep(self, plot: figures.Plot) -> dict[str, Any]:
         settle(plot.figure)
@@ -164,13 +176,13 @@ class _Section:
         """Every number of the section, unrounded, for JSON."""
         metrics = {}
         for name, a in self.analyses.items():
-            places = range(len(self.classes)) if a.metric.classes else []
+            places = range(len(self.classes)) if a.metric.measure.per_class else []
             metrics[name] = {
                 "column": a.metric.column,
                 "mean": {d: self._numbers(a, d, -1) for d in self.group.decoders},
                 "classes": {self.classes[p]: {d: self._numbers(a, d, p) for d in self.group.decoders} for p in places},
             }
-        costs = {c: {d: None if math.isnan(v) else v for d, v in of.items()} for c, of in self.costs.items()}
+        costs = {m.name: {d: None if math.isnan(v) else v for d, v in of.items()} for m, of in self.costs.items()}
         ranks = {a.metric.name: {d: vars(r) for d, r in a.ranks.items()} for a in self.main}
         collapsed = [f"{d}-s{seed}" for d, seed in self.group.collapsed]
         label = self.group.label
@@ -220,6 +232,7 @@ class _Page:
             files_stem=self.stem,
             data=embedded(data),
             colours=len(PALETTE),
+            band_ratio=f"{RATIO:g}",
         )
 
     def _files(self) -> dict[str, str]:
@@ -260,7 +273,3 @@ def policy(css: str, scripts: Sequence[str]) -> str:
 
 def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "sweep"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan

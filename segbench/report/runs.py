@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from segbench import store
 from segbench.errors import UserError, unknown
-from segbench.metrics import collapsed
 from segbench.plan import spelled_variant
 
 BASELINES = ("bilinear", "bilinear_conv")  # what differences are from, where a sweep does not say
@@ -165,6 +165,23 @@ def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()
         results = {(p["decoder"], p["seed"]): r for p, r in group}
         groups.append(Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results))
     return Sweep(folder, manifest["config"], all_planned, groups, missing)
+
+
+def collapsed(counts: npt.NDArray[np.integer[Any]]) -> int | None:
+    """The class that a collapsed model predicts nearly everywhere; None for a model that has not collapsed.
+
+    Collapsed: one class is predicted for at least 99 % of the pixels, the truth has several, and the others together
+    are predicted for fewer than half the pixels that they have, which sets a good model of a lopsided split apart.
+
+    Args:
+        counts: (3, K): intersection, predicted, truth, summed over the images of the data set.
+    """
+    _, predicted, truth = np.asarray(counts, np.int64)
+    top = int(predicted.argmax())
+    others_predicted, others_true = (int(c.sum() - c[top]) for c in (predicted, truth))
+    nearly_all = 100 * others_predicted <= predicted.sum()
+    several = np.count_nonzero(truth) > 1
+    return top if nearly_all and several and 2 * others_predicted < others_true else None
 
 
 def comparable(results: Sequence[store.Result]) -> str:

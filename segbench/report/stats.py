@@ -1,4 +1,4 @@
-"""Intervals, paired differences, ranks and power from integer counts per image. NumPy and SciPy only.
+"""Intervals, paired differences and power from integer counts per image. NumPy and SciPy only.
 
 Both the images and the seeds of a sweep are samples: the target of an interval is the score that the recipe has on the
 population of images, expected over seeds. Definitions, choices, coverage found by simulation: docs/statistics.md.
@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from segbench.metrics import iou, mean_over_classes
+from segbench.measures.base import iou, mean_over_classes
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.integer[Any]]
-Score = Callable[[Counts], Floats]  # (..., C, K) counts summed over images -> (..., K) in 0 to 1
+Score = Callable[[Any], Floats]  # (..., C, K) counts summed over images -> (..., K) in a unit of its own
 
 ALPHA = 0.05
-CHUNK_NUMBERS = 4_000_000  # float64 numbers per intermediate array of a chunk of resamples: 32 MB
 MOST_SEEDS, MOST_IMAGES = 1_000, 10_000_000  # where `needed` gives up
 
 
@@ -29,7 +28,7 @@ class Measured:
     """Scores of a sweep and what each image contributes to them.
 
     Attributes:
-        values: (D, S, K + 1) in 0 to 1: decoder, seed, class; the last is the mean over classes. NaN: class absent.
+        values: (D, S, K + 1) in the score's unit: decoder, seed, class, the last their mean. NaN: class absent.
         influence: (N, D, S, K + 1), mean 0 over images: delete-one jackknife, (N - 1) (score - score without image i).
     """
 
@@ -75,7 +74,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Interval:
-    """A score or a difference of scores with its 95 % interval, in 0 to 1 (differences -1 to 1); NaN where undefined.
+    """A score or a difference of scores with its 95 % interval, in the score's unit; NaN where undefined.
 
     Attributes:
         value: mean over seeds.
@@ -104,10 +103,12 @@ class Difference(Interval):
     Attributes:
         p: two-sided; below 0.05 exactly where the interval leaves out zero.
         p_holm: p after Holm's correction over the family of comparisons, see `differences`.
+        higher_is_better: of the score.
     """
 
     p: float
     p_holm: float
+    higher_is_better: bool = True
 
     @property
     def verdict(self) -> str:
@@ -126,23 +127,7 @@ class Difference(Interval):
             return "within noise"
         if self.p_holm >= ALPHA:
             return "inconclusive"
-        return "better" if self.value > 0 else "worse"
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Place of a decoder by its mean score, 1 for the best.
-
-    Attributes:
-        rank: 1 + the number of decoders above.
-        low, high: ranks that the comparisons with all others leave open, at 95 %; all of them with one seed.
-        p_best: share of the resamples in which it is the best.
-    """
-
-    rank: int
-    low: int
-    high: int
-    p_best: float
+        return "better" if (self.value > 0) == self.higher_is_better else "worse"
 
 
 @dataclass(frozen=True)
@@ -168,68 +153,51 @@ def measure(counts: Counts, score: Score = iou) -> Measured:
     Raises:
         ValueError: not five axes, not integers, or fewer than two images.
     """
-    counts = _checked(counts)
+    counts = checked(counts)
     images = counts.shape[2]
     total = counts.sum(2)  # (D, S, C, K)
     per_class = score(total)
-    values = _with_mean(per_class)
+    values = with_mean(per_class)
     influence = np.empty((images, *values.shape))
     for run in np.ndindex(*values.shape[:2]):
-        without = _kept(score(total[run] - counts[run]), per_class[run])  # (N, K)
-        influence[:, *run] = (images - 1) * (values[run] - _with_mean(without))
+        without = kept(score(total[run] - counts[run]), per_class[run])  # (N, K)
+        influence[:, *run] = (images - 1) * (values[run] - with_mean(without))
     return Measured(values, influence - influence.mean(0))
 
 
-def bootstrap(counts: Counts, score: Score = iou, resamples: int = 10_000, seed: int = 0) -> Floats:
-    """Scores of resampled images: N images drawn with replacement, the same ones for every decoder and seed.
+def intervals(measured: Measured, bounds: tuple[float, float] = (0.0, 1.0)) -> list[list[Interval]]:
+    """The interval of each decoder's score: ``[decoder][class]``, the last of each the mean over classes.
 
-    Exact: the counts are summed as float64 integers below 2**53. Holds 8 * R * D * S * (K + 1) bytes and 200 MB more.
-
-    Args:
-        counts, score: see `measure`.
-        resamples: R.
-        seed: of the generator; the same counts and seed give the same resamples.
-
-    Returns:
-        (R, D, S, K + 1), the last class is the mean. A class that a resample lacks keeps its score on all images there,
-        so that the mean is over the same classes everywhere.
-
-    Raises:
-        ValueError: see `measure`.
+    ``bounds``: lowest and highest possible score, at which intervals are cut off.
     """
-    counts = _checked(counts)
-    decoders, seeds, images, kinds, classes = counts.shape
-    per_class = score(counts.sum(2))
-    table = counts.transpose(2, 0, 1, 3, 4).reshape(images, -1).astype(np.float64)
-    found = np.empty((resamples, decoders, seeds, classes + 1))
-    start = 0
-    for weights in _multinomial(images, resamples, max(1, CHUNK_NUMBERS // max(table.shape)), seed):
-        sums = (weights @ table).astype(np.int64).reshape(-1, decoders, seeds, kinds, classes)
-        found[start : start + len(sums)] = _with_mean(_kept(score(sums), per_class))
-        start += len(sums)
-    return found
+    return [[_interval(v, i, bounds) for v, i in _columns(measured, d)] for d in range(len(measured.values))]
 
 
-def intervals(measured: Measured) -> list[list[Interval]]:
-    """The interval of each decoder's score: ``[decoder][class]``, the last of each the mean over classes."""
-    return [[_interval(v, i, 0.0) for v, i in _columns(measured, d)] for d in range(len(measured.values))]
-
-
-def differences(measured: Measured, baseline: int) -> dict[int, list[Difference]]:
+def differences(
+    measured: Measured, baseline: int, bounds: tuple[float, float] = (0.0, 1.0), higher_is_better: bool = True
+) -> dict[int, list[Difference]]:
     """Differences from a baseline, paired by seed and by image: ``[decoder][class]``, the last of each the mean.
+
+    ``bounds``: of the score.
 
     Holm's correction (Holm 1979) is over all decoders for the means, and over all decoders and classes for the classes.
     """
     others = [d for d in range(len(measured.values)) if d != baseline]
-    against = list(_columns(measured, baseline))
+    against, width = list(_columns(measured, baseline)), bounds[1] - bounds[0]
     rows = [
-        [_interval(v - bv, i - bi, -1.0) for (v, i), (bv, bi) in zip(_columns(measured, d), against, strict=True)]
+        [
+            _interval(v - bv, i - bi, (-width, width))
+            for (v, i), (bv, bi) in zip(_columns(measured, d), against, strict=True)
+        ]
         for d in others
     ]
     p = np.array([[_p_value(cell) for cell in row] for row in rows]).reshape(len(rows), len(against))
     adjusted = np.column_stack([holm(p[:, :-1].ravel()).reshape(p[:, :-1].shape), holm(p[:, -1])])
     return {
-        d: [Difference(**vars(c), p=float(a), p_holm=float(b)) for c, a, b in zip(*cells, strict=True)]
+        d: [
+            Difference(**vars(c), p=float(a), p_holm=float(b), higher_is_better=higher_is_better)
+            for c, a, b in zip(*cells, strict=True)
+        ]
         for d, *cells in zip(others, rows, p, adjusted, strict=True)
     }
 
@@ -241,30 +209,6 @@ def holm(p: npt.ArrayLike) -> Floats:
     adjusted = np.full(p.shape, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1.0)
     return adjusted
-
-
-def ranks(measured: Measured, resampled: Floats, seed: int = 0) -> list[Rank]:
-    """Ranks by the mean over classes, with what is uncertain in them.
-
-    The interval of a decoder's rank counts those that are better, and those that are not worse, after Holm's correction
-    over its D - 1 differences: it covers the rank with at least 95 % (Mogstad, Romano, Shaikh & Wilhelm 2024).
-
-    Args:
-        measured: by `measure`.
-        resampled: by `bootstrap` from the same counts.
-        seed: of the generator for the seeds' multipliers.
-    """
-    measured = Measured(measured.values[..., -1:], measured.influence[..., -1:])
-    means = measured.values[..., -1].mean(1)
-    draws = _joint_draws(measured, resampled[..., -1], seed)
-    best = draws == draws.max(1, keepdims=True)
-    p_best = (best / best.sum(1, keepdims=True)).mean(0)
-    found = []
-    for d, mean in enumerate(means):
-        verdicts = [row[-1].verdict for row in differences(measured, d).values()]
-        low, high = 1 + verdicts.count("better"), len(means) - verdicts.count("worse")
-        found.append(Rank(1 + int((means > mean).sum()), low, high, float(p_best[d])))
-    return found
 
 
 def power(delta: float, se: float, df: float, alpha: float = ALPHA) -> float:
@@ -281,7 +225,7 @@ def needed(spread: Spread, delta: float, wanted: float = 0.8, comparisons: int =
 
     Args:
         spread: of a `Difference` that was seen; its variances are taken for the true ones.
-        delta: size of the difference, in 0 to 1 (0.01 is one point of mIoU).
+        delta: size of the difference, in the score's unit.
         wanted: power, in 0 to 1.
         comparisons: D - 1 makes it enough for Holm's correction, whatever the other comparisons give.
 
@@ -308,7 +252,7 @@ def _smallest(enough: Callable[[int], bool], low: int, high: int) -> int | None:
     return low
 
 
-def _checked(counts: Counts) -> Counts:
+def checked(counts: Counts) -> Counts:
     counts = np.asarray(counts)
     if counts.ndim != 5 or not np.issubdtype(counts.dtype, np.integer):
         raise ValueError(f"counts must be integers (D, S, N, C, K), not {counts.dtype} {counts.shape}")
@@ -317,23 +261,14 @@ def _checked(counts: Counts) -> Counts:
     return counts.astype(np.int64, copy=False)
 
 
-def _with_mean(per_class: Floats) -> Floats:
+def with_mean(per_class: Floats) -> Floats:
     """(..., K) -> (..., K + 1)."""
     return np.concatenate([per_class, mean_over_classes(per_class)[..., None]], -1)
 
 
-def _kept(part: Floats, whole: Floats) -> Floats:
+def kept(part: Floats, whole: Floats) -> Floats:
     """Scores of a part of the images; a class that the part lacks keeps its score on all of them."""
     return np.where(np.isnan(part), whole, part)
-
-
-def _multinomial(images: int, resamples: int, chunk: int, seed: int) -> Iterator[Floats]:
-    """How often each image is drawn: (n, images) per chunk; the rows do not depend on the chunk's size."""
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, chunk):
-        n = min(chunk, resamples - start)
-        drawn = rng.integers(0, images, (n, images)) + images * np.arange(n)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=n * images).reshape(n, images).astype(np.float64)
 
 
 def _columns(measured: Measured, decoder: int) -> Iterator[tuple[Floats, Floats]]:
@@ -367,60 +302,17 @@ def _image_df(influence: Floats) -> float:
     return min(2 * images / max(kurtosis - 1, 1e-9), images - 1.0)
 
 
-def _interval(values: Floats, influence: Floats, lowest: float) -> Interval:
+def _interval(values: Floats, influence: Floats, bounds: tuple[float, float]) -> Interval:
     spread = _spread(values, influence)
     value = float(values.mean())
     if math.isnan(value):
         return Interval(value, math.nan, math.nan, math.nan, math.nan, spread)
     se, df = spread.at(spread.seeds, spread.images)
     half = se * float(stats.t.isf(ALPHA / 2, df))
-    return Interval(value, max(value - half, lowest), min(value + half, 1.0), se, df, spread)
+    return Interval(value, max(value - half, bounds[0]), min(value + half, bounds[1]), se, df, spread)
 
 
 def _p_value(cell: Interval) -> float:
     if cell.se == 0:
         return float(cell.value == 0)
     return float(2 * stats.t.sf(abs(cell.value) / cell.se, cell.df))
-
-
-def _joint_draws(measured: Measured, resampled: Floats, seed: int) -> Floats:
-    """(R, D): mean scores as images and seeds could have fallen, from resampled scores (R, D, S).
-
-    Images: deviations of the bootstrap, given the covariances that `Spread.shared_images` stands for. Seeds: deviations
-    from the decoder's mean times random multipliers that all decoders share, so that each contrast has the paired t
-    distribution with S - 1 degrees of freedom.
-    """
-    values, influence = measured.values[..., -1], measured.influence[..., -1]
-    seeds, resamples = values.shape[1], len(resampled)
-    deviations = resampled.mean(2) - resampled.mean((0, 2))
-    draws = values.mean(1) + deviations @ _recolour(deviations, _shared_covariance(influence))
-    if seeds > 1:
-        rng = np.random.default_rng(seed)
-        heavy = np.sqrt((seeds - 1) / rng.chisquare(seeds - 1, (resamples, 1)))
-        multipliers = heavy * rng.standard_normal((resamples, seeds)) / math.sqrt(seeds * (seeds - 1))
-        draws += multipliers @ (values - values.mean(1, keepdims=True)).T
-    return draws
-
-
-def _shared_covariance(influence: Floats) -> Floats:
-    """(N, D, S) -> (D, D): covariance of decoders' scores of different seeds (of one seed, where there is one)."""
-    images, _, seeds = influence.shape
-    of_mean = influence.mean(2)
-    of_means = of_mean.T @ of_mean / (images * (images - 1))
-    if seeds == 1:
-        return of_means
-    of_one = np.einsum("nds,nes->de", influence, influence) / (seeds * images * (images - 1))
-    return (seeds * of_means - of_one) / (seeds - 1)
-
-
-def _recolour(deviations: Floats, wanted: Floats) -> Floats:
-    """(D, D) matrix by which deviations (R, D) get the covariance ``wanted``, without its negative part."""
-    return _root(deviations.T @ deviations / len(deviations), -0.5) @ _root(wanted, 0.5)
-
-
-def _root(symmetric: Floats, exponent: float) -> Floats:
-    """Power of a positive semidefinite matrix; directions of no or negative variance give 0."""
-    scales, directions = np.linalg.eigh(symmetric)
-    there = scales > 1e-12 * max(scales.max(), 1e-300)
-    powers = np.where(there, np.where(there, scales, 1.0) ** exponent, 0.0)
-    return (directions * powers) @ directions.T

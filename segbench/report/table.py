@@ -1,7 +1,7 @@
 """The metric table: rows are decoders, cells carry their spread. Made from run folders alone."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,10 +11,12 @@ import numpy as np
 
 from segbench import store
 from segbench.errors import UserError, unknown
+from segbench.measures.base import CountMeasure, Measure, RunMeasure
 from segbench.plan import grid_names
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Cell, Delta, PValue
-from segbench.report.metrics import Metric, available, choose
+from segbench.report.metrics import Metric, available, choose, lost, of_runs, value
+from segbench.report.ranking import Rank
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.words import unanswered, unequal_starts, upsampled
 
@@ -27,17 +29,11 @@ COLUMNS = {
     "seeds": "seeds that would settle a difference of the size seen, on these images",
     "images": "images that would settle it, with these seeds",
     "rank": "rank with its 95 % interval, and the chance to be the best",
-    "params": "parameters of the decoder",
-    "macs": "multiply-accumulates of the decoder on a 512x512 image",
-    "train": "seconds of training, of the decoder alone",
-    "eval": "milliseconds per evaluated image, of the decoder alone",
-}
-DEFAULT = ("n", "score", "delta", "params", "macs", "train", "eval")
+}  # and the name of each measure that is measured once of a run
+DEFAULT = ("n", "score", "delta")  # and of those measures the ones that have a place in the table
 PER_CLASS = ("n", "score")
 CONTRASTS = ("delta", "p", "seeds", "images")  # one column for each baseline
 FEW_IMAGES = 10  # with a class in fewer, its interval covers less than it says
-COSTS = {"params": "params", "macs": "MACs", "train": "train s", "eval": "eval ms"}
-COST_HEADINGS = tuple(COSTS.values())
 
 
 @dataclass(frozen=True)
@@ -47,14 +43,16 @@ class Table:
     Attributes:
         title: what was compared on what.
         blocks: headings in order, by what belongs together; the first block says what a row is.
-        rows: heading -> text, number, `Cell`, `Delta`, ``(low, high)``, `segbench.report.stats.Rank`, or None.
+        rows: heading -> text, number, `Cell`, `Delta`, ``(low, high)``, `segbench.report.ranking.Rank`, or None.
         notes: in sentences.
+        measures: heading -> the measure whose values stand below it.
     """
 
     title: str
     blocks: list[list[str]]
     rows: list[dict[str, Any]]
     notes: list[str]
+    measures: Mapping[str, Measure]
 
     @property
     def headings(self) -> list[str]:
@@ -73,6 +71,7 @@ class _Column:
     heading: str
     block: str
     cell: Callable[[Group, dict[str, Analysis], str], Any]
+    measure: Measure | None = None
 
 
 def make_table(
@@ -90,8 +89,8 @@ def make_table(
         folder: ``runs/<sweep>``.
         metrics: names such as ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``; default: see `choose`.
         classes: each class of the first of ``metrics`` in place of the means.
-        columns: names in `COLUMNS`, in the order wanted; default: `DEFAULT`, or `PER_CLASS`.
-        sort: heading to sort by: scores from the highest, costs and names from the lowest; default: the sweep's order.
+        columns: names in `COLUMNS` or of measures, in the order wanted; default: see `DEFAULT`, or `PER_CLASS`.
+        sort: heading to sort by: measures from the best, names from the lowest; default: the sweep's order.
         allow_mixed: show runs that must not be compared, in groups.
         only: decoders; differences, corrections and ranks are then among these. Default: all.
 
@@ -110,14 +109,17 @@ def table_of(
     sort: str | None = None,
 ) -> Table:
     """`make_table` of a sweep that has been read."""
-    columns = columns or (PER_CLASS if classes else DEFAULT)
+    costs = {m.name: m for m in of_runs(sweep.results)}
+    columns = columns or (
+        PER_CLASS if classes else (*DEFAULT, *(n for n, m in costs.items() if m.table_place is not None))
+    )
     for name in columns:
-        if name not in COLUMNS:
-            raise unknown("column", name, COLUMNS)
+        if name not in (*COLUMNS, *costs):
+            raise unknown("column", name, [*COLUMNS, *costs])
     chosen = choose(sweep.results, metrics)
     if classes and len({tuple(r.row["classes"]) for r in sweep.results}) > 1:
         raise UserError(f"{sweep.folder} holds runs with different classes, which no table per class can hold")
-    if classes and not chosen[0].classes:
+    if classes and not chosen[0].measure.per_class:
         raise UserError(f"{chosen[0].name} is not made of classes; --per-class needs another --metric")
     made = list(_columns(sweep, chosen[:1] if classes else chosen, classes, columns))
     rows = []
@@ -127,9 +129,11 @@ def table_of(
         rows += [{c.heading: c.cell(group, analyses, decoder) for c in made} for decoder in group.decoders]
     blocks = [[c.heading for c in block] for _, block in groupby(made, lambda c: c.block)]
     headings = [c.heading for c in made]
+    measures = {c.heading: c.measure for c in made if c.measure is not None}
     if sort:
-        rows = _sorted(rows, headings, sort)
-    return Table(_title(sweep, chosen, classes), blocks, rows, list(_notes(sweep, headings, rows, columns)))
+        rows = _sorted(rows, headings, measures, sort)
+    notes = list(_notes(sweep, headings, rows, columns, measures))
+    return Table(_title(sweep, chosen, classes), blocks, rows, notes, measures)
 
 
 def _columns(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequence[str]) -> Iterator[_Column]:
@@ -150,16 +154,17 @@ def _told(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequenc
     baselines = [b for b in sweep.baselines if any(b in g.whole and len(g.decoders) > 1 for g in sweep.groups)]
     of_scores = [n for n in names if n in ("score", "ci", "rank") or (n in CONTRASTS and baselines)]
     labels = sweep.results[0].row["classes"]
+    costs = {m.name: m for m in of_runs(sweep.results)}
     for name in names:
         if name == "n":
             yield _Column("n", "row", lambda group, found, decoder: len(group.of(decoder)))
-        elif name in COSTS:
-            yield _Column(COSTS[name], "cost", lambda group, found, decoder, n=name: _cost(group.of(decoder), n))  # type: ignore[misc]
+        elif name in costs:
+            yield _cost_column(costs[name])
         elif of_scores and name == of_scores[0]:  # what belongs to one score stands together
             for metric in metrics:
                 for place, heading in list(enumerate(labels)) if classes else [(-1, metric.column)]:
                     for part in of_scores:
-                        if metric.classes or part in ("score", "ci"):
+                        if metric.measure.per_class or part in ("score", "ci"):
                             for baseline in baselines if part in CONTRASTS else [""]:
                                 title = f"{heading}{_from(sweep, baseline)}"
                                 yield _score_column(part, title, metric, place, baseline)
@@ -191,7 +196,13 @@ def _score_column(name: str, heading: str, metric: Metric, place: int, baseline:
         title.format(heading),
         f"{metric.name} {place}",
         lambda group, found, decoder: cell(found[metric.name], decoder) if metric.name in found else None,
+        metric.measure,
     )
+
+
+def _cost_column(measure: RunMeasure) -> _Column:
+    heading = f"{measure.short}{measure.suffix(np.empty((0, 2), np.int64))}"
+    return _Column(heading, "cost", lambda group, found, decoder: value(measure, group.of(decoder)), measure)
 
 
 def _needed(what: str, found: stats.Difference | None, comparisons: int) -> str | None:
@@ -202,24 +213,22 @@ def _needed(what: str, found: stats.Difference | None, comparisons: int) -> str 
     return "no number" if number is None else str(number)
 
 
-def _cost(finished: list[store.Result], column: str) -> float:
-    if not finished:
-        return math.nan
-    name = {"params": "parameters", "macs": "macs", "train": "train_s", "eval": "eval_ms_per_image"}[column]
-    return float(np.mean([r.row[name] for r in finished]))
-
-
-def _sorted(rows: list[dict[str, Any]], headings: Sequence[str], by: str) -> list[dict[str, Any]]:
+def _sorted(
+    rows: list[dict[str, Any]], headings: Sequence[str], measures: Mapping[str, Measure], by: str
+) -> list[dict[str, Any]]:
     if by not in headings:
         raise unknown("column to sort by", by, headings)
+    sign = -1 if by in measures and measures[by].higher_is_better else 1
 
     def key(row: dict[str, Any]) -> tuple[bool, bool, Any]:
         value = row[by]
         if isinstance(value, Cell | Delta):
-            return math.isnan(value.mean), False, -value.mean
-        if isinstance(value, stats.Rank):
+            return math.isnan(value.mean), False, sign * value.mean
+        if isinstance(value, Rank):
             return False, False, value.rank
         missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if not missing and isinstance(value, float) and not isinstance(value, PValue):
+            return False, False, sign * value
         return missing, isinstance(value, str), 0 if missing else value  # a grid may hold numbers and words
 
     holes = [row for row in rows if key(row)[0]]
@@ -248,13 +257,28 @@ def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
     return [c for c, n, s in zip(first.row["classes"], images, shown, strict=True) if s and 0 < n < FEW_IMAGES]
 
 
+def _units(measures: Mapping[str, Measure]) -> str:
+    """In what the scores are, such as ``in percent``."""
+    units: dict[str, list[str]] = {}
+    for heading, measure in measures.items():
+        if isinstance(measure, CountMeasure):
+            units.setdefault(measure.unit, []).append(heading)
+    if set(units) <= {"%"}:
+        return "in percent"
+    return "in " + ", ".join(f"{unit or 'no unit'} ({', '.join(names)})" for unit, names in units.items())
+
+
 def _notes(
-    sweep: Sweep, headings: Sequence[str], rows: Sequence[dict[str, Any]], columns: Sequence[str]
+    sweep: Sweep,
+    headings: Sequence[str],
+    rows: Sequence[dict[str, Any]],
+    columns: Sequence[str],
+    measures: Mapping[str, Measure],
 ) -> Iterator[str]:
     there, several = sweep.results, len(sweep.baselines) > 1
     few, many = (f({len(g.seeds) for g in sweep.groups}) for f in (min, max))
     seeds = f"{few} to {many}" if few < many else str(many)
-    yield f"Mean ± sd in percent over {seeds} seed{'s' if many > 1 else ''}; last checkpoint."
+    yield f"Mean ± sd over {seeds} seed{'s' if many > 1 else ''}, {_units(measures)}; last checkpoint."
     if any(isinstance(cell, Delta) for row in rows for cell in row.values()):
         about = "the recipe on such images" if many > 1 else "these trained models on such images: one seed"
         yield (
@@ -269,29 +293,24 @@ def _notes(
         for (decoder, seed), (name, share) in group.collapsed.items():
             yield f"Collapsed: {decoder}-s{seed}{label} predicts {name} for {100 * share:.1f} % of the pixels."
     yield from dict.fromkeys(filter(None, (unequal_starts(group, sweep.baselines) for group in sweep.groups)))
-    if any(h in headings for h in ("train s", "eval ms")):
-        shared = float(np.mean([r.row["train_shared_s"] for r in there]))
-        encoder = float(np.mean([r.row["eval_encoder_ms_per_image"] for r in there]))
-        yield (
-            "Train s, eval ms: of the decoder alone; data and encoder "
-            f"took {shared:.0f} s more of each cohort, the encoder {encoder:.0f} ms more of each image."
-        )
-    if "MACs" in headings:
-        yield "MACs: of the decoder alone on a 512x512 image."
+    yield from filter(None, (m.note([r.row for r in there]) for m in dict.fromkeys(measures.values())))
     names = there[0].row["classes"]
     if all(r.row["classes"] == names for r in there):
         total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
         absent = [name for name, c in zip(names, total.T, strict=True) if not c.any()]
         if absent:
-            yield f"Not there and never predicted, so left out of the means: {', '.join(absent)}."
+            yield f"Absent from the ground truth and never predicted, so left out of the means: {', '.join(absent)}."
         only = [name for name, c in zip(names, total.T, strict=True) if c.any() and not c[2]]
         if only:
-            yield f"Not there but predicted by some, for whom it counts as 0 in the mean: {', '.join(only)}."
+            yield (
+                "Absent from the ground truth but predicted by some decoders, for which they count as 0 in the mean: "
+                f"{', '.join(only)}."
+            )
     if sparse := _sparse(sweep, headings):
-        yield f"In so few images that their intervals are too narrow: {', '.join(sparse)}."
+        yield f"Present in fewer than {FEW_IMAGES} images; intervals are too narrow: {', '.join(sparse)}."
     if any(len(r.ids) < 2 for r in there):
         yield "One image: no interval can be made."
-    yield from (f"Missing: {hole}" for hole in sweep.holes)
+    yield from (f"Missing: {hole}" for hole in [*sweep.holes, *lost(there)])
     yield version_note(there)
 
 

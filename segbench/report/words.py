@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from segbench import store
 from segbench.report.analysis import Analysis, Contrast, Delta
-from segbench.report.metrics import Metric
 from segbench.report.runs import Group, Sweep
 
 
@@ -105,22 +104,13 @@ def unanswered(group: Group, baseline: str) -> str:
     )
 
 
-def spelled(metric: Metric) -> str:
-    """A metric's name as a sentence says it."""
-    long = {"biou": "Boundary IoU", "bf1": "Boundary F1", "trimap": "trimap IoU", "accuracy": "pixel accuracy"}
-    kind = metric.name.partition("@")[0]
-    return (
-        f"{long[kind]} {metric.column.partition(' ')[2]}" if kind in ("biou", "bf1") else long.get(kind, metric.column)
-    )
-
-
 def verdict(contrast: Contrast) -> Verdict:
     """The outcome by one metric, in words, as the corrected comparisons with one baseline and the ranks give it.
 
     Args:
         contrast: of a metric that is made of classes.
     """
-    analysis, group, base, name = contrast.analysis, contrast.group, contrast.baseline, spelled(contrast.metric)
+    analysis, group, base, name = contrast.analysis, contrast.group, contrast.baseline, contrast.metric.words
     if why := unanswered(group, base):
         return Verdict(f"No difference in {name} can be given: {why}.", _highest(analysis))
     found = {d: contrast.delta(d) for d in analysis.decoders if d != base}
@@ -130,23 +120,24 @@ def verdict(contrast: Contrast) -> Verdict:
         return Verdict(f"One image: nothing can be said about the noise of {name}.")
     if len(group.seeds) == 1:
         return _one_seed(analysis, found, base, name)
-    better = sorted((d for d in found if found[d].verdict == "better"), key=lambda d: -found[d].mean)
-    worse = sorted((d for d in found if found[d].verdict == "worse"), key=lambda d: found[d].mean)
+    better = sorted((d for d in found if found[d].verdict == "better"), key=lambda d: -abs(found[d].mean))
+    worse = sorted((d for d in found if found[d].verdict == "worse"), key=lambda d: -abs(found[d].mean))
     unsure = sorted((d for d in found if found[d].verdict == "inconclusive"), key=lambda d: -abs(found[d].mean))
     open_ = [d for d in found if found[d].verdict == "within noise"]
+    points, up = contrast.metric.points, _up(analysis)
     parts = []
     if better:
         parts.append(_leader(analysis, better, found, base, name))
     if worse:
         of = "" if better else f" than {base} in {name}"
-        parts.append(f"{_with_numbers(worse, found, -1)} {_are(worse)} worse{of}")
+        parts.append(f"{_with_numbers(worse, found, points, -up)} {_are(worse)} worse{of}")
     if not parts and not unsure:
         rest = "the difference is" if len(open_) == 1 else f"all {len(open_)} differences are"
         return Verdict(f"No decoder is better or worse than {base} in {name}: {rest} within noise.")
     if not parts:
         parts.append(f"No decoder is shown to be better or worse than {base} in {name}")
     if unsure:
-        parts.append(f"{_with_numbers(unsure, found, 1)} {_are(unsure)} inconclusive after Holm's correction")
+        parts.append(f"{_with_numbers(unsure, found, points)} {_are(unsure)} inconclusive after Holm's correction")
     if open_:
         parts.append(f"the other {'difference is' if len(open_) == 1 else 'differences are'} within noise")
     return Verdict("; ".join(parts) + ".", _openness(analysis, better[0]) if better else "")
@@ -154,10 +145,11 @@ def verdict(contrast: Contrast) -> Verdict:
 
 def _leader(analysis: Analysis, better: Sequence[str], found: dict[str, Delta], base: str, name: str) -> str:
     first, more = better[0], better[1:]
-    by = interval(found[first])
+    points, up = analysis.metric.points, _up(analysis)
+    by = interval(found[first], points, up)
     leads = analysis.ranks[first].rank == 1  # another mean may be higher, though its difference is within noise
     said = f"{first} leads {name} by {by} over {base}" if leads else f"{first} is better than {base} in {name} by {by}"
-    return said + (f", {_with_numbers(more, found, 1)} {_are(more)} better than {base} too" if more else "")
+    return said + (f", {_with_numbers(more, found, points, up)} {_are(more)} better than {base} too" if more else "")
 
 
 def _openness(analysis: Analysis, best: str) -> str:
@@ -169,11 +161,13 @@ def _openness(analysis: Analysis, best: str) -> str:
 
 
 def _one_seed(analysis: Analysis, found: dict[str, Delta], base: str, name: str) -> Verdict:
-    best = max(analysis.decoders, key=lambda d: analysis.cell(d).mean)
+    up = _up(analysis)
+    best = max(analysis.decoders, key=lambda d: up * analysis.cell(d).mean)
+    most = "highest" if up > 0 else "lowest"
     if best == base:
-        said = f"{base}, the baseline, is highest in {name}"
+        said = f"{base}, the baseline, is {most} in {name}"
     else:
-        said = f"{best} is highest in {name}, by {interval(found[best])} over {base}"
+        said = f"{best} is {most} in {name}, by {interval(found[best], analysis.metric.points, up)} over {base}"
     return Verdict(f"One seed says nothing about the recipe. Of these trained models on such images, {said}.")
 
 
@@ -182,22 +176,29 @@ def _highest(analysis: Analysis) -> str:
     means = {d: m for d, m in means.items() if not math.isnan(m)}
     if not means:
         return ""
-    best = max(means, key=lambda d: means[d])
-    return f"Of the whole ones {best} has the highest mean, {means[best]:.1f}." if len(means) > 1 else ""
+    up = _up(analysis)
+    best = max(means, key=lambda d: up * means[d])
+    most = "highest" if up > 0 else "lowest"
+    return f"Of the whole ones {best} has the {most} mean, {means[best]:.1f}." if len(means) > 1 else ""
 
 
-def interval(delta: Delta, sign: int = 1) -> str:
+def _up(analysis: Analysis) -> int:
+    """1 where a higher score is better, else -1."""
+    return 1 if analysis.metric.measure.higher_is_better else -1
+
+
+def interval(delta: Delta, points: str = "points", sign: int = 1) -> str:
     """``1.2 [0.7, 1.6] points``, with as many digits as keep the end nearer to zero from being rounded to it."""
     value, low, high = sign * delta.mean, *sorted((sign * delta.low, sign * delta.high))
     nearest = min((abs(low), abs(high)))
     digits = 1 if math.isnan(nearest) or nearest >= 0.1 or low <= 0 <= high else 2 if nearest >= 0.01 else 3
     if math.isnan(low):
-        return f"{value:.{digits}f} points"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] points".replace("-", "−")
+        return f"{value:.{digits}f} {points}".rstrip()
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {points}".rstrip().replace("-", "−")
 
 
-def _with_numbers(decoders: Sequence[str], found: dict[str, Delta], sign: int) -> str:
-    said = [f"{d} (by {interval(found[d], sign)})" for d in decoders[:SPELLED_OUT]]
+def _with_numbers(decoders: Sequence[str], found: dict[str, Delta], points: str, sign: int = 1) -> str:
+    said = [f"{d} (by {interval(found[d], points, sign)})" for d in decoders[:SPELLED_OUT]]
     more = len(decoders) - len(said)
     return _listed(said + ([f"{more} more"] if more else []))
 

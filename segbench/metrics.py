@@ -1,18 +1,41 @@
-"""The scores as torchmetrics: ``update(preds, target)``, ``compute()``, sync across processes."""
+"""The measures as torchmetrics: ``update(preds, target)``, ``compute()``, sync across processes.
+
+Each counts what the measure of that name in `segbench.measures` counts, and scores it as that does, in 0 to 1.
+Definitions: docs/metrics.md.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from segbench.metrics import scores
-from segbench.metrics.counts import VOID, Counts, Truth, band_width
+from segbench.measures.base import VOID, CountMeasure, Sample, check_labels, iou, mean_over_classes
+from segbench.measures.bf1 import BF1, contour_f1
+from segbench.measures.biou import BIoU, band_width
+from segbench.measures.miou import MIoU
+from segbench.measures.trimap import Trimap
+
+__all__ = [
+    "BoundaryF1",
+    "BoundaryIoU",
+    "MeanIoU",
+    "TrimapIoU",
+    "band_width",
+    "boundary_f1",
+    "boundary_iou",
+    "contour_f1",
+    "iou",
+    "mean_iou",
+    "mean_over_classes",
+    "trimap_iou",
+]
 
 
-class _FromCounts(Metric):
-    """Sums integer counts over images and makes the score when it is asked for."""
+class _FromMeasure(Metric):
+    """Sums a measure's integer counts over images and makes the score when it is asked for."""
 
     is_differentiable = False
     higher_is_better = True
@@ -20,6 +43,7 @@ class _FromCounts(Metric):
     counts: Tensor
 
     def __init__(self, num_classes: int, ignore_index: int | None, shape: tuple[int, ...], **kwargs: Any) -> None:
+        """``shape``: of the counts, without the classes."""
         super().__init__(**kwargs)
         if not 2 <= num_classes <= 254:
             raise ValueError(f"num_classes should be from 2 to 254, not {num_classes}")
@@ -41,27 +65,31 @@ class _FromCounts(Metric):
 
     def count_images(self, preds: Tensor, target: Tensor) -> list[Tensor]:
         """The counts of each image of a batch, (..., K) int64, without adding them up; arguments as in `update`."""
-        prepared = prepare(preds, target, self.num_classes, self.ignore_index)
-        return [self._pick(self._truth(t).count(p)).to(self.counts.device) for p, t in zip(*prepared, strict=True)]
+        prepared = prepare(preds.cpu(), target.cpu(), self.num_classes, self.ignore_index)
+        return [self._count(p, t).to(self.counts.device) for p, t in zip(*prepared, strict=True)]
 
     def per_class(self) -> Tensor:
         """(..., K) scores in 0 to 1, float64, NaN for a class that never appears."""
-        return torch.from_numpy(self._score(self.counts.cpu().numpy()))
+        return torch.from_numpy(self._score())
 
     def compute(self) -> Tensor:
         """Mean over the classes that appear, in 0 to 1; NaN where none does."""
-        return torch.from_numpy(scores.mean_over_classes(self._score(self.counts.cpu().numpy())))
+        return torch.from_numpy(np.asarray(mean_over_classes(self._score())))
 
-    _score = staticmethod(scores.iou)
+    def _score(self) -> Any:
+        return self._measures((1, 1))[0].score(self.counts.cpu().numpy()) / 100
 
-    def _truth(self, labels: Tensor) -> Truth:
+    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
+        sample = Sample(check_labels(target.numpy(), self.num_classes), prediction.numpy())
+        counts = [torch.from_numpy(np.array(m.count(sample))) for m in self._measures(sample.size)]
+        return torch.stack(counts).view(self.counts.shape)
+
+    def _measures(self, size: tuple[int, int]) -> Sequence[CountMeasure]:
+        """What is counted of an image of (height, width) pixels."""
         raise NotImplementedError
 
-    def _pick(self, counts: Counts) -> Tensor:
-        raise NotImplementedError
 
-
-class MeanIoU(_FromCounts):
+class MeanIoU(_FromMeasure):
     """Mean intersection over union of the whole data set, as PASCAL VOC and Cityscapes define it.
 
     Counts are summed over all images before the division; ``torchmetrics.segmentation.MeanIoU`` averages over images
@@ -75,14 +103,11 @@ class MeanIoU(_FromCounts):
     def __init__(self, num_classes: int, ignore_index: int | None = 255, **kwargs: Any) -> None:
         super().__init__(num_classes, ignore_index, (3,), **kwargs)
 
-    def _truth(self, labels: Tensor) -> Truth:
-        return Truth(labels, self.num_classes)
-
-    def _pick(self, counts: Counts) -> Tensor:
-        return counts.region
+    def _measures(self, size: tuple[int, int]) -> Sequence[CountMeasure]:
+        return [MIoU()]
 
 
-class BoundaryIoU(_FromCounts):
+class BoundaryIoU(_FromMeasure):
     """Boundary IoU of the whole data set (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
 
     IoU of the pixels of a class within d pixels of another class or of the image's border,
@@ -96,18 +121,13 @@ class BoundaryIoU(_FromCounts):
 
     def __init__(self, num_classes: int, ratio: float = 0.02, ignore_index: int | None = 255, **kwargs: Any) -> None:
         super().__init__(num_classes, ignore_index, (3,), **kwargs)
-        if not 0 < ratio < 1:
-            raise ValueError(f"ratio should be between 0 and 1, not {ratio}")
-        self.ratio = ratio
+        self.measure = BIoU(ratio)
 
-    def _truth(self, labels: Tensor) -> Truth:
-        return Truth(labels, self.num_classes, boundary_ratios=[self.ratio])
-
-    def _pick(self, counts: Counts) -> Tensor:
-        return counts.boundary[0]
+    def _measures(self, size: tuple[int, int]) -> Sequence[CountMeasure]:
+        return [self.measure]
 
 
-class BoundaryF1(_FromCounts):
+class BoundaryF1(_FromMeasure):
     """Boundary F1 of the whole data set: contour pixels that have one of their class within a tolerance.
 
     Precision is the share of predicted contour pixels near the truth's, recall the share of the truth's near the
@@ -119,8 +139,6 @@ class BoundaryF1(_FromCounts):
         ratio: the same as a fraction of the image's diagonal, ``max(1, round(ratio * diagonal))``. One of the two.
         ignore_index: the label of pixels that count nowhere and make no contour, or None.
     """
-
-    _score = staticmethod(scores.contour_f1)
 
     def __init__(
         self,
@@ -137,16 +155,11 @@ class BoundaryF1(_FromCounts):
             raise ValueError("tolerance_px and ratio should be above 0")
         self.tolerance_px, self.ratio = tolerance_px, ratio
 
-    def _truth(self, labels: Tensor) -> Truth:
-        reach = self.tolerance_px if self.ratio is None else band_width(self.ratio, *labels.shape)
-        assert reach is not None
-        return Truth(labels, self.num_classes, tolerances_px=[reach])
-
-    def _pick(self, counts: Counts) -> Tensor:
-        return counts.contour[0]
+    def _measures(self, size: tuple[int, int]) -> Sequence[CountMeasure]:
+        return [BF1(self.tolerance_px or band_width(self.ratio or 0, *size))]
 
 
-class TrimapIoU(_FromCounts):
+class TrimapIoU(_FromMeasure):
     """IoU inside bands around the truth's contours, one score for each width (Kohli et al. 2009; Chen et al. 2017).
 
     Args:
@@ -161,13 +174,10 @@ class TrimapIoU(_FromCounts):
         super().__init__(num_classes, ignore_index, (len(widths_px), 3), **kwargs)
         if not widths_px or min(widths_px) < 1:
             raise ValueError(f"widths_px should be a list of widths of at least 1, not {list(widths_px)}")
-        self.widths_px = list(widths_px)
+        self.measures = [Trimap(width) for width in widths_px]
 
-    def _truth(self, labels: Tensor) -> Truth:
-        return Truth(labels, self.num_classes, trimap_widths_px=self.widths_px)
-
-    def _pick(self, counts: Counts) -> Tensor:
-        return counts.trimap
+    def _measures(self, size: tuple[int, int]) -> Sequence[CountMeasure]:
+        return self.measures
 
 
 def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
@@ -190,7 +200,7 @@ def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int |
     return torch.where(void, 0, preds).to(torch.uint8), torch.where(void, VOID, target).to(torch.uint8)
 
 
-def _functional(metric: _FromCounts, preds: Tensor, target: Tensor) -> Tensor:
+def _functional(metric: _FromMeasure, preds: Tensor, target: Tensor) -> Tensor:
     metric.to(target.device).update(preds, target)
     return metric.compute()
 

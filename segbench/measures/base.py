@@ -1,0 +1,299 @@
+"""What a measure is, and what it is given to count or measure. Imports nothing else of segbench, and torch to count.
+
+A measure is a column of the table: a subclass of `CountMeasure` or `RunMeasure`, one file in this folder or one of a
+user's, named under ``measures:`` in a sweep. Its parameters are the arguments of its constructor, which keeps each as
+an attribute of that name; a dataclass does so by itself. What is said of it here is all that table, statistics, page,
+figures and files know of it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+VOID = 255  # the label of pixels that are never counted and make no contour
+
+Labels = npt.NDArray[np.uint8]  # (H, W)
+Mask = npt.NDArray[np.bool_]  # (H, W)
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Measure:
+    """A column.
+
+    Attributes:
+        name: as it is asked for and kept, such as ``biou@0.02``; this and the next three are set when it is loaded.
+        kind: its name without parameters, such as ``biou``.
+        plug_in: as a sweep names it, such as ``path/to/file.py:Class``.
+        params: name -> value.
+        short: its heading; by default its kind.
+        long: its name in a sentence; by default as its heading.
+        help: what it is, in a sentence.
+        unit: of its values, such as ``%``, of which differences are points, or ``px``.
+        digits: after the decimal point.
+        prefix: values are printed in thousands (``k``), millions (``M``) or billions (``G``).
+        higher_is_better: decides verdicts, ranks, what is bold and how rows are sorted.
+        standard: the parameters with which every sweep has it; without any, those sweeps that name it.
+        table_place: its place among the columns of the table; None where it is shown on request only.
+    """
+
+    name: str = ""
+    kind: str = ""
+    plug_in: str = ""
+    params: Mapping[str, Any] = MappingProxyType({})
+    short: str = ""
+    long: str = ""
+    help: str = ""
+    unit: str = ""
+    digits: int = 2
+    prefix: Literal["", "k", "M", "G"] = ""
+    higher_is_better: bool = True
+    standard: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    table_place: int | None = 50
+
+    def suffix(self, sizes: Ints) -> str:
+        """What heading and name say of its parameters, for images of ``sizes``, (N, 2) height and width in pixels."""
+        return f" ({', '.join(map(str, self.params.values()))})" if self.params else ""
+
+    def text(self, value: float) -> str:
+        """A value as people read it; ``-`` for NaN."""
+        scale = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[self.prefix]
+        return "-" if math.isnan(value) else f"{value / scale:.{self.digits}f} {self.prefix}".rstrip()
+
+    def note(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """A sentence for below the table, of the ``result.json`` of its runs; empty for none."""
+        return ""
+
+
+class CountMeasure(Measure):
+    """A score made of integer counts per image, so that it has intervals over images and seeds.
+
+    Attributes:
+        bounds: lowest and highest possible score, in its unit.
+        per_class: False for a score that is not made of classes.
+        verdict_place: its place among those by which the report gives its verdict and plots; None for none.
+        curve: name of the axis and this measure's place on it, for measures of one kind that make a curve.
+    """
+
+    unit = "%"
+    bounds: tuple[float, float] = (0.0, 100.0)
+    per_class: bool = True
+    verdict_place: int | None = None
+    curve: tuple[str, float] | None = None
+
+    def count(self, sample: "Sample") -> npt.NDArray[Any]:
+        """Integer counts (C, K) of one image, which are added up over images; K is 1 where it is not made of classes.
+
+        A measure without a ``count`` of its own is scored from `Sample.region`.
+        """
+        return sample.region
+
+    def score(self, counts: Ints) -> Floats:
+        """Counts (..., C, K), summed over images, to scores (..., K) in its unit; NaN for a class that has none."""
+        raise NotImplementedError
+
+
+class RunMeasure(Measure):
+    """A number measured once of a finished run; the table shows its mean over seeds.
+
+    Attributes:
+        plotted: whether scores are plotted against it.
+    """
+
+    higher_is_better = False
+    plotted: bool = False
+
+    def measure(self, run: "Trained") -> float:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has been trained and evaluated.
+
+    Attributes:
+        decoder: a `torch.nn.Module`, in eval mode, on its device.
+        channels, strides: of the features that it takes, fine to coarse.
+        train_s: seconds in its own forward, backward and optimizer.
+        eval_ms: milliseconds per evaluated image, from features to labels.
+        peak_memory_bytes: largest resident size of the process that trained its cohort, loader workers included.
+    """
+
+    decoder: Any
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    train_s: float
+    eval_ms: float
+    peak_memory_bytes: int
+
+
+class LabelMap:
+    """The classes of an image's pixels. What is asked of it is worked out once.
+
+    Args:
+        labels: (H, W) uint8, classes 0 to K-1 and 255 for void.
+        num_classes: K, at most 254.
+    """
+
+    def __init__(self, labels: Labels, num_classes: int) -> None:
+        self.labels, self.num_classes = labels, num_classes
+        self._extrema: dict[int, tuple[Any, Any]] = {0: (labels, labels + np.uint8(1))}  # void, 255, wraps round to 0
+        self._bands: dict[tuple[int, bool], Mask] = {}
+        self._places: dict[tuple[int, bool], tuple[npt.NDArray[np.intp], Labels, Ints]] = {}
+
+    @cached_property
+    def inside(self) -> Mask:
+        """Where it is not void."""
+        return self.labels != VOID
+
+    def band(self, width_px: int, border: bool = False) -> Mask:
+        """The pixels within ``width_px`` (Chebyshev) of a pixel of another class; False on void.
+
+        A pixel is so near exactly when the map is not constant in the window around it, void left out; so two sliding
+        extrema do for all classes at once, and each window is the next smaller one, widened.
+
+        Args:
+            width_px: at least 1.
+            border: what lies outside of the image counts as another class. The band is then the union over classes of
+                the inner bands of Boundary IoU (Cheng et al. 2021, https://arxiv.org/abs/2103.16562).
+        """
+        if (width_px, border) not in self._bands:
+            if border:
+                band, d = self.band(width_px).copy(), width_px
+                for edge in (np.s_[:d], np.s_[-d:], np.s_[:, :d], np.s_[:, -d:]):
+                    band[edge] = self.inside[edge]
+            else:
+                lowest, highest = self._window(width_px)
+                band = (highest - lowest != 1) & self.inside  # 1 also where all is void, by wrapping round
+            self._bands[width_px, border] = band
+        return self._bands[width_px, border]
+
+    def _window(self, width_px: int) -> tuple[Any, Any]:
+        """(H, W) lowest class, and highest class plus 1, of the (2 width + 1)² window."""
+        if width_px not in self._extrema:
+            near = max(width for width in self._extrema if width < width_px)
+            lowest, highest = self._extrema[near]
+            kernel = np.ones((2 * (width_px - near) + 1, 1), np.uint8)
+            # OpenCV's default border is the lowest value for a maximum and the highest for a minimum, as void must be.
+            self._extrema[width_px] = (
+                cv2.erode(cv2.erode(lowest, kernel), kernel.T),
+                cv2.dilate(cv2.dilate(highest, kernel), kernel.T),
+            )
+        return self._extrema[width_px]
+
+    def in_band(self, width_px: int, border: bool = False) -> tuple[npt.NDArray[np.intp], Labels, Ints]:
+        """Places in the flattened map of the pixels of `band`, their classes, and (K,) how many each class has."""
+        if (width_px, border) not in self._places:
+            places = np.flatnonzero(self.band(width_px, border))
+            classes = self.labels.ravel()[places]
+            self._places[width_px, border] = places, classes, self.pixels(classes)
+        return self._places[width_px, border]
+
+    def pixels(self, classes: Labels, where: Mask | None = None) -> Ints:
+        """(K,) how often each class stands in an array, or in its part ``where``; void is left out."""
+        counted = classes if where is None else np.where(where, classes, np.uint8(VOID))
+        return _histogram(counted, 256)[: self.num_classes]
+
+    @cached_property
+    def rows(self) -> npt.NDArray[np.int32]:
+        """(H, W) where each pixel's row starts in a flattened (K + 1, K + 1) confusion matrix, void being class K."""
+        return np.minimum(self.labels, self.num_classes).astype(np.int32) * (self.num_classes + 1)
+
+
+def _histogram(values: npt.NDArray[Any], length: int) -> Ints:
+    """How often each of 0 to length - 1 stands in ``values``: NumPy's ``bincount``, in half its time."""
+    import torch
+
+    found: Ints = torch.bincount(torch.from_numpy(values.ravel()), minlength=length).numpy()
+    return found
+
+
+class Sample:
+    """An image's truth and a prediction of it, which is void where the truth is.
+
+    Args:
+        truth: shared by every prediction that is counted against it.
+        prediction: (H, W) uint8, classes 0 to K-1; what it holds under void does not matter.
+
+    Raises:
+        ValueError: another shape than the truth's, or a value that is no class where the truth is not void.
+    """
+
+    def __init__(self, truth: LabelMap, prediction: Labels) -> None:
+        if prediction.shape != truth.labels.shape or prediction.dtype != np.uint8:
+            found = f"{prediction.shape} {prediction.dtype}"
+            raise ValueError(f"prediction is {found}, truth {truth.labels.shape} uint8")
+        wrong = (prediction >= truth.num_classes) & truth.inside
+        if wrong.any():
+            raise ValueError(f"prediction holds {prediction[wrong][0]}, not one of {truth.num_classes} classes")
+        self.truth = truth
+        self.prediction = LabelMap(np.where(truth.inside, prediction, np.uint8(VOID)), truth.num_classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = self.truth.labels.shape
+        return height, width
+
+    @cached_property
+    def confusion(self) -> Ints:
+        """(K, K) numbers of pixels: truth by row, prediction by column, void left out."""
+        k = self.truth.num_classes + 1  # void has a row and a column, which are left out in the end
+        cells = self.truth.rows + np.minimum(self.prediction.labels, k - 1)
+        return _histogram(cells, k * k).reshape(k, k)[:-1, :-1]
+
+    @cached_property
+    def right(self) -> Mask:
+        """(H, W) where the prediction is right; void is right too, and counts nowhere."""
+        return self.truth.labels == self.prediction.labels
+
+    @cached_property
+    def region(self) -> Ints:
+        """(3, K) numbers of pixels: those of each class in both, in the prediction, and in the truth."""
+        return np.stack([self.confusion.diagonal(), self.confusion.sum(0), self.confusion.sum(1)])
+
+
+def check_labels(labels: Labels, num_classes: int) -> LabelMap:
+    """A truth as a `LabelMap`.
+
+    Raises:
+        ValueError: a label that is neither a class nor void, or a wrong shape or type.
+    """
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"labels should be (H, W) uint8, not {labels.shape} {labels.dtype}")
+    if not 1 <= num_classes <= 254:
+        raise ValueError(f"num_classes should be from 1 to 254, not {num_classes}")
+    wrong = np.bincount(labels.ravel(), minlength=256)[num_classes:VOID].nonzero()[0]
+    if len(wrong):
+        raise ValueError(f"label {num_classes + wrong[0]} is neither one of {num_classes} classes nor void ({VOID})")
+    return LabelMap(labels, num_classes)
+
+
+def iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
+    """Intersection over union per class.
+
+    Args:
+        counts: (..., 3, K): intersection, predicted, truth, summed over the images of the data set.
+
+    Returns:
+        (..., K) in 0 to 1; NaN for a class that is neither predicted nor there.
+    """
+    intersection, predicted, truth = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
+    union = predicted + truth - intersection
+    return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def mean_over_classes(values: Floats) -> Floats:
+    """Mean of (..., K) over the classes that have a score; NaN where none has."""
+    present = ~np.isnan(values)
+    number = present.sum(-1)
+    return np.divide(
+        np.where(present, values, 0.0).sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0
+    )
