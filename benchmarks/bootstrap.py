@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats as distributions
 
-from segbench.metrics import contour_f1, iou
-from segbench.report import stats
+from segbench.measures.base import iou
+from segbench.measures.bf1 import contour_f1
+from segbench.report import ranking, stats
 
 DECODERS, SEEDS, IMAGES, CLASSES, RESAMPLES = 5, 3, 1449, 21, 10_000
 PRESENCE = np.array([1, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.06])  # share of the images that hold each class
@@ -141,7 +142,7 @@ def plain(counts: np.ndarray, truth: np.ndarray, values: np.ndarray, spreads: li
     Percentiles: bootstrap that draws images, and seeds, with replacement. Bootstrap variance: as `stats`, with the
     bootstrap's image variances in place of the jackknife's.
     """
-    drawn = stats.bootstrap(counts, resamples=1000)[..., MEAN]  # (R, 2, S)
+    drawn = ranking.bootstrap(counts, resamples=1000)[..., MEAN]  # (R, 2, S)
     seeds = values.shape[1]
     picked = np.random.default_rng(0).integers(0, seeds, (len(drawn), seeds))  # the same for both decoders
     answers = {}
@@ -203,10 +204,10 @@ def speed(repeats: int) -> None:
     begin, begin_cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         start = time.perf_counter()
-        drawn = stats.bootstrap(counts, resamples=RESAMPLES)
+        drawn = ranking.bootstrap(counts, resamples=RESAMPLES)
         middle = time.perf_counter()
         measured = stats.measure(counts)
-        stats.intervals(measured), stats.differences(measured, 0), stats.ranks(measured, drawn)
+        stats.intervals(measured), stats.differences(measured, 0), ranking.ranks(measured, drawn)
         for name, seconds in zip(taken, (middle - start, time.perf_counter() - middle), strict=True):
             taken[name].append(seconds)
     cores = (time.process_time() - begin_cpu) / (time.perf_counter() - begin)

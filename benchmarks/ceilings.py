@@ -11,13 +11,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from segbench.config import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
-from segbench.metrics import Truth, iou, mean_over_classes
+from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
+from segbench.measures.biou import BIoU
 
 STRIDES = (2, 4, 8, 16)
 LEVELS = 16  # of each colour channel in the lookup
@@ -44,11 +44,12 @@ def colour_bins(image: Pixels) -> np.ndarray:
 def ceilings(data: Dataset) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """IoU and Boundary IoU (0.02) per class by stride, from counts summed over the split."""
     k = len(data.classes)
-    truths = [Truth(torch.from_numpy(data.read(i)[1]), k, [0.02]) for i in range(len(data))]
+    truths = [check_labels(data.read(i)[1], k) for i in range(len(data))]
     found = {}
     for stride in STRIDES:
-        counts = [t.count(torch.from_numpy(coarse(t.labels.numpy(), stride, k))) for t in truths]
-        region, boundary = torch.stack([torch.stack([c.region, c.boundary[0]]) for c in counts]).sum(0).numpy()
+        samples = [Sample(t, coarse(t.labels, stride, k)) for t in truths]
+        region = np.sum([s.region for s in samples], 0)
+        boundary = np.sum([BIoU(0.02).count(s) for s in samples], 0)
         found[stride] = (iou(region), iou(boundary))
     return found
 

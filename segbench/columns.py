@@ -8,7 +8,7 @@ import numpy as np
 
 from segbench.config import MeasureConfig
 from segbench.errors import UserError, brief
-from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, RunMeasure, Sample
+from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, RunMeasure, Sample, spelled
 from segbench.registry import MEASURES, check_params, source_hash
 
 
@@ -42,8 +42,7 @@ def make_measure(plug_in: str, params: Mapping[str, Any]) -> Measure:
     if not isinstance(measure, CountMeasure | RunMeasure):
         raise UserError(f"measure '{plug_in}' should be a CountMeasure or a RunMeasure of segbench.measures.base")
     measure.plug_in, measure.params, measure.kind = plug_in, values, plug_in.rpartition(":")[2]
-    spelled = ",".join(f"{v:g}" if isinstance(v, int | float) else str(v) for v in values.values())
-    measure.name = f"{measure.kind}@{spelled}" if values else measure.kind
+    measure.name = f"{measure.kind}@{','.join(map(spelled, values.values()))}" if values else measure.kind
     measure.short = measure.short or measure.kind
     measure.long = measure.long or measure.short
     return measure

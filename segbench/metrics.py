@@ -41,6 +41,7 @@ class _FromMeasure(Metric):
     higher_is_better = True
     full_state_update = False
     counts: Tensor
+    score = staticmethod(iou)
 
     def __init__(self, num_classes: int, ignore_index: int | None, shape: tuple[int, ...], **kwargs: Any) -> None:
         """``shape``: of the counts, without the classes."""
@@ -77,7 +78,7 @@ class _FromMeasure(Metric):
         return torch.from_numpy(np.asarray(mean_over_classes(self._score())))
 
     def _score(self) -> Any:
-        return self._measures((1, 1))[0].score(self.counts.cpu().numpy()) / 100
+        return self.score(self.counts.cpu().numpy())
 
     def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
         sample = Sample(check_labels(target.numpy(), self.num_classes), prediction.numpy())
@@ -139,6 +140,8 @@ class BoundaryF1(_FromMeasure):
         ratio: the same as a fraction of the image's diagonal, ``max(1, round(ratio * diagonal))``. One of the two.
         ignore_index: the label of pixels that count nowhere and make no contour, or None.
     """
+
+    score = staticmethod(contour_f1)
 
     def __init__(
         self,

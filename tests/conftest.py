@@ -13,8 +13,10 @@ import torch
 import yaml
 
 from segbench import store
+from segbench.columns import described, load_measures
 from segbench.config import SweepConfig, build_config
 from segbench.launch import local
+from segbench.measures.base import RunMeasure
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("SEGBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -66,6 +68,12 @@ def write_sweep(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def described_measures(*names: str) -> list[dict[str, Any]]:
+    """What a result says of the standard measures of those names, and of those that are measured once of a run."""
+    measures = load_measures([])
+    return described(m for m in measures if m.name in names or isinstance(m, RunMeasure))
 
 
 def write_again(folder: Path, **changes: Any) -> None:

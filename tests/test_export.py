@@ -15,7 +15,7 @@ from segbench.data import open_data
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
 from segbench.export import export, in_words, load_run, predictions
-from segbench.metrics import iou, mean_over_classes
+from segbench.measures.base import iou, mean_over_classes
 from segbench.report import page
 from tests.conftest import ROOT, segbench, write_again
 from tests.test_sweep import sweep

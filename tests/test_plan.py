@@ -26,7 +26,7 @@ from tests.test_sweep import in_training, slow_sweep, sweep
 
 FACTS = Facts(
     "cpu", 0, "weights", ("a", "b"), ["Shapes", "source", "params", "train", "val"], 3, (4, 8, 16, 32),
-    {"bilinear": DecoderFacts("Bilinear", {"width": 8}, "source", 1, 1)},
+    {"bilinear": DecoderFacts("Bilinear", {"width": 8}, "source")}, [["MIoU", {}, "source"]],
 )  # fmt: skip
 
 # For every field another value than the default (of `tiny`), and whether it changes the numbers of a run.
@@ -48,8 +48,7 @@ CHANGES = {
     "recipe.warmup_steps": (1, True), "recipe.clip_norm": (1.0, True), "recipe.class_weights": ([1.0, 2.0], True),
     "evaluation.mode": (None, True), "evaluation.window": (None, True), "evaluation.stride": (None, True),  # below
     "evaluation.flip": (True, True), "evaluation.scales": ([1.0, 0.5], True),
-    "evaluation.padding": ("replicate", True), "evaluation.boundary_ratios": ([0.1], True),
-    "evaluation.tolerances_px": ([2], True), "evaluation.trimap_widths_px": ([2], True),
+    "evaluation.padding": ("replicate", True), "measures": (None, True),  # by their own facts, below
     "evaluation.every": (2, False),
     "trainer.accelerator": (None, True),  # as it was resolved, below
     "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
@@ -105,6 +104,7 @@ def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
         *({"data": [v if i != j else "other" for j, v in enumerate(FACTS.data)]} for i in range(5)),
         *({"decoders": {"bilinear": dataclasses.replace(FACTS.decoders["bilinear"], **change)}}
           for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
+        {"measures": [["MIoU", {}, "other"]]},
     ],
 )  # fmt: skip
 def test_what_names_stand_for_is_in_the_key(changes):

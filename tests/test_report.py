@@ -13,16 +13,17 @@ from scipy import stats as scipy_stats
 from segbench import store
 from segbench.cli import main
 from segbench.errors import UserError
-from segbench.report import figures, page, stats
+from segbench.measures.params import Params
+from segbench.report import figures, page, ranking, stats
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, Look, settle, style
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
-from tests.conftest import write_again
+from tests.conftest import described_measures, write_again
 
 CLASSES = ["sky", "road", "pole", "never"]
-PROTOCOL = {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2, 4]}
+METRICS = ["miou", "biou@0.02", "accuracy", "bf1@3", "trimap@1", "trimap@2", "trimap@4"]
 HOSTILE = [
     "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</script><script>document.title='x'</script>",
     "$x_{a}$ _b", "_under", "long " * 12 + "w" * 200,
@@ -41,11 +42,11 @@ def counts_of(effect, seed, images, classes, noise, own):
     region = np.stack([right, truth - right // 4, truth], 1)  # (N, 3, K)
     boundary = np.stack([right // 3, (truth - right // 4) // 2, truth // 2], 1)
     contour = np.stack([right // 5, truth // 4, right // 6, truth // 4], 1)
-    trimap = np.stack([region // w for w in (8, 4, 2)], 1)
-    return {
-        "region": region, "boundary": boundary[:, None], "contour": contour[:, None], "trimap": trimap,
-        "widths_px": np.full((images, 1), 5), "confusion": np.zeros((classes, classes), np.int64),
-    }  # fmt: skip
+    trimap = {f"trimap@{width}": region // w for width, w in ((1, 8), (2, 4), (4, 2))}
+    sizes = np.full((images, 2), [150, 200])  # 0.02 of the diagonal are 5 px
+    confusion = np.zeros((classes, classes), np.int64)
+    own = {"biou@0.02": boundary, "bf1@3": contour, **trimap}
+    return {"region": region, "confusion": confusion, "sizes": sizes, **own}
 
 
 def write_run(folder, decoder, seed, counts, number, classes, **changes):
@@ -54,15 +55,18 @@ def write_run(folder, decoder, seed, counts, number, classes, **changes):
     row = {
         "result_version": store.RESULT_VERSION, "key": f"k{number}{seed}", "variant": {}, "data_fingerprints": ["d"],
         "decoder": decoder, "seed": seed, "data": "shapes", "images": len(counts["region"]), "classes": list(classes),
-        "evaluation": PROTOCOL, "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "steps": 40,
-        "encoder_trainable": False, "parameters": 10**6 * (number + 1), "macs": 10**9 * (3 - number % 3),
-        "last_loss": 0.5,
-        "train_s": 3.0 + seed, "eval_ms_per_image": 4.0 + number, "evaluation_title": "", "train_shared_s": 1.0,
+        "evaluation": {"flip": False}, "broken": {}, "measures": described_measures(*METRICS),
+        "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "steps": 40,
+        "encoder_trainable": False, "last_loss": 0.5, "evaluation_title": "", "train_shared_s": 1.0,
+        "values": {
+            "params": 1e6 * (number + 1), "macs": 1e9 * (3 - number % 3), "train": 3.0 + seed, "eval": 4.0 + number,
+            "memory": 1e9,
+        },
         "eval_encoder_ms_per_image": 2.0, "finished": "2026-01-02T03:04:05+00:00", **changes,
     }  # fmt: skip
     run.mkdir(parents=True)
     np.savez(run / "counts.npz", ids=np.array([f"image{i}" for i in range(len(counts["region"]))]), **counts)
-    lines = [f"{s},{2 / (s + 1) + 0.01 * seed},0.1," for s in range(1, 41)] + ["20,,,0.31"]
+    lines = [f"{s},{2 / (s + 1) + 0.01 * seed},0.1," for s in range(1, 41)] + ["20,,,31.0"]
     (run / "history.csv").write_text("step,loss,lr,val_miou\n" + "\n".join(lines) + "\n")
     store.write_json(run / "environment.json", {"cpu": f"CPU {seed % 2}", "threads": 1, "versions": {"torch": "2.7"}})
     store.write_result(run, row)
@@ -178,16 +182,11 @@ def by_hand(folder, name):
         elif name == "miou":
             values = iou_by_hand(counts["region"].sum(0))
         elif name == "bf1@3":
-            values = f1_by_hand(counts["contour"][:, 0].sum(0))
-        elif name == "biou@0.02":
-            values = iou_by_hand(counts["boundary"][:, 0].sum(0))
+            values = f1_by_hand(counts[name].sum(0))
         else:
-            values = iou_by_hand(counts["trimap"][:, PROTOCOL["trimap_widths_px"].index(int(name[7:]))].sum(0))
+            values = iou_by_hand(counts[name].sum(0))
         scores.setdefault(row["decoder"], []).append(values)
     return {d: np.array(v) for d, v in scores.items()}
-
-
-METRICS = ["miou", "biou@0.02", "bf1@3", "trimap@1", "trimap@2", "trimap@4", "accuracy"]
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -217,15 +216,12 @@ def test_every_score_is_what_the_counts_give(folder, read, name):
                 assert cell["deltas"]["bilinear"]["mean"] == pytest.approx((values - base)[:, k].mean())
 
 
-@pytest.mark.parametrize(
-    ("name", "array", "score"), [("miou", "region", stats.iou), ("biou@0.02", "boundary", stats.iou)]
-)
-def test_every_interval_is_what_the_statistics_give(folder, read, name, array, score):
-    runs = [[np.load(folder / f"run{n}-s{s}" / "counts.npz")[array] for s in range(3)] for n in range(4)]
-    counts = np.array(runs) if array == "region" else np.array(runs)[:, :, :, 0]
+@pytest.mark.parametrize(("name", "array"), [("miou", "region"), ("biou@0.02", "biou@0.02")])
+def test_every_interval_is_what_the_statistics_give(folder, read, name, array):
+    counts = np.array([[np.load(folder / f"run{n}-s{s}" / "counts.npz")[array] for s in range(3)] for n in range(4)])
     measured = stats.measure(counts)
     intervals, differences = stats.intervals(measured), stats.differences(measured, 0)
-    ranks = stats.ranks(measured, stats.bootstrap(counts))
+    ranks = ranking.ranks(measured, ranking.bootstrap(counts))
     found = read.json["sections"][0]["metrics"][name]
     for number, d in enumerate(EFFECTS):
         for place, cell in [(-1, found["mean"][d]), *((k, found["classes"][c][d]) for k, c in enumerate(CLASSES[:3]))]:
@@ -245,7 +241,7 @@ def test_where_images_are_alike_the_intervals_are_students(tmp_path, undrawn):
     path = fake_sweep(tmp_path / "s", EFFECTS, noise=0.02)
     for file in path.glob("*/counts.npz"):
         arrays = dict(np.load(file))
-        for name in ("region", "boundary", "contour", "trimap"):
+        for name in arrays.keys() - {"ids", "confusion", "sizes"}:
             arrays[name] = np.repeat(arrays[name][:1], 12, 0)
         np.savez(file, **arrays)
         write_again(file.parent)
@@ -341,10 +337,11 @@ def test_plots_show_the_numbers(folder, read):
     others = [d for d in EFFECTS if d != "bilinear"]
     with style():
         forest = figures.difference(a.against("bilinear"), look, others)
-        cost = figures.against_cost(a, look, list(EFFECTS), "params")
+        values = {d: 1e6 * (number + 1) for number, d in enumerate(EFFECTS)}
+        cost = figures.against_cost(a, look, list(EFFECTS), Params(), values)
         classes = figures.per_class(a.against("bilinear"), look, others, [0, 1, 2])
-        widths = [(w, found[f"trimap@{w}"]) for w in (1, 2, 4)]
-        trimap = next(iter(figures.trimaps(widths, look, "", {"": "bilinear"}))).figure
+        widths = [found[f"trimap@{w}"] for w in (1, 2, 4)]
+        trimap = next(iter(figures.over(widths, look, "trimap", {"": "bilinear"}))).figure
         ranks = figures.ranks(a, look)
     deltas = [numbers["mean"][d]["deltas"]["bilinear"] for d in others]
     assert drawn_bars(forest) == [pytest.approx((v["mean"], row, v["low"], v["high"])) for row, v in enumerate(deltas)]
@@ -399,7 +396,7 @@ def test_the_pareto_front_holds_what_nothing_beats():
 def test_figures_are_files_at_paper_size(written, folder):
     names = {p.name for p in (folder / "figures").iterdir()}
     stems = [
-        f"{m}-{k}" for m in ("miou", "biou-0.02") for k in ("difference", "time", "macs", "params", "classes", "ranks")
+        f"{m}-{k}" for m in ("miou", "biou-0.02") for k in ("difference", "eval", "macs", "params", "classes", "ranks")
     ]
     stems += ["trimap", "trimap-difference", "training"]
     assert names == {f"{s}.{kind}" for s in stems for kind in ("svg", "pdf")}
@@ -504,7 +501,8 @@ def test_a_grid_gives_a_section_for_each_group(tmp_path, undrawn):
 def test_groups_that_were_counted_differently(tmp_path, undrawn):
     path = fake_sweep(tmp_path / "s", {"bilinear": 0.0, "a": 0.1})
     for seed in range(3):
-        write_again(path / f"run1-s{seed}", evaluation=PROTOCOL | {"boundary_ratios": [], "tolerances_px": []})
+        fewer = described_measures("miou", "trimap@1")
+        write_again(path / f"run1-s{seed}", evaluation={"flip": True}, measures=fewer)
     read = Reader(write_report(path, gallery=False).path.read_text())
     assert [list(s["metrics"])[:2] for s in read.json["sections"]] == [["miou", "biou@0.02"], ["miou", "trimap@1"]]
     assert list(read.json["files"]) == ["s.yaml"]

@@ -95,4 +95,4 @@ def test_verdict_of_one_decoder(tmp_path):
 def test_small_intervals_are_not_rounded_to_zero():
     assert interval(Delta(1.23, 0.71, 1.64, 0, 0, "better")) == "1.2 [0.7, 1.6] points"
     assert interval(Delta(0.06, 0.02, 0.1, 0, 0, "better")) == "0.06 [0.02, 0.10] points"
-    assert interval(Delta(-1.2, -2.0, -0.004, 0, 0, "worse"), -1) == "1.200 [0.004, 2.000] points"
+    assert interval(Delta(-1.2, -2.0, -0.004, 0, 0, "worse"), "points", -1) == "1.200 [0.004, 2.000] points"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from segbench.metrics import contour_f1, iou, mean_over_classes
-from segbench.report import stats
+from segbench.measures.base import iou, mean_over_classes
+from segbench.measures.bf1 import contour_f1
+from segbench.report import ranking, stats
 
 SWEEPS = 600
 
@@ -84,15 +85,15 @@ def test_influence_is_the_jackknife(make, score):
 @pytest.mark.parametrize(("make", "score"), [(region_counts, iou), (contour_counts, contour_f1)])
 def test_bootstrap_is_a_loop_over_resamples(make, score, monkeypatch):
     counts = make()
-    drawn = stats.bootstrap(counts, score, 50)
-    weights = np.concatenate(list(stats._multinomial(12, 50, 7, 0))).astype(int)
+    drawn = ranking.bootstrap(counts, score, 50)
+    weights = np.concatenate(list(ranking._multinomial(12, 50, 7, 0))).astype(int)
     assert (weights.sum(1) == 12).all()
     for r, d, s in np.ndindex(50, 2, 3):
         expected = by_loop(counts[d, s], score, np.repeat(range(12), weights[r]))
         np.testing.assert_allclose(drawn[r, d, s], expected, rtol=0, atol=1e-12)
-    monkeypatch.setattr(stats, "CHUNK_NUMBERS", 1)
-    np.testing.assert_array_equal(stats.bootstrap(counts, score, 50), drawn)
-    assert not np.array_equal(stats.bootstrap(counts, score, 50, seed=1), drawn, equal_nan=True)
+    monkeypatch.setattr(ranking, "CHUNK_NUMBERS", 1)
+    np.testing.assert_array_equal(ranking.bootstrap(counts, score, 50), drawn)
+    assert not np.array_equal(ranking.bootstrap(counts, score, 50, seed=1), drawn, equal_nan=True)
 
 
 def test_bootstrap_has_the_spread_of_scipys():
@@ -102,17 +103,17 @@ def test_bootstrap_has_the_spread_of_scipys():
         return mean_over_classes(iou(counts[0, 0, chosen.astype(int)].sum(0)))
 
     theirs = reference.bootstrap((np.arange(60),), score, n_resamples=3000, vectorized=False, rng=1, method="basic")
-    ours = stats.bootstrap(counts, resamples=3000)[..., -1].std(ddof=1)
+    ours = ranking.bootstrap(counts, resamples=3000)[..., -1].std(ddof=1)
     assert ours == pytest.approx(theirs.standard_error, rel=0.05)
 
 
 def test_sums_are_exact():
     counts = np.full((1, 1, 1449, 3, 1), 2_000_001)
     counts[:, :, ::2, 0] = 1_999_999
-    weights = np.concatenate(list(stats._multinomial(1449, 20, 20, 0))).astype(int)
+    weights = np.concatenate(list(ranking._multinomial(1449, 20, 20, 0))).astype(int)
     exact = [sum(int(w) * int(c) for w, c in zip(row, counts[0, 0, :, 0, 0], strict=True)) for row in weights]
     union = [2 * 1449 * 2_000_001 - e for e in exact]
-    assert stats.bootstrap(counts, resamples=20)[:, 0, 0, 0].tolist() == [
+    assert ranking.bootstrap(counts, resamples=20)[:, 0, 0, 0].tolist() == [
         e / u for e, u in zip(exact, union, strict=True)
     ]
 
@@ -209,18 +210,18 @@ def test_equal_counts_are_no_difference():
     counts = np.repeat(region_counts(1), 2, 0)
     cell = stats.differences(stats.measure(counts), 0)[1][-1]
     assert (cell.value, cell.low, cell.high, cell.p, cell.verdict) == (0, 0, 0, 1, "within noise")
-    assert [r.p_best for r in stats.ranks(stats.measure(counts), stats.bootstrap(counts))] == [0.5, 0.5]
+    assert [r.p_best for r in ranking.ranks(stats.measure(counts), ranking.bootstrap(counts))] == [0.5, 0.5]
 
 
 def test_one_decoder_and_bad_counts():
     counts = region_counts(1)
     measured = stats.measure(counts)
     assert stats.differences(measured, 0) == {}
-    assert stats.ranks(measured, stats.bootstrap(counts, resamples=10)) == [stats.Rank(1, 1, 1, 1.0)]
+    assert ranking.ranks(measured, ranking.bootstrap(counts, resamples=10)) == [ranking.Rank(1, 1, 1, 1.0)]
     with pytest.raises(ValueError, match="at least two of them, not 1"):
         stats.measure(counts[:, :, :1])
     with pytest.raises(ValueError, match="must be integers .*, not float64"):
-        stats.bootstrap(counts.astype(float))
+        ranking.bootstrap(counts.astype(float))
 
 
 def test_same_counts_same_answer():
@@ -229,7 +230,7 @@ def test_same_counts_same_answer():
         counts = region_counts(3, images=30)
         measured = stats.measure(counts)
         cells = [vars(row[-1]) for row in stats.differences(measured, 0).values()]
-        answers.append((stats.ranks(measured, stats.bootstrap(counts, resamples=500)), cells))
+        answers.append((ranking.ranks(measured, ranking.bootstrap(counts, resamples=500)), cells))
     assert answers[0] == answers[1]
 
 
@@ -239,7 +240,7 @@ def test_ranks():
     resampled = measured.values[None] + np.einsum(
         "ri,idsk->rdsk", rng.multinomial(1000, np.full(1000, 1e-3), 2000) / 1000, measured.influence
     )
-    found = stats.ranks(measured, resampled)
+    found = ranking.ranks(measured, resampled)
     assert [(r.low, r.high) for r in found] == [(3, 3), (1, 2), (1, 2), (4, 4)]
     assert sorted(r.rank for r in found) == [1, 2, 3, 4]
     assert sum(r.p_best for r in found) == pytest.approx(1)
@@ -260,7 +261,7 @@ def test_p_best_of_two_is_the_one_sided_test(seeds, by_seed, by_image):
         spread = stats.differences(measured, 0)[1][0].spread
         variance = spread.shared_images + (spread.between_seeds / seeds if seeds > 1 else 0)
         expected = reference.norm.cdf(gaps.mean() / math.sqrt(variance))
-    assert stats.ranks(measured, resampled)[1].p_best == pytest.approx(expected, abs=0.015)
+    assert ranking.ranks(measured, resampled)[1].p_best == pytest.approx(expected, abs=0.015)
 
 
 def test_power_is_that_of_the_t_test():
@@ -334,7 +335,7 @@ def test_rank_intervals_cover():
     hits = []
     for _ in range(200):
         measured = scores(4, 5, 60, rng, means, 0.01, 0.02, 0.02)
-        found = stats.ranks(measured, np.repeat(measured.values[None], 2, 0))
+        found = ranking.ranks(measured, np.repeat(measured.values[None], 2, 0))
         hits.append([r.low <= rank <= r.high for r, rank in zip(found, (4, 3, 2, 1), strict=True)])
     assert (np.mean(hits, 0) >= share_band(0.95, 0.95, 200)[0]).all()
 

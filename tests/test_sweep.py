@@ -78,7 +78,7 @@ def test_a_run_is_a_folder(together):
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["versions"]["torch"]
     assert environment["threads"] == 1
-    assert (folder / "history.csv").read_text().splitlines()[0] == "step,loss,lr,val_miou"
+    assert (folder / "history.csv").read_text().splitlines()[0] == "step,loss,lr"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -207,7 +207,8 @@ def test_the_key(make_config, tmp_path):
     base = key()
     for changes in (
         {"recipe": {"lr": 0.1}}, {"recipe": {"steps": 5}}, {"seeds": [1]}, {"decoder_defaults": {"width": 4}},
-        {"data": {"seed": 1}}, {"encoder": {"weights": "none"}}, {"evaluation": {"boundary_ratios": [0.1]}},
+        {"data": {"seed": 1}}, {"encoder": {"weights": "none"}},
+        {"measures": [{"name": "bf1", "params": {"tolerance_px": 2}}]},
         {"encoder": {"trainable": True}},
     ):  # fmt: skip
         assert key(**changes)["bilinear"] != base["bilinear"], changes

@@ -17,9 +17,10 @@ from segbench.errors import Failure, UserError
 from segbench.report import formats
 from segbench.report import table as tables
 from segbench.report.compare import compare
-from tests.conftest import write_again
+from tests.conftest import described_measures, write_again
 
 CLASSES = ["sky", "pole", "never"]
+MEASURES = ["miou", "biou@0.02", "bf1@3", "trimap@1", "trimap@2", "accuracy"]
 
 
 def counts_of(quality: float, seed: int) -> dict[str, np.ndarray]:
@@ -29,13 +30,14 @@ def counts_of(quality: float, seed: int) -> dict[str, np.ndarray]:
     region[:, 0, :2] = right + seed, right
     region[:, 1, :2] = 100 + seed, 100 - seed
     region[:, 2, :2] = 100
-    boundary = (region // 2)[:, None]
+    boundary = region // 2
     return {
         "region": region,
-        "boundary": boundary,
-        "contour": np.repeat(boundary, [1, 2, 1], axis=2),
-        "trimap": np.repeat(boundary, 2, axis=1),
-        "widths_px": np.full((2, 1), 5),
+        "biou@0.02": boundary,
+        "bf1@3": np.repeat(boundary, [1, 2, 1], axis=1),
+        "trimap@1": boundary,
+        "trimap@2": boundary,
+        "sizes": np.full((2, 2), [150, 200]),  # 0.02 of the diagonal are 5 px
         "confusion": np.zeros((3, 3), np.int64),
     }
 
@@ -46,9 +48,9 @@ def write_run(folder, decoder, seed, quality, **changes):
     row = {
         "result_version": store.RESULT_VERSION, "key": f"k{decoder}{seed}", "variant": {}, "data_fingerprints": ["d"],
         "decoder": decoder, "seed": seed, "data": "shapes", "images": 2, "classes": CLASSES,
-        "evaluation": {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2]},
+        "evaluation": {"flip": False}, "broken": {}, "measures": described_measures(*MEASURES),
         "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "encoder_trainable": False, "steps": 7,
-        "parameters": 1_500_000, "macs": 2_000_000_000, "train_s": 3.0 + seed, "eval_ms_per_image": 4.0,
+        "values": {"params": 1.5e6, "macs": 2e9, "train": 3.0 + seed, "eval": 4.0, "memory": 1e9},
         "evaluation_title": "", "train_shared_s": 1.0, "eval_encoder_ms_per_image": 2.0, **changes,
     }  # fmt: skip
     run.mkdir(parents=True)
@@ -128,7 +130,10 @@ def test_one_seed_has_no_interval(tmp_path):
 
 
 def test_absent_classes_are_named(folder):
-    assert "Not there and never predicted, so left out of the means: never." in tables.make_table(folder).notes
+    assert (
+        "Absent from the ground truth and never predicted, so left out of the means: never."
+        in tables.make_table(folder).notes
+    )
 
 
 def test_per_class(folder):
@@ -148,7 +153,7 @@ def test_per_class(folder):
         ("features_hash", "another"),
         ("data_fingerprints", ["other images"]),
         ("classes", ["sky", "pole", "tree"]),
-        ("evaluation", {"boundary_ratios": [0.02], "tolerances_px": [3], "trimap_widths_px": [1, 2], "flip": True}),
+        ("evaluation", {"flip": True}),
     ],
 )
 def test_runs_that_must_not_be_compared_are_not(folder, name, value):
@@ -167,8 +172,7 @@ def test_runs_that_must_not_be_compared_are_not(folder, name, value):
 
 def test_groups_with_other_protocols_show_what_they_have(folder):
     for run in folder.glob("worse-*"):
-        row = store.read_json(run / "result.json")
-        write_again(run, evaluation=row["evaluation"] | {"tolerances_px": []})
+        write_again(run, evaluation={"flip": True}, measures=described_measures("miou"))
     table = tables.make_table(folder, ["bf1@3", "miou"], allow_mixed=True)
     cells = {row["decoder"]: row for row in table.rows}
     assert cells["worse"]["BF1 (3px)"] is None
@@ -220,7 +224,7 @@ def test_columns_and_sorting(folder):
 
 def test_classes_in_few_images_are_named(folder):
     table = tables.make_table(folder, ["miou"], classes=True, columns=["score", "ci"])
-    assert "In so few images that their intervals are too narrow: sky, pole." in table.notes
+    assert "Present in fewer than 10 images; intervals are too narrow: sky, pole." in table.notes
     assert not any("too narrow" in note for note in tables.make_table(folder, classes=True).notes)
 
 
@@ -232,7 +236,7 @@ def test_the_long_form_holds_every_score(folder):
     assert math.isnan(one["never"])
     mean = frame.query("metric == 'miou' and `class` == 'mean'").groupby("decoder")["value"].mean()
     assert mean["same"] == pytest.approx(np.mean([by_hand("same", s) for s in range(3)]))
-    assert {"parameters", "macs", "train_s", "eval_ms_per_image", "images", "encoder_hash", "key"} <= set(frame.columns)
+    assert {"params", "macs", "train", "eval", "memory", "images", "encoder_hash", "key"} <= set(frame.columns)
 
 
 def test_parquet_and_long_files(folder, tmp_path):

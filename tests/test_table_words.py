@@ -20,10 +20,9 @@ from segbench.report import formats, page
 from segbench.report import table as tables
 from segbench.report.analysis import Analysis, PValue
 from segbench.report.compare import compare
-from segbench.report.metrics import Metric, available
+from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
-from segbench.report.words import spelled
 from tests.conftest import tiny, write_again
 from tests.test_report import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
 
@@ -73,8 +72,8 @@ def test_cohorts_are_named_by_the_same_rule(tmp_path):
     numbers = itertools.count()  # other encoder weights each time, so that no two runs are one
 
     def probe(_):
-        bilinear = DecoderFacts("Bilinear", {}, "source", 1, 1)
-        return Facts("cpu", 0, str(next(numbers)), ("a",), ["Shapes"], 3, (4, 8), {"bilinear": bilinear})
+        bilinear = DecoderFacts("Bilinear", {}, "source")
+        return Facts("cpu", 0, str(next(numbers)), ("a",), ["Shapes"], 3, (4, 8), {"bilinear": bilinear}, [])
 
     cohorts = make_cohorts(make_runs(config, probe), lambda run: 0)
     assert [c.name for c in cohorts] == [
@@ -97,22 +96,22 @@ def test_only_a_p_value_is_written_as_one(tmp_path):
     table = tables.make_table(path, ["miou"], columns=["score", "p"])
     assert {line[1] for line in formats.grid(table)[1]} == {"0.0005", "0.25", "1e-07"}
     assert [row["lr"] for row in tables.make_table(path, sort="lr").rows][::2] == [1e-7, 0.0005, 0.25]
-    assert formats.text("p mIoU", PValue(0.0005)) == "< 0.001"
-    assert formats.text("p mIoU", PValue(0.0123)) == "0.012"
-    assert formats.text("p mIoU", PValue("nan")) == "-"
+    assert formats.text(PValue(0.0005)) == "< 0.001"
+    assert formats.text(PValue(0.0123)) == "0.012"
+    assert formats.text(PValue("nan")) == "-"
     p = [row["p mIoU"] for row in table.rows]
     assert [row["p mIoU"] for row in json.loads(formats.as_json(table))["rows"]] == p
     assert pandas.read_csv(io.StringIO(formats.as_csv(table)))["p mIoU"].iloc[1] == p[1]
     assert pandas.read_parquet(io.BytesIO(formats.as_parquet(table)))["p mIoU"].iloc[1] == p[1]
 
 
-def test_a_metric_without_a_name_in_words_is_called_by_its_column(folder):
-    results = read_sweep(folder).results
-    assert [spelled(m) for m in available(results)] == [
-        "mIoU", "Boundary IoU 0.02 (5px)", "Boundary F1 (3px)", "trimap IoU", "trimap IoU", "trimap IoU",
-        "pixel accuracy",
-    ]  # fmt: skip
-    assert spelled(Metric("hausdorff@95", "HD (95 %)", lambda r: r.counts["region"], lambda c: c)) == "HD (95 %)"
+def test_a_measure_is_called_by_its_heading_and_its_words(folder):
+    found = {m.name: (m.column, m.words) for m in available(read_sweep(folder).results)}
+    assert found["miou"] == ("mIoU", "mIoU")
+    assert found["biou@0.02"] == ("BIoU 0.02 (5px)", "Boundary IoU 0.02 (5px)")
+    assert found["bf1@3"] == ("BF1 (3px)", "Boundary F1 (3px)")
+    assert found["trimap@4"] == ("trimap (4px)", "trimap IoU (4px)")
+    assert found["accuracy"] == ("pixel acc.", "pixel accuracy")
 
 
 def collapse(run, top, stray):

@@ -5,7 +5,7 @@ import pytest
 from segbench import store, track
 from segbench.errors import UserError
 from segbench.launch.work import work
-from segbench.metrics import iou, mean_over_classes
+from segbench.measures.base import iou, mean_over_classes
 from segbench.plan import make_cohorts
 from segbench.sweep import plan
 from tests.test_sweep import FAILING, sweep
@@ -25,7 +25,7 @@ def test_csv_by_default_holds_what_the_history_holds(make_config):
         (r["step"], float(r["loss"])) for r in kept if r["loss"]
     ]
     (midway,) = [r["val_miou"] for r in kept if r["val_miou"]]
-    final = mean_over_classes(iou(results["bilinear", 0].counts["region"].sum(0)))
+    final = 100 * mean_over_classes(iou(results["bilinear", 0].counts["region"].sum(0)))
     assert [(r["step"], float(r["val_miou"])) for r in live if r["val_miou"]] == [("2", float(midway)), ("4", final)]
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_fails_in_the_evaluation_is_no_success(ends):
     assert statuses == {"nearest": "success", "EvalRaises": "failed"}
     assert [len(ended.failures), len(recorders["EvalRaises"].rows)] == [1, 4]
     assert recorders["nearest"].rows[-1][0] == 4
-    assert list(recorders["nearest"].rows[-1][1]) == ["val_miou"]
+    assert set(recorders["nearest"].rows[-1][1]) == {"val_miou", "val_biou@0.02"}
 
 
 @pytest.mark.parametrize("stop_after", [0, 2, 5])

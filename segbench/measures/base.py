@@ -60,7 +60,7 @@ class Measure:
 
     def suffix(self, sizes: Ints) -> str:
         """What heading and name say of its parameters, for images of ``sizes``, (N, 2) height and width in pixels."""
-        return f" ({', '.join(map(str, self.params.values()))})" if self.params else ""
+        return f" ({', '.join(map(spelled, self.params.values()))})" if self.params else ""
 
     def text(self, value: float) -> str:
         """A value as people read it; ``-`` for NaN."""
@@ -70,6 +70,11 @@ class Measure:
     def note(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """A sentence for below the table, of the ``result.json`` of its runs; empty for none."""
         return ""
+
+
+def spelled(value: Any) -> str:
+    """A parameter's value in a name: ``0.02``, ``3`` also for 3.0, else as Python writes it."""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 class CountMeasure(Measure):

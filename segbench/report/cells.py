@@ -66,12 +66,12 @@ def means(
     group: Group,
     analyses: Sequence[Analysis],
     baselines: Sequence[str],
-    costs: Mapping[RunMeasure, Mapping[str, float]],
+    costs: Sequence[tuple[RunMeasure, Mapping[str, float]]],
 ) -> View:
     """Rows are decoders; columns the mean over classes, its difference from each baseline, and the costs.
 
     Args:
-        costs: measure -> decoder -> mean over its runs.
+        costs: measures of runs, and decoder -> mean over its runs.
     """
     spans, heads = [("", 1)], [Head("n", "Finished seeds")]
     columns = [[_finished(group, d) for d in group.decoders]]
@@ -88,7 +88,7 @@ def means(
             heads.append(Head(f"Δ {b}", f"Difference with its paired 95 % interval{points and f', {points}'}", rising))
             columns.append(_deltas(measure, [None if d == b else a.against(b).delta(d) for d in group.decoders]))
         spans.append((a.metric.column, 1 + len(compared)))
-    for cost, of in costs.items():
+    for cost, of in costs:
         heads.append(Head(cost.short, cost.help, rising=not cost.higher_is_better))
         columns.append([Shown(_none(of[d]), cost.text(of[d])) for d in group.decoders])
     spans += [("cost of the decoder", len(costs))] if costs else []

@@ -22,7 +22,7 @@ from segbench.report.metrics import available
 MOST_CLASSES = 20  # that one figure shows
 CURVE_POINTS = 120  # of one run's loss
 ERROR_BAR: dict[str, Any] = {"elinewidth": 0.9, "capsize": 0, "markeredgecolor": PAPER, "markeredgewidth": 0.5}
-Costs = Mapping[RunMeasure, Mapping[str, float]]  # measure -> decoder -> value
+Costs = Sequence[tuple[RunMeasure, Mapping[str, float]]]  # decoder -> value of each
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def of_metric(analysis: Analysis, costs: Costs, look: Look, slug: str) -> Iterat
     name, metric, up = analysis.metric.words, analysis.metric.name, analysis.metric.measure.higher_is_better
     whole = [d for d in analysis.decoders if not math.isnan(analysis.cell(d).mean)]
     if len(whole) > 1:
-        for cost, values in costs.items():
+        for cost, values in costs:
             if any(math.isnan(values[d]) for d in whole):
                 continue
             where = f"{'Up' if up else 'Down'} and to the {'right' if cost.higher_is_better else 'left'}"

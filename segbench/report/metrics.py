@@ -83,20 +83,21 @@ def lost(results: Sequence[store.Result]) -> list[str]:
     for result in results:
         for why in result.row["broken"].values():
             said.setdefault(why, []).append(f"{result.row['decoder']}-s{result.row['seed']}")
-    return [*_measures(results)[1], *(f"{', '.join(runs)}: {why}" for why, runs in said.items())]
+    return [*_measures(results)[1], *(f"{', '.join(sorted(runs))}: {why}" for why, runs in said.items())]
 
 
 def choose(results: Sequence[store.Result], names: Sequence[str]) -> list[Metric]:
-    """The metrics of those names; by default those that have a place in the table.
+    """The metrics of those names or kinds, such as ``trimap@4`` or ``trimap``; by default those of the table.
 
     Raises:
         UserError: a name that these runs' counts do not give.
     """
-    there = {m.name: m for m in available(results)}
+    there = available(results)
     for name in names:
-        if name not in there:
-            raise unknown("metric", name, there)
-    return [there[n] for n in names] or [m for m in there.values() if m.measure.table_place is not None]
+        if not any(name in (m.name, m.measure.kind) for m in there):
+            raise unknown("metric", name, [m.name for m in there])
+    asked = {m.name: m for name in names for m in there if name in (m.name, m.measure.kind)}
+    return list(asked.values()) or [m for m in there if m.measure.table_place is not None]
 
 
 def _measures(results: Iterable[store.Result]) -> tuple[list[Measure], list[str]]:

@@ -95,7 +95,7 @@ class _Section:
         self.classes: list[str] = results[0].row["classes"]
         self.baselines = sweep.baselines
         self.look = Look(sweep.decoders, self.baselines[0])
-        self.costs = {m: {d: value(m, group.of(d)) for d in group.decoders} for m in of_runs(results)}
+        self.costs = [(m, {d: value(m, group.of(d)) for d in group.decoders}) for m in of_runs(results)]
         self.compared = compared(sweep, group)
         self.answers: list[tuple[str, list[tuple[str, Verdict]]]] = [
             (question, [(a.metric.name, verdict(a.against(b))) for a in self.main])
@@ -116,7 +116,7 @@ class _Section:
 
     @property
     def means(self) -> cells.View:
-        shown = {m: of for m, of in self.costs.items() if m.table_place is not None}
+        shown = [(m, of) for m, of in self.costs if m.table_place is not None]
         return cells.means(self.group, self.columns, self.baselines, shown)
 
     @property
@@ -143,7 +143,7 @@ class _Section:
                         self.differences.append(self._keep(plot))
                     for plot in figures.of_classes(a.against(b), self.look, f"{name}-classes{suffix}"):
                         self.plots.append(self._keep(plot))
-                costs = {m: of for m, of in self.costs.items() if m.plotted}
+                costs = [(m, of) for m, of in self.costs if m.plotted]
                 for plot in figures.of_metric(a, costs, self.look, name):
                     self.plots.append(self._keep(plot))
             for kind, found in self._curves().items():
@@ -182,7 +182,7 @@ class _Section:
                 "mean": {d: self._numbers(a, d, -1) for d in self.group.decoders},
                 "classes": {self.classes[p]: {d: self._numbers(a, d, p) for d in self.group.decoders} for p in places},
             }
-        costs = {m.name: {d: None if math.isnan(v) else v for d, v in of.items()} for m, of in self.costs.items()}
+        costs = {m.name: {d: None if math.isnan(v) else v for d, v in of.items()} for m, of in self.costs}
         ranks = {a.metric.name: {d: vars(r) for d, r in a.ranks.items()} for a in self.main}
         collapsed = [f"{d}-s{seed}" for d, seed in self.group.collapsed]
         label = self.group.label

@@ -11,7 +11,7 @@ import numpy as np
 
 from segbench import store
 from segbench.errors import UserError, unknown
-from segbench.measures.base import CountMeasure, Measure, RunMeasure
+from segbench.measures.base import Measure, RunMeasure
 from segbench.plan import grid_names
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Cell, Delta, PValue
@@ -257,11 +257,11 @@ def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
     return [c for c, n, s in zip(first.row["classes"], images, shown, strict=True) if s and 0 < n < FEW_IMAGES]
 
 
-def _units(measures: Mapping[str, Measure]) -> str:
+def _units(rows: Sequence[dict[str, Any]], measures: Mapping[str, Measure]) -> str:
     """In what the scores are, such as ``in percent``."""
     units: dict[str, list[str]] = {}
     for heading, measure in measures.items():
-        if isinstance(measure, CountMeasure):
+        if any(isinstance(row[heading], Cell) for row in rows):
             units.setdefault(measure.unit, []).append(heading)
     if set(units) <= {"%"}:
         return "in percent"
@@ -278,7 +278,7 @@ def _notes(
     there, several = sweep.results, len(sweep.baselines) > 1
     few, many = (f({len(g.seeds) for g in sweep.groups}) for f in (min, max))
     seeds = f"{few} to {many}" if few < many else str(many)
-    yield f"Mean ± sd over {seeds} seed{'s' if many > 1 else ''}, {_units(measures)}; last checkpoint."
+    yield f"Mean ± sd over {seeds} seed{'s' if many > 1 else ''}, {_units(rows, measures)}; last checkpoint."
     if any(isinstance(cell, Delta) for row in rows for cell in row.values()):
         about = "the recipe on such images" if many > 1 else "these trained models on such images: one seed"
         yield (
@@ -293,7 +293,7 @@ def _notes(
         for (decoder, seed), (name, share) in group.collapsed.items():
             yield f"Collapsed: {decoder}-s{seed}{label} predicts {name} for {100 * share:.1f} % of the pixels."
     yield from dict.fromkeys(filter(None, (unequal_starts(group, sweep.baselines) for group in sweep.groups)))
-    yield from filter(None, (m.note([r.row for r in there]) for m in dict.fromkeys(measures.values())))
+    yield from filter(None, (m.note([r.row for r in there]) for m in {m.name: m for m in measures.values()}.values()))
     names = there[0].row["classes"]
     if all(r.row["classes"] == names for r in there):
         total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
