@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
 from segbench.metrics import Truth, iou, mean_over_classes

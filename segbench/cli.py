@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 def _sweep(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from segbench.config import load_config
+    from segbench.config_file import load_config
     from segbench.report.formats import print_terminal
     from segbench.report.table import make_table
     from segbench.sweep import run_sweep
@@ -147,7 +147,7 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from segbench import estimate
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
@@ -285,7 +285,7 @@ def _export(args: argparse.Namespace) -> int:
 def _data_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from segbench.config import load_config
+    from segbench.config_file import load_config
     from segbench.loading.check import check_data, draw, print_check
 
     if args.processes is not None and args.processes < 1:
@@ -337,14 +337,14 @@ def _list(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
-    from segbench.config import parse_overrides
+    from segbench.config_file import parse_overrides
 
     return check_decoder(args.decoder, parse_overrides(args.params), print)
 
 
 def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     """Of a run's folder; none where it cannot be read, of which more is said later."""
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     with contextlib.suppress(UserError):
         return [load_config(folder / "config.yaml", ["baseline=null", *overrides])]

@@ -12,7 +12,8 @@ from torch import nn
 
 from segbench import store
 from segbench.build import build_decoder
-from segbench.config import SweepConfig, load_config
+from segbench.config import SweepConfig
+from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
 from segbench.encoders import Encoder, build_encoder

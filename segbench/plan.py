@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench.config import DecoderConfig, SweepConfig, expand_grid
+from segbench.config import DecoderConfig, SweepConfig
+from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION
 

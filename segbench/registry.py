@@ -300,11 +300,11 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
     try:
         checked = model(**params)
     except pydantic.ValidationError as error:
-        raise UserError(f"{kind.label} '{name}': {describe(error.errors()[0])}") from None
+        raise UserError(f"{kind.label} '{name}': {validation_message(error.errors()[0])}") from None
     return {key: getattr(checked, key) for key in known}
 
 
-def describe(error: Any) -> str:
+def validation_message(error: Any) -> str:
     """One pydantic error in words: the place, what was wanted and what was found."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":

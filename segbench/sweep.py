@@ -20,7 +20,8 @@ from rich.progress import (
 )
 
 from segbench import store
-from segbench.config import SweepConfig, expand_grid
+from segbench.config import SweepConfig
+from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
 from segbench.manifest import write_manifest

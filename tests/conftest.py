@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from segbench import store
-from segbench.config import SweepConfig, build_config
+from segbench.config import SweepConfig
+from segbench.config_file import build_config
 from segbench.launch import local
 
 ROOT = Path(__file__).parent.parent

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 
 from segbench import store
 from segbench.cohort import run_cohort
-from segbench.config import EncoderConfig, build_config
+from segbench.config import EncoderConfig
+from segbench.config_file import build_config
 from segbench.encoders import Encoder, build_encoder
 from segbench.plan import make_cohorts
 from segbench.registry import DECODERS

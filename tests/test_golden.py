@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from segbench import store
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.metrics import collapsed
 from segbench.registry import DECODERS
 from tests.conftest import ROOT, tiny

@@ -13,7 +13,8 @@ import torch
 from pydantic import BaseModel
 
 from segbench import store
-from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig, build_config
+from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig
+from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.estimate import _makespan, duration, estimate, look, size
 from segbench.launch import local

@@ -54,7 +54,7 @@ def all_same(results, others):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """All decoders in one cohort, no loader workers."""
-    from segbench.config import build_config
+    from segbench.config_file import build_config
     from tests.conftest import tiny
 
     return sweep(build_config(tiny(decoders=BUILT_IN, runs_dir=str(tmp_path_factory.mktemp("together")))))
@@ -90,7 +90,7 @@ def test_alone_is_the_same_as_in_company(together, make_config, decoder, workers
 
 
 def test_a_run_s_own_config_makes_it_again(together, tmp_path):
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     original = together[0]["subpixel", 0]
     config = load_config(original.folder / "config.yaml", [f"runs_dir={tmp_path}"])
@@ -174,7 +174,7 @@ def test_a_stop_and_a_resume_change_nothing(make_config, write_sweep, tmp_path):
     assert 0 < steps[0] < 24
     assert not list(runs.glob("*/result.json"))
 
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     (tmp_path / "go").touch()
     resumed, code, _ = sweep(load_config(path))
