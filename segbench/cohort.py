@@ -24,7 +24,8 @@ from segbench.checkpoint import load_checkpoint, save_checkpoint
 from segbench.config import SweepConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
-from segbench.encoders import Encoder, build_encoder
+from segbench.encoders import build_encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure, UserError
 from segbench.evaluate import Evaluation, evaluate
 from segbench.loading.cache import cached
@@ -32,7 +33,7 @@ from segbench.loading.pipeline import train_loader
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import environment, peak_memory
 from segbench.plan import Cohort, Run, protocol, to_split
-from segbench.probe import data_facts
+from segbench.probe import data_facts, encoder_facts
 from segbench.registry import source_hash
 from segbench.track import Trackers
 
@@ -87,6 +88,7 @@ def _run(
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     facts = cohort.runs[0].facts
     for what, planned, found in (
+        (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
         ("the data", facts.data, data_facts(config.data, data)),
     ):
@@ -345,7 +347,8 @@ def _store(run: Run, member: Member, encoder: Encoder, result: Evaluation, more:
         "classes": run.facts.classes,
         "images": len(result.ids),
         "data_fingerprints": run.facts.data,
-        "encoder": run.config.encoder.name,
+        "encoder": run.config.encoder.title,
+        "encoder_source": run.facts.encoder.source if run.facts.encoder else None,
         "encoder_hash": run.facts.encoder_hash,
         "encoder_trainable": run.config.encoder.trainable,
         "evaluation": protocol(run.config, run.facts.strides),

@@ -31,17 +31,24 @@ class DataConfig(BaseModel):
 
 
 class EncoderConfig(Section):
-    """A pyramid encoder of SMP or timm and where its weights come from."""
+    """A pyramid encoder and where its weights come from: SMP's or timm's by name, or a plug-in."""
 
-    name: str = "tf_efficientnet_lite0"
-    weights: str = Field(
-        "imagenet", description="imagenet, none (random, always the same), or a file: .safetensors, .pt, .pth"
+    name: OneLine = Field("tf_efficientnet_lite0", description="SMP's, timm's or a plug-in's, or path/to/file.py:Class")
+    params: dict[str, Any] = Field({}, description="parameters of a plug-in's constructor")
+    weights: OneLine = Field(
+        "default",
+        description="default (imagenet; of a plug-in, what its class loads), imagenet, none (nothing is loaded: "
+        "random, always the same, but for what a plug-in's class loads), or a file: .safetensors, .pt, .pth",
     )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
     strides: list[PositiveInt] | None = Field(
         None, description="levels to use; default: every level of stride 4 and more"
     )
+
+    @property
+    def title(self) -> str:
+        return self.name.rpartition(":")[2]
 
 
 class DecoderConfig(Section):

@@ -12,7 +12,7 @@ from torch import nn
 
 from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure
 from segbench.loading.pipeline import evaluation_images
 from segbench.metrics import Counts, Truth, iou, mean_over_classes

@@ -16,12 +16,13 @@ from segbench.config import SweepConfig
 from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
-from segbench.encoders import Encoder, build_encoder
+from segbench.encoders import build_encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.metrics import Truth, iou, mean_over_classes
 from segbench.predict import encode, predict
-from segbench.probe import resolve_accelerator
+from segbench.probe import encoder_facts, resolve_accelerator
 from segbench.registry import source_hash
 
 
@@ -45,8 +46,8 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         overrides: ``key=value`` for what may differ here, such as ``data.root``.
 
     Raises:
-        UserError: no finished run there, weights that do not fit, a decoder whose source has changed since, or data
-            that cannot be read.
+        UserError: no finished run there, weights that do not fit, an encoder or decoder whose source has changed, or
+            data that cannot be read.
     """
     counted = store.read_result(folder)
     if counted is None:
@@ -55,6 +56,12 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
     config = load_config(folder / "config.yaml", [*overrides, *([f"data.val_split={split}"] if split else [])])
+    plugin = encoder_facts(config.encoder)
+    if plugin and plugin.source != row["encoder_source"]:
+        raise UserError(
+            f"the source of encoder '{config.encoder.name}' changed after {folder} was made; bring the old one "
+            "back, or run its sweep again"
+        )
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
         raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")

@@ -25,11 +25,20 @@ class DecoderFacts:
 
 
 @dataclass(frozen=True)
+class EncoderFacts:
+    """Of an encoder that is plugged in: class name, every parameter's value, and hash of its source."""
+
+    class_name: str
+    params: dict[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a config's names stand for: all that a run's key needs beside the config itself.
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
-    two splits.
+    two splits. ``encoder`` is None for one of SMP or timm, whose name and weights say all.
     """
 
     accelerator: str
@@ -40,6 +49,7 @@ class Facts:
     eval_images: int
     strides: tuple[int, ...]
     decoders: dict[str, DecoderFacts]
+    encoder: EncoderFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,14 @@ def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int
 
 def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
     """All that changes the numbers of a run but its decoder and seed."""
-    unused = {"weights"} if config.encoder.trainable else {"weights", "lr_factor"}
+    unused = {"weights", "params"} if config.encoder.trainable else {"weights", "params", "lr_factor"}
+    encoder, own = config.encoder.model_dump(exclude=unused), []
+    if plugin := facts.encoder:  # its class stands for its name, which says where its file lies
+        encoder["name"], own = plugin.class_name, [plugin.params, plugin.source]
     return {
         "version": RESULT_VERSION,
         "data": [facts.data, facts.classes],
-        "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
+        "encoder": [facts.encoder_hash, encoder, *own],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
         "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},

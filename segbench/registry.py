@@ -145,6 +145,7 @@ DATASETS = Kind(
     "segbench.data.base:Dataset",
     frozenset({"split"}),
 )
+ENCODERS = Kind("encoder", "segbench.encoders", "torch.nn:Module")  # beside SMP's and timm's, by name
 
 
 def _where(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.estimate import _makespan, duration, estimate, look, size
 from segbench.launch import local
-from segbench.plan import DecoderFacts, Facts, run_key
+from segbench.plan import DecoderFacts, EncoderFacts, Facts, run_key
 from segbench.probe import resolve_accelerator
 from segbench.status import standings
 from segbench.sweep import plan, resources
@@ -40,6 +40,7 @@ CHANGES = {
     "grid": ({"recipe.lr": [0.002]}, False),
     "baseline": ("nearest", False),
     "runs_dir": ("elsewhere", False),
+    "encoder.params": (None, True),  # by the encoder's facts, below
     "encoder.name": ("resnet18", True), "encoder.weights": ("a/file/with/the/same.weights", False),  # their hash counts
     "encoder.trainable": (True, True), "encoder.lr_factor": (0.5, False), "encoder.strides": ([4, 8], True),
     "recipe.steps": (5, True), "recipe.batch_size": (4, True), "recipe.crop": (32, True),
@@ -106,10 +107,21 @@ def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
         *({"data": [v if i != j else "other" for j, v in enumerate(FACTS.data)]} for i in range(5)),
         *({"decoders": {"bilinear": dataclasses.replace(FACTS.decoders["bilinear"], **change)}}
           for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
+        {"encoder": EncoderFacts("E", {}, "source")},
     ],
 )  # fmt: skip
 def test_what_names_stand_for_is_in_the_key(changes):
     assert key(facts=dataclasses.replace(FACTS, **changes)) != key()
+
+
+def test_what_a_plugged_in_encoder_is_stands_in_the_key_and_not_where_its_file_lies():
+    plugin = EncoderFacts("Mine", {"width": 8}, "source")
+    own = lambda name="a.py:Mine", **changes: key(  # noqa: E731
+        {"encoder.name": name}, dataclasses.replace(FACTS, encoder=dataclasses.replace(plugin, **changes))
+    )
+    assert own("moved/a.py:Mine") == own()
+    changed = ({"class_name": "Other"}, {"params": {"width": 9}}, {"source": "other"})
+    assert len({key(), own(), *(own(**change) for change in changed)}) == 5
 
 
 def test_seed_and_window_are_in_the_key_and_the_number_of_gpus_is_not():
