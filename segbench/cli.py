@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="decoders, encoders and data sets, and plug-ins that do not import")
     listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
+    listing.add_argument("--encoder", action="append", metavar="FILE.py:Class", help="and at this encoder; repeatable")
     listing.set_defaults(function=_list)
 
     check = commands.add_parser("check", help="does a decoder keep the contract?")
@@ -324,7 +325,8 @@ def _list(args: argparse.Namespace) -> int:
     sys.stdout.flush()  # what follows may import torch
     broken = 0
     for kind in (DECODERS, DATASETS, ENCODERS):
-        names = [*kind.announced(), *(args.plugins if kind is DECODERS else ())]
+        named = {DECODERS: args.plugins, ENCODERS: args.encoder or ()}
+        names = [*kind.announced(), *named.get(kind, ())]
         if names:
             print(f"{kind.label}s, plugged in")
         for name in names:
@@ -335,7 +337,7 @@ def _list(args: argparse.Namespace) -> int:
             except UserError as error:
                 broken += 1
                 print(f"  {name}  FAILED: {error}")
-    return 1 if broken and args.plugins else 0
+    return 1 if broken and (args.plugins or args.encoder) else 0
 
 
 def _check(args: argparse.Namespace) -> int:
