@@ -92,7 +92,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
 @torch.no_grad()
 def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
     """(index, image (H, W, 3), labels (H, W), predicted classes (H, W)), all uint8, of all images or of those given."""
-    device = next(run.encoder.parameters()).device
+    device = run.encoder.mean.device
     images = evaluation_images(run.dataset, 0) if indices is None else ((i, *run.dataset.read(i)) for i in indices)
     for index, pixels, labels in images:
         image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]

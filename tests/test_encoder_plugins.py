@@ -235,6 +235,12 @@ class Drawn(Good):
     def __init__(self):
         super().__init__()
         self.layer.weight.data += torch.from_numpy(numpy.random.randn(3, 3, 1, 1))
+class NoWeights(nn.Module):
+    channels, strides = (3,), (4,)
+    def forward(self, image):
+        return [F.avg_pool2d(image, 4)]
+class Named(Good):
+    output_fmt = "NHWC"  # a name that timm's models have
 class Whole(Good):
     "Takes only what its contract promises, multiples of its largest stride."
     def forward(self, image):
@@ -275,6 +281,7 @@ def bad(tmp_path_factory):
         ("Forgets", "cannot be built: AttributeError: cannot assign module before Module.__init__() call"),
         ("Dropping", "gives other features for the same image in eval mode; is dropout always on in it?"),
         ("Stuck", "stays in training mode after .eval(); does it override train()?"),
+        ("NoWeights", "has no parameters; make what it computes with an nn.Parameter"),
         ("NoModule", "is no subclass of torch.nn.Module"),
         ("Gone", "has no class 'Gone'"),
     ],
@@ -319,6 +326,11 @@ def test_an_impossible_section_is_one_line(changes, message):
 def test_random_numbers_of_any_kind_are_the_same_each_time(bad):
     first, second = (build_encoder(EncoderConfig(name=f"{bad}:Drawn")).weights_hash for _ in range(2))
     assert first == second
+
+
+def test_a_name_that_timm_gives_a_meaning_has_none_in_a_plug_in(bad):
+    features = build_encoder(EncoderConfig(name=f"{bad}:Named"))(torch.zeros(1, 3, 8, 8))
+    assert [tuple(f.shape) for f in features] == [(1, 6, 2, 2)]
 
 
 def test_without_its_coarsest_level_images_are_multiples_of_less(bad):

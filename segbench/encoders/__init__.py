@@ -41,7 +41,8 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         raise UserError(
             f"encoder.strides: '{config.name}' has no level of stride {missing[0]}; it has: {sorted(levels)}"
         )
-    encoder = Encoder(network.body, {s: levels[s] for s in wanted}, network.stats, config.trainable)
+    chosen = {s: levels[s] for s in wanted}
+    encoder = Encoder(network.body, chosen, network.stats, config.trainable, network.channels_last)
     if cls is not None:
         check_plugin(encoder, network, who)
     return encoder

@@ -17,7 +17,7 @@ from segbench.errors import UserError, brief
 
 
 class Plugin(Protocol):
-    """What a class plugged in as an encoder has, beside being an ``nn.Module``; there is nothing to derive from.
+    """What a class plugged in as an encoder has, beside being an ``nn.Module`` with parameters; it derives from no other.
 
     Its constructor takes its parameters, set under ``encoder.params``, as keyword arguments, and loads its own weights
     or leaves random ones: torch's, NumPy's and Python's random numbers start from the same seed at each construction.
@@ -50,11 +50,13 @@ class Network:
         body: image to features.
         levels: stride -> (index in the features, channels).
         stats: mean and std of the images that it was trained on, RGB in 0 to 1.
+        channels_last: whether its features are (B, H, W, C).
     """
 
     body: nn.Module
     levels: Mapping[int, tuple[int, int]]
     stats: tuple[Any, Any]
+    channels_last: bool = False
 
 
 class Encoder(nn.Module):
@@ -72,15 +74,20 @@ class Encoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self, body: nn.Module, levels: Mapping[int, tuple[int, int]], stats: tuple[Any, Any], trainable: bool = False
+        self,
+        body: nn.Module,
+        levels: Mapping[int, tuple[int, int]],
+        stats: tuple[Any, Any],
+        trainable: bool = False,
+        channels_last: bool = False,
     ) -> None:
-        """``levels``: stride -> (index in the body's features, channels); ``stats``: mean and std, RGB in 0 to 1."""
+        """``body``, ``levels``, ``stats`` and ``channels_last`` as in `Network`; of the levels those that are used."""
         super().__init__()
         self.body, self.trainable = body, trainable
         self.strides = tuple(sorted(levels))
         self.channels = tuple(levels[s][1] for s in self.strides)
         self._indices = [levels[s][0] for s in self.strides]
-        self._channels_last = str(getattr(body, "output_fmt", "")).endswith("NHWC")
+        self._channels_last = channels_last
         self.register_buffer("mean", torch.tensor(stats[0]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stats[1]).view(1, 3, 1, 1), persistent=False)
         self.weights_hash = hash_tensors(body.state_dict())
@@ -170,6 +177,8 @@ def check_plugin(encoder: Encoder, network: Network, who: str) -> None:
     Raises:
         UserError: it raises, returns no list of such features, changes the image in place, or is random in eval mode.
     """
+    if next(encoder.parameters(), None) is None:  # whose device says where its images go
+        raise UserError(f"{who} has no parameters; make what it computes with an nn.Parameter")
     if any(module.training for module in encoder.modules()):
         raise UserError(f"{who} stays in training mode after .eval(); does it override train()?")
     whole = {stride: channels for stride, (_, channels) in network.levels.items()}

@@ -31,7 +31,8 @@ def build(name: str, pretrained: bool) -> Network:
     # Levels of one stride (a plain ViT has only those): the last, which is the deepest.
     levels = {s: (i, c) for i, (s, c) in enumerate(zip(info.reduction(), info.channels(), strict=True))}
     cfg = timm.get_pretrained_cfg(name)
-    return Network(body, levels, (cfg.mean, cfg.std) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    stats = (cfg.mean, cfg.std) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return Network(body, levels, stats, str(getattr(body, "output_fmt", "")).endswith("NHWC"))
 
 
 def _any_size(name: str, pretrained: bool) -> Any:
