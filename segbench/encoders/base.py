@@ -17,7 +17,7 @@ from segbench.errors import UserError, brief
 
 
 class Plugin(Protocol):
-    """What a class plugged in as an encoder has, beside being an ``nn.Module`` with parameters; it derives from no other.
+    """What a class plugged in as an encoder has, beside being an ``nn.Module`` with parameters.
 
     Its constructor takes its parameters, set under ``encoder.params``, as keyword arguments, and loads its own weights
     or leaves random ones: torch's, NumPy's and Python's random numbers start from the same seed at each construction.
