@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from segbench import store
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.estimate import estimate, look
 
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.launch import Ended, local
 from segbench.plan import Cohort, make_cohorts
 from segbench.sweep import plan

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.data.base import PairedFiles, voc_palette
 from segbench.data.camvid import CamVid
 from segbench.data.cityscapes import Cityscapes

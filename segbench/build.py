@@ -9,7 +9,7 @@ import torch
 
 from segbench.config import DecoderConfig
 from segbench.decoders.base import Decoder
-from segbench.encoders import hash_tensors
+from segbench.encoders.base import hash_tensors
 from segbench.errors import UserError, brief
 from segbench.registry import DECODERS, check_params
 from segbench.registry import parameters as parameters_of

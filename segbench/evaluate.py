@@ -13,7 +13,7 @@ from torch import nn
 from segbench.columns import counts_of, measure_counts_regions, said
 from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import CountMeasure, Ints, Sample, check_labels, mean_over_classes

@@ -12,15 +12,17 @@ from torch import nn
 
 from segbench import store
 from segbench.build import build_decoder
-from segbench.config import SweepConfig, load_config
+from segbench.config import SweepConfig
+from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
-from segbench.encoders import Encoder, build_encoder
+from segbench.encoders import build_encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.predict import encode, predict
-from segbench.probe import resolve_accelerator
+from segbench.probe import encoder_facts, resolve_accelerator
 from segbench.registry import source_hash
 
 
@@ -44,8 +46,8 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         overrides: ``key=value`` for what may differ here, such as ``data.root``.
 
     Raises:
-        UserError: no finished run there, weights that do not fit, a decoder whose source has changed since, or data
-            that cannot be read.
+        UserError: no finished run there, weights that do not fit, an encoder or decoder whose source has changed, or
+            data that cannot be read.
     """
     counted = store.read_result(folder)
     if counted is None:
@@ -54,6 +56,12 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
     config = load_config(folder / "config.yaml", [*overrides, *([f"data.val_split={split}"] if split else [])])
+    plugin = encoder_facts(config.encoder)
+    if plugin and plugin.source != row["encoder_source"]:
+        raise UserError(
+            f"the source of encoder '{config.encoder.name}' changed after {folder} was made; bring the old one "
+            "back, or run its sweep again"
+        )
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
         raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")
@@ -84,7 +92,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
 @torch.no_grad()
 def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
     """(index, image (H, W, 3), labels (H, W), predicted classes (H, W)), all uint8, of all images or of those given."""
-    device = next(run.encoder.parameters()).device
+    device = run.encoder.mean.device
     images = evaluation_images(run.dataset, 0) if indices is None else ((i, *run.dataset.read(i)) for i in indices)
     for index, pixels, labels in images:
         image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]

@@ -15,7 +15,7 @@ from segbench.build import derived_seed
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.decoders.base import Decoder, crop
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure
 from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
 

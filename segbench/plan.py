@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench.config import DecoderConfig, SweepConfig, expand_grid
+from segbench.config import DecoderConfig, SweepConfig
+from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION
 
@@ -22,11 +23,21 @@ class DecoderFacts:
 
 
 @dataclass(frozen=True)
+class EncoderFacts:
+    """Of an encoder that is plugged in: class name, every parameter's value, and hash of its source."""
+
+    class_name: str
+    params: dict[str, Any]
+    source: str
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a config's names stand for: all that a run's key needs beside the config itself.
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
-    two splits; ``measures`` class name, parameters and source of each.
+    two splits; ``measures`` class name, parameters and source of each; ``encoder`` is None for SMP's or timm's, whose
+    name and weights say all.
     """
 
     accelerator: str
@@ -38,6 +49,7 @@ class Facts:
     strides: tuple[int, ...]
     decoders: dict[str, DecoderFacts]
     measures: list[list[Any]]
+    encoder: EncoderFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -131,11 +143,14 @@ def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int
 
 def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
     """All that changes the numbers of a run but its decoder and seed."""
-    unused = {"weights"} if config.encoder.trainable else {"weights", "lr_factor"}
+    unused = {"weights", "params"} if config.encoder.trainable else {"weights", "params", "lr_factor"}
+    encoder, own = config.encoder.model_dump(exclude=unused), []
+    if plugin := facts.encoder:  # its class stands for its name, which says where its file lies
+        encoder["name"], own = plugin.class_name, [plugin.params, plugin.source]
     return {
         "version": RESULT_VERSION,
         "data": [facts.data, facts.classes],
-        "encoder": [facts.encoder_hash, config.encoder.model_dump(exclude=unused)],
+        "encoder": [facts.encoder_hash, encoder, *own],
         "recipe": config.recipe.model_dump(),
         "evaluation": protocol(config, facts.strides),
         "measures": facts.measures,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
 from segbench.decoders.base import crop
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 
 
 class ChangedInPlace(RuntimeError):

@@ -10,14 +10,15 @@ import torch
 
 from segbench.build import build_decoder, decoder_params
 from segbench.columns import facts_of, load_measures, try_measure
-from segbench.config import DataConfig, DecoderConfig, SweepConfig, TrainerConfig
+from segbench.config import DataConfig, DecoderConfig, EncoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs
 from segbench.data import open_data
 from segbench.data.base import Dataset
-from segbench.encoders import Encoder, build_encoder
+from segbench.encoders import build_encoder, plugin_class, plugin_params
+from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure
-from segbench.plan import DecoderFacts, Facts
+from segbench.plan import DecoderFacts, EncoderFacts, Facts
 from segbench.registry import DATASETS, check_params, source_hash
 from segbench.store import explained
 from segbench.track import require
@@ -66,7 +67,14 @@ def probe(config: SweepConfig) -> Facts:
         encoder.strides,
         {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
         facts_of(measures),
+        encoder_facts(config.encoder),
     )
+
+
+def encoder_facts(config: EncoderConfig) -> EncoderFacts | None:
+    """What stands for a plugged-in encoder in a run's key beside its weights; None for one of SMP or timm."""
+    cls = plugin_class(config)
+    return None if cls is None else EncoderFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
 
 
 def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
@@ -78,10 +86,16 @@ def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
 def _data_params(config: DataConfig) -> str:
     """Hash of the data set's parameters: of a file what it holds, of a folder nothing, which `fingerprint` sees to."""
     params = check_params(DATASETS, config.name, DATASETS.load(config.name), config.params)
+    return hashlib.sha256(json.dumps(_values(params), sort_keys=True).encode()).hexdigest()
+
+
+def _values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they stand in keys: of a file the hash of what it holds, of a folder None."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(params), default=_plain))
     for name, value in params.items():
         if isinstance(value, Path):
-            params[name] = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
-    return hashlib.sha256(json.dumps(params, sort_keys=True, default=_plain).encode()).hexdigest()
+            values[name] = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
+    return values
 
 
 def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:

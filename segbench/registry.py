@@ -146,6 +146,7 @@ DATASETS = Kind(
     frozenset({"split"}),
 )
 MEASURES = Kind("measure", "segbench.measures", "segbench.measures.base:Measure")
+ENCODERS = Kind("encoder", "segbench.encoders", "torch.nn:Module")  # beside SMP's and timm's, by name
 
 
 def _where(error: BaseException) -> str:
@@ -301,11 +302,11 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
     try:
         checked = model(**params)
     except pydantic.ValidationError as error:
-        raise UserError(f"{kind.label} '{name}': {describe(error.errors()[0])}") from None
+        raise UserError(f"{kind.label} '{name}': {validation_message(error.errors()[0])}") from None
     return {key: getattr(checked, key) for key in known}
 
 
-def describe(error: Any) -> str:
+def validation_message(error: Any) -> str:
     """One pydantic error in words: the place, what was wanted and what was found."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":

@@ -20,12 +20,13 @@ from rich.progress import (
 )
 
 from segbench import store
-from segbench.config import SweepConfig, expand_grid
+from segbench.config import SweepConfig
+from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
 from segbench.manifest import write_manifest
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
-from segbench.registry import DATASETS, DECODERS, MEASURES
+from segbench.registry import DATASETS, DECODERS, ENCODERS, MEASURES
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -103,6 +104,7 @@ def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
     """The files that the config names as plug-ins, and that looking at it runs."""
     named = [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
     if not data_only:
+        named += [ENCODERS.code_file(variant.encoder.name) for _, variant in expand_grid(config)]
         named += [DECODERS.code_file(d.name) for d in config.decoders]
         named += [MEASURES.code_file(m.name) for m in config.measures]
     return list(dict.fromkeys(path for path in named if path is not None))

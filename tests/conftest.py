@@ -14,7 +14,8 @@ import yaml
 
 from segbench import store
 from segbench.columns import described, load_measures
-from segbench.config import SweepConfig, build_config
+from segbench.config import SweepConfig
+from segbench.config_file import build_config
 from segbench.launch import local
 from segbench.measures.base import RunMeasure
 

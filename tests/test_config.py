@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from segbench.config import build_config, expand_grid, load_config
+from segbench.config_file import build_config, expand_grid, load_config
 from segbench.errors import UserError
 from tests.conftest import ROOT, tiny
 

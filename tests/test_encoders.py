@@ -4,7 +4,9 @@ import torch
 from safetensors.torch import save_file
 
 from segbench.config import EncoderConfig
-from segbench.encoders import PACKAGED, build_encoder, hash_tensors
+from segbench.encoders import build_encoder, libraries
+from segbench.encoders.base import hash_tensors
+from segbench.encoders.libraries.packaged import PACKAGED
 from segbench.errors import UserError
 
 WEIGHTS_HASH, FEATURES_HASH = "988413ff0ab4241c", "a7b3e8e581dcfbe9"
@@ -111,16 +113,14 @@ def test_bad_weight_files(tmp_path, content, message, capsys):
 
 def test_no_hub_no_random_weights(monkeypatch):
     """Where the hub cannot be reached the error names what works without one."""
-    from segbench import encoders
+    build = libraries.smp.build
 
-    build = encoders._build
-
-    def unreachable(name, from_smp, pretrained):
+    def unreachable(name, pretrained):
         if pretrained:
             raise ConnectionError("no route")
-        return build(name, from_smp, pretrained)
+        return build(name, pretrained)
 
-    monkeypatch.setattr(encoders, "_build", unreachable)
+    monkeypatch.setattr(libraries.smp, "build", unreachable)
     with pytest.raises(UserError, match="cannot get ImageNet weights of 'resnet18'.*tf_efficientnet_lite0.*FILE.*none"):
         build_encoder(EncoderConfig(name="resnet18"))
 

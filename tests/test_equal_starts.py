@@ -6,8 +6,10 @@ from safetensors.torch import load_file
 
 from segbench import store
 from segbench.cohort import run_cohort
-from segbench.config import EncoderConfig, build_config
-from segbench.encoders import Encoder, build_encoder
+from segbench.config import EncoderConfig
+from segbench.config_file import build_config
+from segbench.encoders import build_encoder
+from segbench.encoders.base import Encoder
 from segbench.plan import make_cohorts
 from segbench.registry import DECODERS
 from segbench.report.table import make_table

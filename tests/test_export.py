@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
@@ -30,7 +30,7 @@ def blocks(rng, values, size=(64, 96)):
 @pytest.fixture(scope="module")
 def cityscapes_run(tmp_path_factory):
     """A finished run on a generated Cityscapes tree, ids of every kind in its label maps."""
-    from segbench.config import build_config
+    from segbench.config_file import build_config
     from tests.conftest import tiny
 
     root, rng = tmp_path_factory.mktemp("cityscapes"), np.random.default_rng(0)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.data.base import VOID, read_image
 from segbench.data.camvid import CamVid
 from segbench.data.folder import Folder

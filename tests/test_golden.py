@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 
 from segbench import store
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.measures.biou import band_width
 from segbench.registry import DECODERS
 from segbench.report.runs import collapsed

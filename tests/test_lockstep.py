@@ -7,7 +7,7 @@ from torch import nn
 
 from segbench.build import build_decoder, derived_seed
 from segbench.config import DecoderConfig, RecipeConfig
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 from segbench.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.predict import pad_to_stride
 from segbench.registry import DECODERS

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from segbench import store
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.manifest import write_manifest
 from segbench.report.provenance import provenance
 from segbench.report.runs import read_sweep

@@ -114,7 +114,7 @@ def faulty(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, faulty):
     """A sweep with the example, a measure of runs, one that fails on real images and one that gives NaN."""
-    from segbench.config import build_config
+    from segbench.config_file import build_config
     from tests.conftest import tiny
 
     measures = [str(EXAMPLE) + ":ContourDistance", *(f"{faulty}:{name}" for name in ("Late", "Runs", "Nothing"))]

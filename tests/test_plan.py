@@ -13,11 +13,12 @@ import torch
 from pydantic import BaseModel
 
 from segbench import store
-from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig, build_config
+from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig
+from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.estimate import _makespan, duration, estimate, look, size
 from segbench.launch import local
-from segbench.plan import DecoderFacts, Facts, run_key
+from segbench.plan import Cohort, DecoderFacts, EncoderFacts, Facts, make_runs, run_key
 from segbench.probe import resolve_accelerator
 from segbench.status import standings
 from segbench.sweep import plan, resources
@@ -39,6 +40,7 @@ CHANGES = {
     "grid": ({"recipe.lr": [0.002]}, False),
     "baseline": ("nearest", False),
     "runs_dir": ("elsewhere", False),
+    "encoder.params": (None, True),  # by the encoder's facts, below
     "encoder.name": ("resnet18", True), "encoder.weights": ("a/file/with/the/same.weights", False),  # their hash counts
     "encoder.trainable": (True, True), "encoder.lr_factor": (0.5, False), "encoder.strides": ([4, 8], True),
     "recipe.steps": (5, True), "recipe.batch_size": (4, True), "recipe.crop": (32, True),
@@ -105,10 +107,21 @@ def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
         *({"decoders": {"bilinear": dataclasses.replace(FACTS.decoders["bilinear"], **change)}}
           for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
         {"measures": [["MIoU", {}, "other"]]},
+        {"encoder": EncoderFacts("E", {}, "source")},
     ],
 )  # fmt: skip
 def test_what_names_stand_for_is_in_the_key(changes):
     assert key(facts=dataclasses.replace(FACTS, **changes)) != key()
+
+
+def test_what_a_plugged_in_encoder_is_stands_in_the_key_and_not_where_its_file_lies():
+    plugin = EncoderFacts("Mine", {"width": 8}, "source")
+    own = lambda name="a.py:Mine", **changes: key(  # noqa: E731
+        {"encoder.name": name}, dataclasses.replace(FACTS, encoder=dataclasses.replace(plugin, **changes))
+    )
+    assert own("moved/a.py:Mine") == own()
+    changed = ({"class_name": "Other"}, {"params": {"width": 9}}, {"source": "other"})
+    assert len({key(), own(), *(own(**change) for change in changed)}) == 5
 
 
 def test_seed_and_window_are_in_the_key_and_the_number_of_gpus_is_not():
@@ -261,8 +274,8 @@ def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatc
     config = build_config(tiny(decoders=["bilinear"]))
 
     def cohort(facts):
-        [run] = plan.make_runs(config, lambda config: facts)
-        return plan.Cohort((run,), 0)
+        [run] = make_runs(config, lambda config: facts)
+        return Cohort((run,), 0)
 
     assert own_gpu(cohort(facts), place) == wanted
     assert own_gpu(cohort(dataclasses.replace(facts, accelerator="cpu")), place) is None

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segbench.config import EvaluationConfig
-from segbench.encoders import Encoder
+from segbench.encoders.base import Encoder
 from segbench.errors import UserError
 from segbench.predict import encode, pad_to_stride, predict, window_places
 

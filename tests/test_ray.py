@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from segbench import store
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.errors import UserError
 from segbench.estimate import _memory
 from segbench.plan import make_cohorts

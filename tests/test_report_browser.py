@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from segbench.cli import main
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.report import page as report_page
 from segbench.report.page import write_report
 from tests.conftest import tiny

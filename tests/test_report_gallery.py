@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from segbench import store
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.export import load_run, predictions
 from segbench.report import gallery, page
 from segbench.report.page import write_report

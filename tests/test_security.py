@@ -14,7 +14,8 @@ import yaml
 from safetensors.numpy import save_file
 
 from segbench import store
-from segbench.config import EncoderConfig, build_config, load_config
+from segbench.config import EncoderConfig
+from segbench.config_file import build_config, load_config
 from segbench.encoders import build_encoder
 from segbench.errors import UserError
 from segbench.sweep import code_files

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from segbench import store
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.errors import UserError
 from segbench.sweep import run_sweep
 from tests.conftest import ROOT, until

@@ -13,7 +13,7 @@ from rich.console import Console
 import segbench
 from segbench import store
 from segbench.cli import main
-from segbench.config import build_config
+from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.plan import DecoderFacts, Facts, grid_names, make_cohorts, make_runs
 from segbench.report import formats, page

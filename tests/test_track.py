@@ -8,7 +8,8 @@ from segbench.launch.work import work
 from segbench.measures.base import iou, mean_over_classes
 from segbench.plan import make_cohorts
 from segbench.sweep import plan
-from tests.test_sweep import FAILING, sweep
+from tests.test_failures import FAILING
+from tests.test_sweep import sweep
 
 
 def rows(path):

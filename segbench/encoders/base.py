@@ -1,0 +1,258 @@
+"""What an encoder plug-in is, and `Encoder`, which freezes one and makes it ready for a cohort."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import index
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from segbench.errors import UserError, brief
+
+
+class Plugin(Protocol):
+    """What a class plugged in as an encoder has, beside being an ``nn.Module`` with parameters.
+
+    Its constructor takes its parameters, set under ``encoder.params``, as keyword arguments, and loads its own weights
+    or leaves random ones: torch's, NumPy's and Python's random numbers start from the same seed at each construction.
+    It may have ``mean`` and ``std`` too, of RGB in 0 to 1, with which images are normalised; ImageNet's by default.
+
+    Attributes:
+        channels: of each level of features, fine to coarse.
+        strides: image pixels per feature pixel of each level, strictly increasing.
+    """
+
+    channels: Sequence[int]
+    strides: Sequence[int]
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features, fine to coarse: ``(B, channels[i], H/strides[i], W/strides[i])``.
+
+        The same for the same image once in eval mode, in which a frozen encoder stays.
+
+        Args:
+            image: ``(B, 3, H, W)``, normalised, H and W multiples of the largest stride; not to be changed in place.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as it was built or loaded, before an `Encoder` takes some or all of its levels.
+
+    Attributes:
+        body: image to features.
+        levels: stride -> (index in the features, channels).
+        stats: mean and std of the images that it was trained on, RGB in 0 to 1.
+        channels_last: whether its features are (B, H, W, C).
+    """
+
+    body: nn.Module
+    levels: Mapping[int, tuple[int, int]]
+    stats: tuple[Any, Any]
+    channels_last: bool = False
+
+
+class Encoder(nn.Module):
+    """Image to a feature pyramid, frozen unless ``trainable``.
+
+    Frozen means: no gradient, eval mode whatever ``train()`` is called, forward under ``no_grad``. (SMP's
+    ``freeze_encoder`` leaves dropout and drop-path on.)
+
+    Attributes:
+        channels, strides: of each level, fine to coarse.
+        weights_hash: of the weights as loaded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        body: nn.Module,
+        levels: Mapping[int, tuple[int, int]],
+        stats: tuple[Any, Any],
+        trainable: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        """``body``, ``levels``, ``stats`` and ``channels_last`` as in `Network`; of the levels those that are used."""
+        super().__init__()
+        self.body, self.trainable = body, trainable
+        self.strides = tuple(sorted(levels))
+        self.channels = tuple(levels[s][1] for s in self.strides)
+        self._indices = [levels[s][0] for s in self.strides]
+        self._channels_last = channels_last
+        self.register_buffer("mean", torch.tensor(stats[0]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(stats[1]).view(1, 3, 1, 1), persistent=False)
+        self.weights_hash = hash_tensors(body.state_dict())
+        self.requires_grad_(trainable)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        return super().train(mode and self.trainable)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to floats as the encoder was trained on.
+
+        In channels-last order on a CPU, which encoder and decoders then keep to: convolutions are faster so.
+        """
+        image = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """``(B, 3, H, W)`` normalised, H and W multiples of the largest stride -> features, fine to coarse."""
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            features = self.body(image)
+        chosen = [features[i] for i in self._indices]
+        return [f.permute(0, 3, 1, 2).contiguous() for f in chosen] if self._channels_last else chosen
+
+    def features_hash(self) -> str:
+        """Hash of the features of one fixed image, on its device: the mean magnitude of each level to three digits.
+
+        So coarse that another processor or torch version gives the same, and other weights, another preprocessing or a
+        layer left in training mode do not.
+        """
+        height, width = 2 * max(self.strides), 3 * max(self.strides)
+        x = torch.arange(3 * height * width, dtype=torch.float64).mul(0.37).sin().add(1).mul(127)
+        x = x.view(1, 3, height, width)
+        with torch.no_grad():
+            levels = self(self.normalise(x.to(torch.uint8).to(self.mean.device)))
+        summary = " ".join(f"{float(f.double().abs().mean()):.2e}" for f in levels)
+        return hashlib.sha256(summary.encode()).hexdigest()[:16]
+
+
+def describe_plugin(body: nn.Module, who: str) -> Network:
+    """A plug-in's levels and statistics, as it states them.
+
+    Args:
+        who: names it in errors.
+
+    Raises:
+        UserError: it states no channels and strides, or impossible ones.
+    """
+    said = {name: _positive_integers(getattr(body, name, None)) for name in ("channels", "strides")}
+    for name, values in said.items():
+        if values is None:
+            found = f"not {getattr(body, name)!r}" if hasattr(body, name) else "and has none"
+            raise UserError(f"{who} should say its {name} as a tuple of integers from 1, fine to coarse, {found}")
+    channels, strides = said["channels"] or (), said["strides"] or ()
+    if len(channels) != len(strides) or any(a >= b for a, b in pairwise(strides)):
+        raise UserError(
+            f"{who} says channels {channels} and strides {strides}; wanted as many of both, strides increasing"
+        )
+    stats = (getattr(body, "mean", IMAGENET_DEFAULT_MEAN), getattr(body, "std", IMAGENET_DEFAULT_STD))
+    try:
+        mean, std = (torch.as_tensor(values, dtype=torch.float32).flatten().tolist() for values in stats)
+    except (RuntimeError, TypeError, ValueError):
+        mean, std = [], []
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise UserError(
+            f"{who}: mean and std should be three numbers each, std above 0, not {stats[0]!r}, {stats[1]!r}"
+        )
+    return Network(body, {s: (i, c) for i, (s, c) in enumerate(zip(strides, channels, strict=True))}, (mean, std))
+
+
+def _positive_integers(values: Any) -> tuple[int, ...] | None:
+    try:
+        found = tuple(index(value) for value in values)
+    except TypeError:
+        return None
+    return found if found and min(found) >= 1 else None
+
+
+@torch.no_grad()
+def check_plugin(encoder: Encoder, network: Network, who: str) -> None:
+    """Hold a plug-in to what it says and to the contract, by real images through it.
+
+    Args:
+        encoder: of ``network``, with the levels that are used.
+        who: names it in errors.
+
+    Raises:
+        UserError: it raises, returns no list of such features, changes the image in place, or is random in eval mode.
+    """
+    if next(encoder.parameters(), None) is None:  # whose device says where its images go
+        raise UserError(f"{who} has no parameters; make what it computes with an nn.Parameter")
+    if any(module.training for module in encoder.modules()):
+        raise UserError(f"{who} stays in training mode after .eval(); does it override train()?")
+    whole = {stride: channels for stride, (_, channels) in network.levels.items()}
+    chosen = dict(zip(encoder.strides, encoder.channels, strict=True))
+    features = _features(network.body, whole, max(whole), who)
+    if max(chosen) < max(whole):  # images are then padded to multiples of less
+        few = f"{who} without its levels from stride {min(s for s in whole if s > max(chosen))} on (encoder.strides)"
+        _features(encoder, chosen, max(chosen), few)
+    again = _features(network.body, whole, max(whole), who)
+    if not all(torch.equal(a, b) for a, b in zip(features, again, strict=True)):
+        raise UserError(f"{who} gives other features for the same image in eval mode; is dropout always on in it?")
+
+
+def _features(body: nn.Module, levels: Mapping[int, int], multiple: int, who: str) -> list[Tensor]:
+    """Of two fixed images whose sides are multiples of ``multiple``, checked; ``levels``: stride -> channels."""
+    height, width = 2 * multiple, 3 * multiple
+    image = torch.linspace(-2, 2, 2 * 3 * height * width).view(2, 3, height, width)
+    try:
+        features = body(image)
+    except Exception as error:  # a plug-in can raise anything
+        raise UserError(f"{who} fails on images of {height}x{width}: {brief(error)}") from error
+    if image._version:
+        raise UserError(f"{who} changes the image in place, which decoders use too")
+    wanted = [(2, c, height // s, width // s) for s, c in levels.items()]
+    if not isinstance(features, list | tuple) or not all(isinstance(f, Tensor) for f in features):
+        raise UserError(f"{who} returns {_type_of(features)}; wanted a list of {len(wanted)} features")
+    found = [tuple(f.shape) for f in features]
+    if found != wanted:
+        raise UserError(
+            f"{who} says channels {tuple(levels.values())} and strides {tuple(levels)}, but returns {found} for images "
+            f"of {height}x{width}; wanted {wanted}"
+        )
+    if not all(f.is_floating_point() and f.isfinite().all() for f in features):
+        raise UserError(f"{who} returns features that are no finite floats")
+    return list(features)
+
+
+def _type_of(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {', '.join(dict.fromkeys(type(v).__name__ for v in value))}"
+    return type(value).__name__
+
+
+def load_weights(body: nn.Module, path: Path, name: str) -> None:
+    """Load a file of named tensors into the network of encoder ``name``; what else the file holds is left.
+
+    Raises:
+        UserError: no such file, one that cannot be read, or one that lacks a tensor of the network.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"encoder.weights: no file {path}; allowed are imagenet, none, or a file (.safetensors, .pt, .pth)"
+        )
+    try:
+        safe = path.suffix == ".safetensors"
+        tensors: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no weights fails in as many ways as there are files
+        raise UserError(f"encoder.weights: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(tensors, Mapping):
+        raise UserError(f"encoder.weights: {path} holds {type(tensors).__name__}, not a mapping of names to tensors")
+    own = body.state_dict()
+    missing = [k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape]
+    if missing:
+        raise UserError(
+            f"encoder.weights: {path} does not fit '{name}': {len(missing)} of {len(own)} tensors are missing "
+            f"or of another shape, the first '{missing[0]}'"
+        )
+    body.load_state_dict({k: tensors[k] for k in own})
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

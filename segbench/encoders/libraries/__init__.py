@@ -1,0 +1,46 @@
+"""Encoders of SMP and timm, by the names that they have there, with weights from a package, a hub or nowhere."""
+
+from types import ModuleType
+
+from segbench.encoders.base import Network
+from segbench.encoders.libraries import smp, timm
+from segbench.encoders.libraries.packaged import PACKAGED, packaged_weights
+from segbench.errors import UserError
+
+
+def library_of(name: str) -> tuple[ModuleType, str] | None:
+    """The module here that builds the encoder of that name, and its name there; None where no library has it.
+
+    SMP's where both have it; ``tu-`` before a name means timm's, as it does in SMP.
+    """
+    plain = name.removeprefix("tu-")
+    if plain == name and smp.has(name):
+        return smp, name
+    return (timm, plain) if timm.has(plain) else None
+
+
+def load(library: ModuleType, name: str, imagenet: bool) -> Network:
+    """The encoder of a library, with ImageNet weights or random ones.
+
+    Raises:
+        UserError: weights that cannot be had, or a model that gives no features.
+    """
+    network: Network = library.build(name, pretrained=False)
+    if imagenet and library is timm and name in PACKAGED:
+        network.body.load_state_dict(packaged_weights(name, set(network.body.state_dict())))
+        return network
+    return _from_hub(library, name) if imagenet else network
+
+
+def _from_hub(library: ModuleType, name: str) -> Network:
+    try:
+        network: Network = library.build(name, pretrained=True)
+    except UserError:
+        raise
+    except Exception as error:  # each hub client fails in its own way
+        offline = ", ".join(PACKAGED)
+        raise UserError(
+            f"cannot get ImageNet weights of '{name}' from its hub ({type(error).__name__}); without a hub use one of "
+            f"{offline}, or encoder.weights=FILE (.safetensors, .pt), or encoder.weights=none for random ones"
+        ) from error
+    return network
