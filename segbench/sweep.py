@@ -24,7 +24,7 @@ from segbench.config import SweepConfig, expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
 from segbench.manifest import write_manifest
-from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
+from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, should_halve
 from segbench.registry import DATASETS, DECODERS
 
 
@@ -79,7 +79,7 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     runs = plan(config)
     folder = Path(config.runs_dir) / config.name
     store.tidy_sweep(folder)
-    for damage in look_after(runs):
+    for damage in repair(runs):
         console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
     todo = [run for run in runs if not store.is_done(run.folder)]
     for variant in {repr(run.variant): run.config for run in todo}.values():
@@ -107,7 +107,7 @@ def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
     return list(dict.fromkeys(path for path in named if path is not None))
 
 
-def look_after(runs: Sequence[Run]) -> Iterator[str]:
+def repair(runs: Sequence[Run]) -> Iterator[str]:
     """Clear away what killed processes left, and set damaged results and checkpoints aside; yields what was damaged.
 
     Runs that another process works on are left alone.
@@ -206,10 +206,10 @@ class _Sweep:
                 with contextlib.suppress(UserError), store.locked(run.folder) as mine:
                     if not mine:  # another process's, whatever became of this one
                         continue
-                    if not to_split(cohort, died):
+                    if not should_halve(cohort, died):
                         store.fail(run.folder, died)
                 failures[run.key] = died  # on a full disk it is at least printed
-        short = [run for run in cohort.runs if run.key in failures and to_split(cohort, failures[run.key])]
+        short = [run for run in cohort.runs if run.key in failures and should_halve(cohort, failures[run.key])]
         if short:
             middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
             parts = [part for part in (short[:middle], short[middle:]) if part]
