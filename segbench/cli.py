@@ -151,7 +151,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
-    _name_code([config])
+    _name_code([config], launches=True)
     with console.status("looking at encoder, decoders and data"):
         planned, failing = estimate.look(config)
     if planned is not None:
@@ -309,9 +309,9 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS
+    from segbench.registry import DATASETS, DECODERS, LAUNCHERS
 
-    for kind in (DECODERS, DATASETS):
+    for kind in (DECODERS, DATASETS, LAUNCHERS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
@@ -320,7 +320,7 @@ def _list(args: argparse.Namespace) -> int:
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, DATASETS):
+    for kind in (DECODERS, DATASETS, LAUNCHERS):
         names = [*kind.announced(), *(args.plugins if kind is DECODERS else ())]
         if names:
             print(f"{kind.label}s, plugged in")
@@ -351,11 +351,11 @@ def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     return []
 
 
-def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False) -> None:
+def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
     """Say which plug-ins' files are about to run: what a config names may be another's choice."""
     from segbench.sweep import code_files
 
-    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only)):
+    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only, launches)):
         print(f"runs the code in {file}", file=sys.stderr)
 
 

@@ -145,6 +145,12 @@ DATASETS = Kind(
     "segbench.data.base:Dataset",
     frozenset({"split"}),
 )
+LAUNCHERS = Kind(
+    "launcher",
+    "segbench.launch",
+    "segbench.launch.base:Launcher",
+    frozenset({"cohorts", "launch", "jobs", "threads"}),
+)
 
 
 def _where(error: BaseException) -> str:
