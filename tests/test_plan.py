@@ -17,7 +17,7 @@ from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, Trainer
 from segbench.errors import UserError
 from segbench.estimate import _makespan, duration, estimate, look, size
 from segbench.launch import local
-from segbench.plan import DecoderFacts, Facts, run_key
+from segbench.plan import Cohort, DecoderFacts, Facts, make_runs, run_key
 from segbench.probe import resolve_accelerator
 from segbench.status import standings
 from segbench.sweep import plan, resources
@@ -261,8 +261,8 @@ def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatc
     config = build_config(tiny(decoders=["bilinear"]))
 
     def cohort(facts):
-        [run] = plan.make_runs(config, lambda config: facts)
-        return plan.Cohort((run,), 0)
+        [run] = make_runs(config, lambda config: facts)
+        return Cohort((run,), 0)
 
     assert own_gpu(cohort(facts), place) == wanted
     assert own_gpu(cohort(dataclasses.replace(facts, accelerator="cpu")), place) is None

@@ -158,6 +158,8 @@ def run_cohorts(
     with contextlib.ExitStack() as stack:
         with blamed(launch, "its constructor"):
             launcher = cls(cohorts, launch, jobs, threads, **parameters(cls, launch))
+            if launcher.jobs < 1:
+                raise UserError(f"launcher '{launch.launcher}': jobs should be 1 or more, not {launcher.jobs}")
         with blamed(launch, "opened"):
             stack.enter_context(launcher.opened())
         caught = stack.enter_context(caught_signals())
