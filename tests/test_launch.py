@@ -232,7 +232,7 @@ def broken(tmp_path):
     [
         ("NoStart", "start raises RuntimeError: no room"),
         ("NoPoll", "poll raises RuntimeError: no room"),
-        ("OddPoll", "poll returns str; wanted None, Progress or Ended"),
+        ("OddPoll", "poll raises TypeError: it returned 'soon'; wanted None, Progress or Ended"),
     ],
 )
 def test_a_cohort_that_the_launcher_fails_on_fails_by_itself(make_config, broken, cls, reason):

@@ -38,13 +38,12 @@ OnEnd = Callable[[Cohort, Ended], None]
 class Launcher(ABC):
     """Runs cohorts somewhere. Made for one round of a sweep, and used from one thread.
 
-    A method that raises fails the cohort that it was called for; a `UserError` ends the sweep with its message.
-
-    Other arguments of a constructor are set by ``launch.params``.
+    Arguments that a constructor takes beside these four are set by ``launch.params``. A method that raises fails the
+    cohort that it was called for; a `UserError` ends the sweep with its message.
 
     Attributes:
         grace_s: seconds that a cohort has to save its state, from `stop` to `kill`.
-        jobs: how many cohorts run at a time. One that hands them to a queue of its own raises it.
+        jobs: how many cohorts are started at a time; a launcher that hands them to a queue sets it to their number.
         threads: of each cohort.
         launch: the config's section.
     """
@@ -66,7 +65,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def start(self, cohort: Cohort, place: int) -> Any:
-        """Start a cohort and return at once; what is returned stands for it from here on.
+        """Start ``segbench.work.work(cohort, threads, ...)`` and return at once what stands for it from here on.
 
         Args:
             place: from 0 to ``jobs`` - 1, which no other cohort has that runs.
@@ -125,13 +124,8 @@ def load(launch: LaunchConfig) -> type[Launcher]:
         UserError: there is none of that name, its package is not installed, or it does not take ``launch.params``.
     """
     cls = LAUNCHERS.load(launch.launcher)
-    parameters(cls, launch)
+    check_params(LAUNCHERS, launch.launcher, cls, launch.params)
     return cls
-
-
-def parameters(cls: type[Launcher], launch: LaunchConfig) -> dict[str, Any]:
-    """``launch.params``, checked against the constructor."""
-    return check_params(LAUNCHERS, launch.launcher, cls, launch.params)
 
 
 def run_cohorts(
@@ -155,9 +149,10 @@ def run_cohorts(
     Raises:
         UserError: something that holds for all cohorts, such as a cluster that is not there.
     """
+    params = check_params(LAUNCHERS, launch.launcher, cls, launch.params)
     with contextlib.ExitStack() as stack:
         with blamed(launch, "its constructor"):
-            launcher = cls(cohorts, launch, jobs, threads, **parameters(cls, launch))
+            launcher = cls(cohorts, launch, jobs, threads, **params)
             if launcher.jobs < 1:
                 raise UserError(f"launcher '{launch.launcher}': jobs should be 1 or more, not {launcher.jobs}")
         with blamed(launch, "opened"):
@@ -182,21 +177,19 @@ def run_until(
     kill_at = None
 
     def ask(one: _Running, method: str, *args: Any) -> Any:
-        """What the launcher answers; nothing, where it raises, for then the cohort has ended."""
+        """What the launcher answers; None, where it raises, for then the cohort has failed."""
         try:
-            return getattr(launcher, method)(*args)
+            answer = getattr(launcher, method)(*args)
+            if method == "poll" and not isinstance(answer, Progress | Ended | None):
+                raise TypeError(f"it returned {answer!r}; wanted None, Progress or Ended")
+            return answer
         except UserError:
             raise
         except Exception as error:
-            fail(one, f"{method} raises {brief(error)}", Failure.of(error).traceback)
-
-    def fail(one: _Running, reason: str, traceback: str = "") -> None:
-        if one.handle is not None:
             with contextlib.suppress(Exception):
                 launcher.kill(one.handle)
-        end(
-            one, Ended.alike(one.cohort, Failed(Failure(f"launcher '{launcher.launch.launcher}': {reason}", traceback)))
-        )
+            reason = f"launcher '{launcher.launch.launcher}': {method} raises {brief(error)}"
+            end(one, Ended.alike(one.cohort, Failed(Failure(reason, Failure.of(error).traceback))))
 
     def end(one: _Running, ended: Ended) -> None:
         running.remove(one)
@@ -227,10 +220,8 @@ def run_until(
                 news = ask(one, "poll", one.handle)
                 if isinstance(news, Progress):
                     on_progress(one.cohort, *news)
-                elif isinstance(news, Ended):
-                    end(one, _asked_for(news) if one.kills else news)
                 elif news is not None:
-                    fail(one, f"poll returns {type(news).__name__}; wanted None, Progress or Ended")
+                    end(one, _asked_for(news) if one.kills else news)
     finally:
         for one in running:
             with contextlib.suppress(Exception):

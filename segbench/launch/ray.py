@@ -107,9 +107,8 @@ class Ray(Launcher):
             board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, **kept)
             self.board = board.remote()
             # A process for each cohort, which ends with it.
-            self.task: Any = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_calls=1, max_retries=RETRIES)(
-                _task
-            )
+            asked = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_calls=1, max_retries=RETRIES)
+            self.task: Any = asked(_task)
             with _marked(self.folder) as self.marker:
                 yield
             ray.kill(self.board)

@@ -134,10 +134,7 @@ class Slurm(Launcher):
             UserError: no Slurm here, or it refuses the jobs.
         """
         if self.waiting:
-            jobs = _submit([handle.cohort for handle in self.waiting], self.threads, self.launch, self.folder, self.go)
-            for handle, job in zip(self.waiting, jobs, strict=True):
-                handle.job = job
-            self.submitted, self.waiting = self.submitted + self.waiting, []
+            self._submit()
         now = time.monotonic()
         if now > self.next_look_s:
             self.next_look_s = now + (2 if self.stopping else POLL_S)
@@ -146,6 +143,35 @@ class Slurm(Launcher):
                 state = states.get(handle.job)
                 handle.gone = (handle.gone or (now, state)) if state else None
         time.sleep(0.5)
+
+    def _submit(self) -> None:
+        run, asked = self.waiting[0].cohort.runs[0], self.launch.slurm
+        names = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "signal_delay_s")
+        parameters = {f"slurm_{name}": getattr(asked, name) for name in names} | {
+            "name": f"segbench-{run.config.name}",
+            "timeout_min": asked.timeout_min,
+            "mem_gb": asked.mem_gb,
+            "cpus_per_task": asked.cpus_per_task or self.threads,
+            "gpus_per_node": asked.gpus_per_node or (1 if run.facts.accelerator == "cuda" else None),
+            "slurm_array_parallelism": self.launch.jobs or len(self.waiting),
+            # srun does not give a task the CPUs of its job by itself.
+            "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+        }
+        # Ctrl-C goes to the whole group of processes; those of the local executor must outlive it, to save their state.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            executor = submitit.AutoExecutor(
+                self.folder, cluster=asked.cluster, slurm_max_num_timeout=ATTEMPTS, local_max_num_timeout=ATTEMPTS
+            )
+            executor.update_parameters(**parameters)
+            with store.explained(self.folder), executor.batch():
+                for handle in self.waiting:
+                    handle.job = executor.submit(Task(absolute(handle.cohort), self.threads, self.go))
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            raise UserError(f"launch.slurm: {brief(error)}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.submitted, self.waiting = self.submitted + self.waiting, []
 
     def poll(self, handle: _Job) -> Progress | Ended | None:
         if handle.job is None:
@@ -173,35 +199,6 @@ class Slurm(Launcher):
     def kill(self, handle: _Job) -> None:
         if handle.job is not None:
             handle.job.cancel(check=False)
-
-
-def _submit(cohorts: Sequence[Cohort], threads: int, launch: LaunchConfig, folder: Path, go: Path) -> list[Any]:
-    """The jobs, in the order of the cohorts."""
-    first, asked = cohorts[0].runs[0], launch.slurm
-    names = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "signal_delay_s")
-    parameters = {f"slurm_{name}": getattr(asked, name) for name in names} | {
-        "name": f"segbench-{first.config.name}",
-        "timeout_min": asked.timeout_min,
-        "mem_gb": asked.mem_gb,
-        "cpus_per_task": asked.cpus_per_task or threads,
-        "gpus_per_node": asked.gpus_per_node or (1 if first.facts.accelerator == "cuda" else None),
-        "slurm_array_parallelism": launch.jobs or len(cohorts),
-        # srun does not give a task the CPUs of its job by itself.
-        "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
-    }
-    # Ctrl-C goes to the whole group of processes; those of the local executor must outlive it, to save their state.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        executor = submitit.AutoExecutor(
-            folder, cluster=asked.cluster, slurm_max_num_timeout=ATTEMPTS, local_max_num_timeout=ATTEMPTS
-        )
-        executor.update_parameters(**parameters)
-        with store.explained(folder), executor.batch():
-            return [executor.submit(Task(absolute(cohort), threads, go)) for cohort in cohorts]
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        raise UserError(f"launch.slurm: {brief(error)}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _said(cohort: Cohort) -> dict[str, Any]:
