@@ -14,7 +14,9 @@ import tempfile
 import time
 
 from segbench.config_file import load_config
-from segbench.launch import Ended, local
+from segbench.launch import local
+from segbench.launch.base import run_cohorts
+from segbench.outcomes import Ended
 from segbench.plan import Cohort, make_cohorts
 from segbench.sweep import plan
 
@@ -28,12 +30,12 @@ def first_steps(config: str, overrides: list[str]) -> list[float]:
         def on_progress(cohort: Cohort, phase: str, done: int, total: int) -> None:
             seconds.setdefault(cohort.runs[0].seed, time.perf_counter() - began[-1])
 
-        def on_end(ended: Ended) -> None:
+        def on_end(cohort: Cohort, ended: Ended) -> None:
             began.append(time.perf_counter())
 
         cohorts = make_cohorts(plan(loaded), lambda run: 0)
         began[0] = time.perf_counter()
-        local.run_cohorts(cohorts, 1, os.cpu_count() or 1, loaded.launch, on_progress, on_end)
+        run_cohorts(local.Local, cohorts, loaded.launch, 1, os.cpu_count() or 1, on_progress, on_end)
         return list(seconds.values())
 
 

@@ -152,7 +152,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
-    _name_code([config])
+    _name_code([config], launches=True)
     with console.status("looking at encoder, decoders and data"):
         planned, failing = estimate.look(config)
     if planned is not None:
@@ -313,9 +313,9 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS, ENCODERS, MEASURES
+    from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES
 
-    for kind in (DECODERS, MEASURES, DATASETS):
+    for kind in (DECODERS, MEASURES, DATASETS, LAUNCHERS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
@@ -327,7 +327,7 @@ def _list(args: argparse.Namespace) -> int:
     print("  path/to/file.py:Class, a class of your own")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, MEASURES, DATASETS, ENCODERS):
+    for kind in (DECODERS, MEASURES, DATASETS, ENCODERS, LAUNCHERS):
         named = {DECODERS: args.plugins, ENCODERS: args.encoder or ()}
         names = [*kind.announced(), *named.get(kind, ())]
         if names:
@@ -359,11 +359,11 @@ def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     return []
 
 
-def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False) -> None:
+def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
     """Say which plug-ins' files are about to run: what a config names may be another's choice."""
     from segbench.sweep import code_files
 
-    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only)):
+    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only, launches)):
         print(f"runs the code in {file}", file=sys.stderr)
 
 

@@ -34,7 +34,7 @@ from segbench.loading.pipeline import train_loader
 from segbench.lockstep import Lockstep, Member
 from segbench.machine import environment, peak_memory
 from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
-from segbench.plan import Cohort, Run, protocol, to_split
+from segbench.plan import Cohort, Run, protocol, should_halve
 from segbench.probe import data_facts, encoder_facts
 from segbench.registry import source_hash
 from segbench.track import Trackers
@@ -110,8 +110,8 @@ def _run(
 
     def fail(key: str, failure: Failure) -> None:
         failures[key] = failure
-        trackers.close(key, "stopped" if to_split(whole, failure) else "failed")
-        if to_split(whole, failure):
+        trackers.close(key, "stopped" if should_halve(whole, failure) else "failed")
+        if should_halve(whole, failure):
             store.set_status(runs[key].folder, "stopped", reason=failure.reason)
         else:
             store.fail(runs[key].folder, failure)

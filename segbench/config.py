@@ -204,9 +204,11 @@ class SlurmConfig(Section):
 class LaunchConfig(Section):
     """Where and how cohorts run; changes no number."""
 
-    launcher: Literal["local", "ray", "slurm"] = Field(
-        "local", description="processes of this machine, or tasks of a Ray or Slurm cluster (extras of the package)"
+    launcher: OneLine = Field(
+        "local",
+        description="local: processes of this machine; ray, slurm: a cluster's (extras); or path/to/file.py:Class",
     )
+    params: dict[str, Any] = Field({}, description="arguments of a launcher of your own")
     address: OneLine | None = Field(
         None, description="ray: auto (by RAY_ADDRESS), or host:port, on the command line only; default: started here"
     )

@@ -1,5 +1,6 @@
 """What a user is told: the exception that stands for a mistake, failures in one line, and "did you mean"."""
 
+import contextlib
 import difflib
 import errno
 import traceback
@@ -50,6 +51,13 @@ def out_of_memory(error: BaseException) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
     )
+
+
+def oom_kills() -> int:
+    """How many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat") as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    return 0
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -177,7 +177,7 @@ def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
     )
 
 
-def to_split(cohort: Cohort, failure: Failure) -> bool:
+def should_halve(cohort: Cohort, failure: Failure) -> bool:
     """Whether the runs that failed so are tried again in a smaller cohort."""
     return failure.out_of_memory and len(cohort.runs) > 1 and cohort.runs[0].config.launch.on_oom == "split"
 

@@ -24,15 +24,16 @@ from segbench.store import explained
 from segbench.track import require
 
 
-def probe(config: SweepConfig) -> Facts:
+def probe(config: SweepConfig, elsewhere: bool = False) -> Facts:
     """Build what ``config`` names and look at it.
+
+    Args:
+        elsewhere: whether its cohorts run on machines of a cluster.
 
     Raises:
         UserError: anything that would make every run of the sweep fail.
     """
     require(config.launch.trackers)
-    launch = config.launch
-    elsewhere = launch.address is not None or (launch.launcher == "slurm" and launch.slurm.cluster != "local")
     accelerator = resolve_accelerator(config.trainer, elsewhere)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for dataset in data.values():

@@ -147,6 +147,12 @@ DATASETS = Kind(
 )
 MEASURES = Kind("measure", "segbench.measures", "segbench.measures.base:Measure")
 ENCODERS = Kind("encoder", "segbench.encoders", "torch.nn:Module")  # beside SMP's and timm's, by name
+LAUNCHERS = Kind(
+    "launcher",
+    "segbench.launch",
+    "segbench.launch.base:Launcher",
+    frozenset({"cohorts", "launch", "jobs", "threads"}),
+)
 
 
 def _where(error: BaseException) -> str:

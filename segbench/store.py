@@ -27,7 +27,7 @@ from segbench.errors import Failure, UserError
 CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
-VOUCHED_FOR = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
+CHECKSUMMED = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
 RESULT_VERSION = 6  # raise when the same config would give other numbers
 LAYOUT = 2  # raise when a run's folder holds other things
@@ -133,11 +133,8 @@ def is_done(folder: Path) -> bool:
 
 def write_result(folder: Path, row: dict[str, Any]) -> None:
     """Write ``result.json``, with the checksums of the run's other files: from here on the run is done."""
-    row = (
-        row
-        | {"layout": LAYOUT}
-        | {"files": {name: _sha256(folder / name) for name in VOUCHED_FOR if (folder / name).exists()}}
-    )
+    files = {name: _sha256(folder / name) for name in CHECKSUMMED if (folder / name).exists()}
+    row = row | {"layout": LAYOUT, "files": files}
     write_json(folder / RESULT, row | {"checksum": _checksum(row)})
 
 
@@ -163,7 +160,7 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged or was edited (its checksum differs)")
     if row["result_version"] != RESULT_VERSION or row.get("layout") != LAYOUT:
         raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
-    if not isinstance(row.get("files"), dict) or not row["files"].keys() <= set(VOUCHED_FOR):
+    if not isinstance(row.get("files"), dict) or not row["files"].keys() <= set(CHECKSUMMED):
         raise Damaged(f"{path} is damaged (it vouches for other files than segbench writes)")
     for name, checksum in row["files"].items():
         found = _sha256(folder / name)

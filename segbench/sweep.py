@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,10 +23,12 @@ from segbench import store
 from segbench.config import SweepConfig
 from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
-from segbench.launch import Ended, Launcher, launcher, local
+from segbench.launch import local
+from segbench.launch.base import Launcher, blamed, load, run_cohorts
 from segbench.manifest import write_manifest
-from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
-from segbench.registry import DATASETS, DECODERS, ENCODERS, MEASURES
+from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
+from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -35,18 +37,16 @@ def plan(config: SweepConfig) -> list[Run]:
     Raises:
         UserError: something that would make every run fail.
     """
-    return make_runs(config, _probe)
+    launcher = load(config.launch)
+    with blamed(config.launch, "elsewhere"):
+        elsewhere = launcher.elsewhere(config.launch)
+    return make_runs(config, lambda variant: local.call(_probe_there, variant, elsewhere))
 
 
-def _probe(config: SweepConfig) -> Facts:
-    facts: Facts = local.call(_probe_there, config)
-    return facts
-
-
-def _probe_there(config: SweepConfig) -> Facts:
+def _probe_there(config: SweepConfig, elsewhere: bool) -> Facts:
     from segbench.probe import probe
 
-    return probe(config)
+    return probe(config, elsewhere)
 
 
 def _check_files_there(config: SweepConfig, marker: Path) -> None:
@@ -74,13 +74,12 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
         UserError: something that would make every run fail; nothing was started.
     """
     began = time.monotonic()
-    start = launcher(config.launch.launcher)
-    for file in code_files(config):
+    for file in code_files(config, launches=True):
         console.print(f"runs the code in {escape(str(file))}", highlight=False, soft_wrap=True)
     runs = plan(config)
     folder = Path(config.runs_dir) / config.name
     store.tidy_sweep(folder)
-    for damage in look_after(runs):
+    for damage in repair(runs):
         console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
     todo = [run for run in runs if not store.is_done(run.folder)]
     for variant in {repr(run.variant): run.config for run in todo}.values():
@@ -91,7 +90,7 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     console.print(say)
     if not todo:
         return folder, 0
-    code = _Sweep(todo, config, start, console).run()
+    code = _Sweep(todo, config, load(config.launch), console).run()
     write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
@@ -100,9 +99,10 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     return folder, code
 
 
-def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
-    """The files that the config names as plug-ins, and that looking at it runs."""
-    named = [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
+def code_files(config: SweepConfig, data_only: bool = False, launches: bool = False) -> list[Path]:
+    """The files that the config names as plug-ins, and that looking at it runs; its launcher's if it ``launches``."""
+    named = [LAUNCHERS.code_file(config.launch.launcher)] if launches else []
+    named += [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
     if not data_only:
         named += [ENCODERS.code_file(variant.encoder.name) for _, variant in expand_grid(config)]
         named += [DECODERS.code_file(d.name) for d in config.decoders]
@@ -110,7 +110,7 @@ def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
     return list(dict.fromkeys(path for path in named if path is not None))
 
 
-def look_after(runs: Sequence[Run]) -> Iterator[str]:
+def repair(runs: Sequence[Run]) -> Iterator[str]:
     """Clear away what killed processes left, and set damaged results and checkpoints aside; yields what was damaged.
 
     Runs that another process works on are left alone.
@@ -144,9 +144,9 @@ def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
 class _Sweep:
     """The runs of a sweep that are to do, until each is done or has failed once."""
 
-    def __init__(self, todo: Sequence[Run], config: SweepConfig, start: Launcher, console: Console) -> None:
+    def __init__(self, todo: Sequence[Run], config: SweepConfig, launcher: type[Launcher], console: Console) -> None:
         self.open = {run.key: run for run in todo}
-        self.launch, self.start, self.console = config.launch, start, console
+        self.launch, self.launcher, self.console = config.launch, launcher, console
         self.jobs, self.threads = resources(config, todo[0].facts)
         self.before = {run.key: _status(run) for run in todo}
         self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
@@ -198,41 +198,47 @@ class _Sweep:
         self.console.print(f"[red]failed[/] {escape(f'{names}: {reason}')}", highlight=False, soft_wrap=True)
         self.code = max(self.code, code)
 
-    def _ended(self, ended: Ended) -> None:
-        """Settle what a cohort did; what is left open was stopped, or is held by another process."""
-        cohort, failures = ended.cohort, dict(ended.failures)
-        died = ended.died or Failure("the cohort ended without its result")
+    def _ended(self, cohort: Cohort, ended: Ended) -> None:
+        """Settle what a cohort did; what is left open was stopped, is held by another process, or is tried again."""
+        done: list[Run] = []
+        short: list[Run] = []
+        failed: dict[tuple[str, bool], list[Run]] = {}  # by reason, and whether a mistake of the user's was it
         for run in cohort.runs:
-            if store.is_done(run.folder):
-                self._settle(run)
-            elif run.key not in failures and run.key not in ended.busy and not ended.stopped:
-                with contextlib.suppress(UserError), store.locked(run.folder) as mine:
-                    if not mine:  # another process's, whatever became of this one
-                        continue
-                    if not to_split(cohort, died):
-                        store.fail(run.folder, died)
-                failures[run.key] = died  # on a full disk it is at least printed
-        short = [run for run in cohort.runs if run.key in failures and to_split(cohort, failures[run.key])]
+            match outcome := _outcome(run, ended):
+                case Done():
+                    self._settle(run)
+                    done.append(run)
+                case Busy():  # whoever did it says so
+                    if store.is_done(run.folder):
+                        self._settle(run)
+                case Stopped():
+                    pass
+                case TooLarge():
+                    short.append(run)
+                case Failed(failure, user_error):
+                    found = _status(run)
+                    if found.get("state") != "failed" or found == self.before[run.key]:
+                        _note(run, failure)
+                    failed.setdefault((failure.reason, user_error), []).append(run)
+                case Lost(failure):
+                    if _note(run, failure):
+                        failed.setdefault((failure.reason, False), []).append(run)
+                case _:
+                    assert_never(outcome)
         if short:
             middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
             parts = [part for part in (short[:middle], short[middle:]) if part]
             self.again += [cohort for part in parts for cohort in make_cohorts(part, step_of)]
-            for run in short:
-                del failures[run.key]
             how = " and ".join(", ".join(run.name for run in part) for part in parts)
             self.console.print(f"[yellow]out of memory[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
-        by_reason: dict[str, list[Run]] = {}
-        for run in cohort.runs:
-            if run.key in failures:
+        for (reason, user_error), members in failed.items():
+            for run in members:
                 self._settle(run)
-                by_reason.setdefault(failures[run.key].reason, []).append(run)
-        for reason, members in by_reason.items():
-            where = "" if ended.user_error else f" ({members[0].folder / store.TRACEBACK})"
-            self._failed(members, f"{reason}{where}", 2 if ended.user_error else 1)
-        settled = [run for run in cohort.runs if run.key not in self.open and run.key not in failures]
-        done = [run.title for run in settled if run.key not in ended.busy]  # another process says so of the others
+            where = "" if user_error else f" ({members[0].folder / store.TRACEBACK})"
+            self._failed(members, f"{reason}{where}", 2 if user_error else 1)
         if done:
-            self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(', '.join(done))}", highlight=False)
+            titles = ", ".join(run.title for run in done)
+            self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(titles)}", highlight=False)
 
     def _round(self, cohorts: Sequence[Cohort], jobs: int) -> bool:
         """Run cohorts, with progress bars; False where it was interrupted."""
@@ -261,20 +267,38 @@ class _Sweep:
                 units[place] = done - cohort.start_step if phase == "train" else steps[place] + done / 5
                 progress.update(total, completed=sum(units.values()))
 
-            def on_end(ended: Ended) -> None:
-                place = id(ended.cohort)
+            def on_end(cohort: Cohort, ended: Ended) -> None:
+                place = id(cohort)
                 if place in tasks:
                     progress.remove_task(tasks.pop(place))
                 units[place] = steps[place] + images[place] / 5
-                self._ended(ended)
+                self._ended(cohort, ended)
 
             launch = self.launch.model_copy(update={"jobs": jobs}) if jobs < self.jobs else self.launch
-            return self.start(cohorts, jobs, self.threads, launch, on_progress, on_end)
+            return run_cohorts(self.launcher, cohorts, launch, jobs, self.threads, on_progress, on_end)
 
 
 def step_of(run: Run) -> int:
     """At which step it goes on."""
     return store.newest_checkpoint(run.folder)[0]
+
+
+def _outcome(run: Run, ended: Ended) -> Outcome:
+    """How it ended: a result that is there counts, whatever was said, and one that is not there does not."""
+    nothing = Lost(Failure("the cohort ended without its result"))
+    said = ended.outcomes.get(run.key, nothing)
+    if store.is_done(run.folder):
+        return said if isinstance(said, Busy) else Done()
+    return nothing if isinstance(said, Done) else said
+
+
+def _note(run: Run, failure: Failure) -> bool:
+    """Mark a run as failed that its process has not; False where another process works on it."""
+    with contextlib.suppress(UserError), store.locked(run.folder) as mine:
+        if not mine:
+            return False
+        store.fail(run.folder, failure)
+    return True  # on a full disk it is at least printed
 
 
 def _status(run: Run) -> dict[str, Any]:

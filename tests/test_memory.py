@@ -14,10 +14,12 @@ from rich.console import Console
 
 from segbench import store
 from segbench.errors import Failure, out_of_memory
-from segbench.launch import Ended, local
-from segbench.launch.work import work
+from segbench.launch import local
+from segbench.launch.local import Local
+from segbench.outcomes import Done, Ended, Failed, TooLarge
 from segbench.plan import make_cohorts
 from segbench.sweep import plan, run_sweep
+from segbench.work import work
 from tests.test_sweep import same, sweep
 
 HUNGRY = """
@@ -112,12 +114,12 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     config = make_config(decoders=["nearest", "bilinear", "deconv"], launch={"on_oom": "split"})
     runs = plan(config)
     console = Console(file=io.StringIO(), width=200)
-    halving = _Sweep(runs, config, lambda *args: True, console)
+    halving = _Sweep(runs, config, Local, console)
     (whole,) = make_cohorts(runs, lambda run: 0)
-    halving._ended(Ended(whole, died=Failure("killed", out_of_memory=True)))
+    halving._ended(whole, Ended.lost(whole, Failure("killed", out_of_memory=True)))
     assert [[run.title for run in cohort.runs] for cohort in halving.again] == [["nearest", "bilinear"], ["deconv"]]
     assert halving.code == 0
-    halving._ended(Ended(halving.again[1], died=Failure("killed", out_of_memory=True)))
+    halving._ended(halving.again[1], Ended.lost(halving.again[1], Failure("killed", out_of_memory=True)))
     assert halving.code == 1
     assert "failed deconv-s0: killed" in console.file.getvalue()
 
@@ -185,11 +187,12 @@ def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(m
     (cohort,) = make_cohorts(plan(make_config(data=data, launch={"workers": 1})), lambda run: 0)
     kills = itertools.count()
     for count, memory in ((lambda: 0, False), (lambda: next(kills), True)):
-        monkeypatch.setattr("segbench.launch.work.oom_kills", count)
+        monkeypatch.setattr("segbench.work.oom_kills", count)
         ended = work(cohort, 1, lambda *_: None, lambda: False)
-        assert ended.died.out_of_memory == memory
-        assert ("out of memory" in ended.died.reason) == memory
-        assert "DataLoader worker" in ended.died.reason
+        failures = {ended.outcomes[run.key].failure for run in cohort.runs}
+        assert {failure.out_of_memory for failure in failures} == {memory}
+        assert all(("out of memory" in failure.reason) == memory for failure in failures)
+        assert all("DataLoader worker" in failure.reason for failure in failures)
 
 
 SHORT = """
@@ -211,8 +214,9 @@ def test_a_run_that_will_be_tried_again_has_not_failed(make_config, tmp_path, on
     (cohort,) = make_cohorts(plan(config), lambda run: 0)
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     nearest, short = cohort.runs
-    assert list(ended.failures) == [short.key]
-    assert ended.failures[short.key].out_of_memory
+    assert ended.outcomes[nearest.key] == Done()
+    assert isinstance(ended.outcomes[short.key], TooLarge if on_oom == "split" else Failed)
+    assert ended.outcomes[short.key].failure.out_of_memory
     assert store.read_json(short.folder / store.STATUS)["state"] == state
     assert store.is_done(nearest.folder)
 

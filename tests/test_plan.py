@@ -55,7 +55,7 @@ CHANGES = {
     "trainer.accelerator": (None, True),  # as it was resolved, below
     "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
     "trainer.benchmark": (True, True),
-    "launch.launcher": ("ray", False), "launch.address": ("auto", False),
+    "launch.launcher": ("ray", False), "launch.params": ({"queue": "gpu"}, False), "launch.address": ("auto", False),
     "launch.slurm.cluster": ("local", False),  # where, not what
     **{f"launch.slurm.{name}": (7, False)
        for name in ("timeout_min", "signal_delay_s", "cpus_per_task", "gpus_per_node", "mem_gb")},

@@ -226,8 +226,9 @@ def test_a_task_that_a_cluster_tries_for_ever_is_given_up(make_config, monkeypat
     )
     monkeypatch.setattr(ray, "get", lambda value: value)
     ended, files = _task(board, 0, cohort, 1, ".", "marker")
-    assert ended.died.out_of_memory
-    assert "Ray ended its task 4 times" in ended.died.reason
+    (failure,) = {ended.outcomes[run.key].failure for run in cohort.runs}
+    assert failure.out_of_memory
+    assert "Ray ended its task 4 times" in failure.reason
     assert files == {}
     assert not any(run.folder.exists() for run in cohort.runs)
 
@@ -258,15 +259,3 @@ def test_what_cannot_be_is_said_in_a_line(make_config):
     config = make_config(launch={"launcher": "ray", "address": "127.0.0.1:1"})
     with pytest.raises(UserError, match=r"launch.address: no Ray cluster at '127\.0\.0\.1:1'"):
         run_sweep(config, Console(file=io.StringIO()))
-
-
-def test_ray_is_an_extra(monkeypatch):
-    import importlib.util
-
-    from segbench.launch import launcher
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"'ray' is not installed; pip install 'segbench\[ray\]'"):
-        launcher("ray")
-    with pytest.raises(UserError, match=r"'slurm' is not installed; pip install 'segbench\[slurm\]'"):
-        launcher("slurm")

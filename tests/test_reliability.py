@@ -14,12 +14,13 @@ from rich.console import Console
 
 from segbench import store
 from segbench.errors import UserError
-from segbench.launch import Ended, caught_signals
-from segbench.launch.work import work
+from segbench.launch.base import Launcher, caught_signals
+from segbench.outcomes import Done, Ended, Failed, Stopped
 from segbench.plan import Cohort, make_cohorts
 from segbench.report.formats import as_csv
 from segbench.report.table import make_table
 from segbench.sweep import plan
+from segbench.work import work
 from tests.conftest import segbench
 from tests.test_sweep import same, sweep
 
@@ -129,10 +130,9 @@ def test_a_plug_in_that_changes_after_the_plan_is_not_trained_under_the_old_key(
     (cohort,) = make_cohorts(plan(config), lambda run: 0)
     plugin.write_text(FICKLE.replace("pass", "other = True", 1))
     ended = work(cohort, 1, lambda *_: None, lambda: False)
-    assert ended.died is None
     fickle, nearest = cohort.runs
-    assert list(ended.failures) == [fickle.key]
-    assert "the source of 'Fickle' changed after the sweep was planned" in ended.failures[fickle.key].reason
+    assert ended.outcomes[nearest.key] == Done()
+    assert "the source of 'Fickle' changed after the sweep was planned" in ended.outcomes[fickle.key].failure.reason
     assert (store.is_done(fickle.folder), store.is_done(nearest.folder)) == (False, True)
     _, code, out = sweep(config)
     assert code == 0
@@ -145,8 +145,10 @@ def test_data_that_change_after_the_plan_are_not_trained_on_under_the_old_key(ma
     (cohort,) = make_cohorts(plan(make_config(data={"name": f"{plugin}:Data"})), lambda run: 0)
     plugin.write_text(FICKLE + "\n    other = True\n")
     ended = work(cohort, 1, lambda *_: None, lambda: False)
-    assert ended.user_error
-    assert "the data changed after the sweep was planned" in ended.died.reason
+    for outcome in ended.outcomes.values():
+        assert isinstance(outcome, Failed)
+        assert outcome.user_error
+        assert "the data changed after the sweep was planned" in outcome.failure.reason
     assert not any(store.is_done(run.folder) for run in cohort.runs)
 
 
@@ -163,11 +165,10 @@ def test_a_stop_at_any_time_changes_nothing(make_config, tmp_path):
 
         cohort = Cohort(tuple(replace(r, folder=tmp_path / name / r.folder.name) for r in planned), 0)
         ended = work(cohort, 1, lambda *_: None, should_stop)
-        assert ended.died is None
-        assert ended.stopped == (stop_at is not None)
-        if ended.stopped:
+        assert set(ended.outcomes.values()) == {Done() if stop_at is None else Stopped()}
+        if stop_at is not None:
             assert {store.read_json(r.folder / store.STATUS)["state"] for r in cohort.runs} == {"stopped"}
-            assert work(cohort, 1, lambda *_: None, lambda: False).died is None
+            assert set(work(cohort, 1, lambda *_: None, lambda: False).outcomes.values()) == {Done()}
         files = {
             (r.title, name): (r.folder / name).read_bytes()
             for r in cohort.runs
@@ -219,14 +220,24 @@ def sweep_that_is_interrupted(make_config, finishes):
     config = make_config(decoders=["nearest"])
     runs = plan(config)
 
-    def interrupted(cohorts, jobs, threads, launch, on_progress, on_end):
-        if finishes:
-            work(cohorts[0], threads, lambda *_: None, lambda: False)
-        on_end(Ended(cohorts[0], stopped=not finishes))
-        return False
+    class Interrupted(Launcher):
+        def start(self, cohort, place):
+            os.kill(os.getpid(), signal.SIGINT)
+            if finishes:
+                return work(cohort, self.threads, lambda *_: None, lambda: False)
+            return Ended.alike(cohort, Stopped())
+
+        def poll(self, handle):
+            return handle
+
+        def stop(self, handle):
+            pass
+
+        def kill(self, handle):
+            pass
 
     console = Console(file=io.StringIO(), width=200)
-    return _Sweep(runs, config, interrupted, console).run(), console.file.getvalue().strip()
+    return _Sweep(runs, config, Interrupted, console).run(), console.file.getvalue().strip()
 
 
 def test_an_interrupt_while_the_last_cohort_ends_is_no_stop(make_config):

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from segbench import store
 from segbench.errors import Failure
-from segbench.launch import Ended
-from segbench.launch.work import work
+from segbench.launch.local import Local
+from segbench.outcomes import Busy, Done, Ended, Failed
 from segbench.plan import make_cohorts
 from segbench.sweep import plan
+from segbench.work import work
 from tests.conftest import ROOT, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
@@ -74,8 +75,8 @@ def test_what_another_process_has_done_is_not_said_to_be_ours(make_config):
     sweep(config)
     (cohort,) = make_cohorts(plan(config), lambda run: 0)
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(cohort.runs, config, lambda *args: True, console)
-    other._ended(Ended(cohort, busy=frozenset([cohort.runs[0].key])))
+    other = _Sweep(cohort.runs, config, Local, console)
+    other._ended(cohort, Ended({cohort.runs[0].key: Busy(), cohort.runs[1].key: Done()}))
     assert other.open == {}
     assert console.file.getvalue() == "done seed 0: bilinear\n"
 
@@ -140,9 +141,9 @@ def test_a_lock_that_cannot_be_made_fails_the_cohort_with_the_reason(make_config
     folder.mkdir(parents=True)
     (folder / ".locks").touch()
     ended = work(cohort, 1, lambda *_: None, lambda: False)
-    assert ended.user_error
-    assert "cannot write" in ended.died.reason
-    assert ended.busy == frozenset()  # nobody else's
+    outcomes = [ended.outcomes[run.key] for run in cohort.runs]
+    assert all(isinstance(outcome, Failed) and outcome.user_error for outcome in outcomes)  # nobody else's
+    assert all("cannot write" in outcome.failure.reason for outcome in outcomes)
 
 
 def test_the_end_of_a_process_fails_no_run_of_another(make_config):
@@ -151,10 +152,10 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     config = make_config(decoders=["nearest", "bilinear"])
     runs = plan(config)
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(runs, config, lambda *args: True, console)
+    other = _Sweep(runs, config, Local, console)
     (cohort,) = make_cohorts(runs, lambda run: 0)
     with store.locked(runs[0].folder):  # as another process has it
-        other._ended(Ended(cohort, died=Failure("killed")))
+        other._ended(cohort, Ended.lost(cohort, Failure("killed")))
     assert list(other.open) == [runs[0].key]
     assert "failed bilinear-s0: killed" in console.file.getvalue()
     assert "nearest" not in console.file.getvalue()
@@ -167,7 +168,7 @@ def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):
     config = make_config(decoders=["nearest"])
     runs = plan(config)
     console = Console(file=io.StringIO(), width=200)
-    waiting = _Sweep(runs, config, lambda *args: True, console)
+    waiting = _Sweep(runs, config, Local, console)
     store.fail(runs[0].folder, Failure("broken there"))
     assert waiting._wait() == []
     assert waiting.code == 1

@@ -4,10 +4,11 @@ import pytest
 
 from segbench import store, track
 from segbench.errors import UserError
-from segbench.launch.work import work
 from segbench.measures.base import iou, mean_over_classes
+from segbench.outcomes import Done, Failed, Stopped
 from segbench.plan import make_cohorts
 from segbench.sweep import plan
+from segbench.work import work
 from tests.test_failures import FAILING
 from tests.test_sweep import sweep
 
@@ -168,7 +169,8 @@ def test_a_run_that_fails_in_mid_training_is_closed_as_failed_then(ends):
 def test_a_run_that_fails_in_the_evaluation_is_no_success(ends):
     statuses, _, recorders, ended = ends("EvalRaises")
     assert statuses == {"nearest": "success", "EvalRaises": "failed"}
-    assert [len(ended.failures), len(recorders["EvalRaises"].rows)] == [1, 4]
+    assert [type(outcome) for outcome in ended.outcomes.values()] == [Done, Failed]
+    assert len(recorders["EvalRaises"].rows) == 4
     assert recorders["nearest"].rows[-1][0] == 4
     assert set(recorders["nearest"].rows[-1][1]) == {"val_miou", "val_biou@0.02"}
 
@@ -177,7 +179,7 @@ def test_a_run_that_fails_in_the_evaluation_is_no_success(ends):
 def test_a_stop_closes_the_rest_as_stopped(ends, stop_after):
     """In training, and in the evaluation: MLflow's word for it, which the others take for no success."""
     statuses, _, _, ended = ends("Raises", stop_after)
-    assert ended.stopped
+    assert ended.has(Stopped)
     assert statuses == {"nearest": "KILLED", "Raises": "KILLED" if stop_after == 0 else "failed"}
 
 
@@ -189,7 +191,7 @@ def test_an_exception_that_ends_the_cohort_closes_all_as_failed(ends, monkeypatc
 
     monkeypatch.setattr(cohort, "train_loader", broken)
     statuses, _, _, ended = ends()
-    assert ended.died is not None
+    assert {type(outcome) for outcome in ended.outcomes.values()} == {Failed}
     assert statuses == {"nearest": "failed", "Raises": "failed"}
 
 

@@ -6,14 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from segbench.config import LaunchConfig
-from segbench.errors import OUT_OF_MEMORY, Failure, UserError
-from segbench.launch import STOP_GRACE_S, STOP_SIGNALS, Ended, OnEnd, OnProgress, caught_signals, oom_kills
+from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
+from segbench.launch.base import STOP_SIGNALS, Launcher, Progress
+from segbench.outcomes import Ended
 from segbench.plan import Cohort
 
 
@@ -23,16 +23,44 @@ class _Child:
     connection: Connection
     cohort: Cohort
     oom_kills: int
-    place: int
     ended: Ended | None = None
-    killed: bool = False
+
+
+class Local(Launcher):
+    """A process for each cohort; each has a GPU of its own, where there are as many."""
+
+    def start(self, cohort: Cohort, place: int) -> _Child:
+        kills = oom_kills()  # before it can be one of them
+        process, ours = _spawn(_work, cohort, self.threads, own_gpu(cohort, place))
+        return _Child(process, ours, cohort, kills)
+
+    def wait(self, handles: Sequence[_Child]) -> None:
+        wait([child.connection for child in handles], timeout=0.2)
+
+    def poll(self, handle: _Child) -> Progress | Ended | None:
+        if not handle.connection.poll():
+            return None
+        try:
+            message: Progress | Ended = handle.connection.recv()
+        except (EOFError, OSError):
+            return _ended(handle)
+        if isinstance(message, Progress):
+            return message
+        handle.ended = message  # which counts once the process has gone
+        return None
+
+    def stop(self, handle: _Child) -> None:
+        _tell(handle.connection, "stop")
+
+    def kill(self, handle: _Child) -> None:
+        handle.process.kill()
 
 
 def context() -> Any:
-    """The fork server, with what a cohort imports already imported, so that the second one starts at once."""
+    """A fork server that has preloaded torch, so later cohorts start without imports."""
     os.environ["PYTHONSAFEPATH"] = "1"  # or it would import what lies in the folder that it is started in
     ctx = multiprocessing.get_context("forkserver")
-    ctx.set_forkserver_preload(["segbench.launch.work"])
+    ctx.set_forkserver_preload(["segbench.work"])
     return ctx
 
 
@@ -55,64 +83,6 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     if kind == "error":
         raise RuntimeError(f"in the process that looks at the sweep:\n{value}")
     return value
-
-
-def run_cohorts(
-    cohorts: Sequence[Cohort],
-    jobs: int,
-    threads: int,
-    launch: LaunchConfig,
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
-    """See `segbench.launch.Launcher`."""
-    with caught_signals() as caught:
-        return run_until(caught, cohorts, jobs, threads, on_progress, on_end)
-
-
-def run_until(
-    caught: Sequence[int],
-    cohorts: Sequence[Cohort],
-    jobs: int,
-    threads: int,
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
-    """`run_cohorts`, which stops once ``caught`` holds a signal."""
-    waiting = list(cohorts)
-    running: list[_Child] = []
-    places = list(range(jobs))  # each with a GPU of its own
-    kill_at = None
-    try:
-        while running or (waiting and not caught):
-            while waiting and len(running) < jobs and not caught:
-                running.append(_start(waiting.pop(0), threads, places.pop(0)))
-            if caught:
-                if kill_at is None:
-                    kill_at = time.monotonic() + STOP_GRACE_S
-                    for child in running:
-                        _tell(child.connection, "stop")
-                elif time.monotonic() > kill_at:
-                    for child in running:
-                        child.killed = True
-                        child.process.kill()
-            for connection in wait([c.connection for c in running], timeout=0.2):
-                child = next(c for c in running if c.connection is connection)
-                if not _receive(child, on_progress):
-                    running.remove(child)
-                    places.append(child.place)
-                    assert child.ended is not None
-                    on_end(child.ended)
-    finally:
-        for child in running:
-            child.process.kill()
-    return not caught
-
-
-def _start(cohort: Cohort, threads: int, place: int) -> _Child:
-    kills = oom_kills()  # before it can be one of them
-    process, ours = _spawn(_work, cohort, threads, own_gpu(cohort, place))
-    return _Child(process, ours, cohort, kills, place)
 
 
 def own_gpu(cohort: Cohort, place: int) -> str | None:
@@ -146,23 +116,16 @@ def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
     return process, ours
 
 
-def _receive(child: _Child, on_progress: OnProgress) -> bool:
-    """Take one message; False at the end."""
-    try:
-        message = child.connection.recv()
-    except (EOFError, OSError):
-        child.process.join()
-        if child.ended is None:
-            died = Failure(f"the cohort's process died ({_exit(child.process.exitcode)})")
-            if child.process.exitcode == -signal.SIGKILL and oom_kills() > child.oom_kills:
-                died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
-            child.ended = Ended(child.cohort, stopped=child.killed, died=None if child.killed else died)
-        return False
-    if isinstance(message, Ended):
-        child.ended = replace(message, cohort=child.cohort)  # ours, not its copy
-    else:
-        on_progress(child.cohort, *message)
-    return True
+def _ended(child: _Child) -> Ended:
+    """How it ended, its process being at its end."""
+    child.process.join()
+    child.connection.close()
+    if child.ended is not None:
+        return child.ended
+    died = Failure(f"the cohort's process died ({_exit(child.process.exitcode)})")
+    if child.process.exitcode == -signal.SIGKILL and oom_kills() > child.oom_kills:
+        died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
+    return Ended.lost(child.cohort, died)
 
 
 def _exit(code: int | None) -> str:
@@ -196,7 +159,7 @@ def _work(connection: Connection, cohort: Cohort, threads: int, gpu: str | None)
     """The whole life of a cohort's process."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
-    from segbench.launch.work import work
+    from segbench.work import work
 
     last = [0.0]
 
@@ -204,7 +167,7 @@ def _work(connection: Connection, cohort: Cohort, threads: int, gpu: str | None)
         now = time.monotonic()
         if now - last[0] > 0.2 or done == total:
             last[0] = now
-            _tell(connection, (phase, done, total))
+            _tell(connection, Progress(phase, done, total))
 
     def should_stop() -> bool:
         try:

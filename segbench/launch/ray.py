@@ -4,6 +4,7 @@ Where a node sees the driver's run folder, its tasks work in it as local ones do
 Where it does not, they start anew in a folder of their own, and the finished files are sent to the driver's folder.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -17,19 +18,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import Any, NamedTuple
 
 from segbench import store
 from segbench.config import LaunchConfig
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
-from segbench.launch import STOP_GRACE_S, Ended, OnEnd, OnProgress, caught_signals
+from segbench.launch.base import Launcher, Progress, absolute
+from segbench.outcomes import Busy, Ended, Failed, Stopped
 from segbench.plan import Cohort, Run
+
+try:
+    import ray
+except ModuleNotFoundError:
+    raise UserError("launch.launcher: 'ray' is not installed; pip install 'segbench[ray]'") from None
 
 Files = dict[str, dict[str, bytes]]  # run key -> path within its folder -> contents
 RETRIES = 3  # of a task whose worker or node died
 OBJECT_STORE_BYTES = 200_000_000  # of a local cluster: results are small
+
+
+class _Asked(NamedTuple):
+    task: Any
+    number: int
+    cohort: Cohort
 
 
 class Board:
@@ -61,28 +72,78 @@ class Board:
         return new
 
 
-def run_cohorts(
-    cohorts: Sequence[Cohort],
-    jobs: int,
-    threads: int,
-    launch: LaunchConfig,
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
-    """See `segbench.launch.Launcher`. ``threads`` are the CPUs that each task asks for.
+class Ray(Launcher):
+    """A task for each cohort, which asks for ``threads`` CPUs and, where its runs are on one, a GPU."""
 
-    Raises:
-        UserError: no cluster at ``launch.address``, or none of its nodes is large enough.
-    """
-    ours = not ray.is_initialized()
-    if ours:
-        _connect(launch.address, jobs * threads)
-    try:
-        with caught_signals() as caught, _marked(cohorts[0].runs[0].folder.absolute().parent) as marker:
-            return _run(cohorts, launch.jobs or len(cohorts), threads, marker, caught, on_progress, on_end)
-    finally:
+    def __init__(self, cohorts: Sequence[Cohort], launch: LaunchConfig, jobs: int, threads: int) -> None:
+        super().__init__(cohorts, launch, launch.jobs or len(cohorts), threads)
+        self.cpus_here = jobs * threads
+        self.folder = cohorts[0].runs[0].folder.absolute().parent
+        self.gpus = int(cohorts[0].runs[0].facts.accelerator == "cuda")
+        self.numbers = itertools.count()
+        self.progress: dict[int, tuple[str, int, int]] = {}
+        self.stopping = False
+
+    @classmethod
+    def elsewhere(cls, launch: LaunchConfig) -> bool:
+        return launch.address is not None
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Join the cluster, or start one on this machine.
+
+        Raises:
+            UserError: no cluster at ``launch.address``, or none of its nodes is large enough.
+        """
+        ours = not ray.is_initialized()
         if ours:
-            ray.shutdown()
+            _connect(self.launch.address, self.cpus_here)
+        try:
+            self._check_nodes()
+            here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            kept = {"max_restarts": -1, "max_task_retries": -1}
+            board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, **kept)
+            self.board = board.remote()
+            # A process for each cohort, which ends with it.
+            asked = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_calls=1, max_retries=RETRIES)
+            self.task: Any = asked(_task)
+            with _marked(self.folder) as self.marker:
+                yield
+            ray.kill(self.board)
+        finally:
+            if ours:
+                ray.shutdown()
+
+    def _check_nodes(self) -> None:
+        nodes = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]]
+        if not any(cpus >= self.threads and gpus >= self.gpus for cpus, gpus in nodes):
+            wanted = f"{self.threads} CPUs (launch.threads)" + " and a GPU (trainer.accelerator)" * self.gpus
+            there = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in nodes)
+            raise UserError(
+                f"launch.launcher: a cohort wants {wanted}; the cluster's nodes have, CPUs and GPUs: {there}"
+            )
+
+    def start(self, cohort: Cohort, place: int) -> _Asked:
+        number = next(self.numbers)
+        arguments = (number, absolute(cohort), self.threads, os.getcwd(), self.marker)
+        return _Asked(self.task.remote(self.board, *arguments), number, cohort)
+
+    def wait(self, handles: Sequence[_Asked]) -> None:
+        ray.wait([asked.task for asked in handles], timeout=0.2)
+        self.progress |= ray.get(self.board.read.remote(self.stopping))
+
+    def poll(self, handle: _Asked) -> Progress | Ended | None:
+        if handle.number in self.progress:
+            return Progress(*self.progress.pop(handle.number))
+        return _ended(handle) if ray.wait([handle.task], timeout=0)[0] else None
+
+    def stop(self, handle: _Asked) -> None:
+        self.stopping = True  # which the board says to all
+
+    def kill(self, handle: _Asked) -> None:
+        ray.cancel(handle.task, force=True)
 
 
 def _connect(address: str | None, cpus: int) -> None:
@@ -105,53 +166,6 @@ def _connect(address: str | None, cpus: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run(
-    cohorts: Sequence[Cohort],
-    at_once: int,
-    threads: int,
-    marker: str,
-    caught: Sequence[int],
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
-    first = cohorts[0].runs[0]
-    gpus = int(first.facts.accelerator == "cuda")
-    nodes = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in ray.nodes() if n["Alive"]]
-    if not any(has_cpus >= threads and has_gpus >= gpus for has_cpus, has_gpus in nodes):
-        wanted = f"{threads} CPUs (launch.threads)" + " and a GPU (trainer.accelerator)" * gpus
-        there = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in nodes)
-        raise UserError(f"launch.launcher: a cohort wants {wanted}; the cluster's nodes have, CPUs and GPUs: {there}")
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    kept = {"max_restarts": -1, "max_task_retries": -1}
-    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, **kept).remote()
-    # A process for each cohort, which ends with it.
-    task: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_calls=1, max_retries=RETRIES)(_task)
-    waiting = list(enumerate(cohorts))
-    running: dict[Any, Cohort] = {}
-    kill_at = None
-    while running or (waiting and not caught):
-        while waiting and len(running) < at_once and not caught:
-            number, cohort = waiting.pop(0)
-            runs = tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs)
-            asked = task.remote(board, number, replace(cohort, runs=runs), threads, os.getcwd(), marker)
-            running[asked] = cohort
-        if caught:
-            if kill_at is None:
-                kill_at = time.monotonic() + STOP_GRACE_S
-            elif time.monotonic() > kill_at:
-                for asked in running:
-                    ray.cancel(asked, force=True)
-        ready, _ = ray.wait(list(running), timeout=0.2)
-        for number, progress in ray.get(board.read.remote(bool(caught))).items():
-            on_progress(cohorts[number], *progress)
-        for asked in ready:
-            on_end(_ended(asked, running.pop(asked), kill_at is not None and time.monotonic() > kill_at))
-    ray.kill(board)
-    return not caught
-
-
 @contextmanager
 def _marked(folder: Path) -> Iterator[str]:
     """The name of a file that no other folder holds: where a task finds it, it works in the driver's run folder."""
@@ -164,25 +178,20 @@ def _marked(folder: Path) -> Iterator[str]:
         (folder / name).unlink(missing_ok=True)
 
 
-def _ended(asked: Any, cohort: Cohort, killed: bool) -> Ended:
-    """How a task ended, its files written where it could not do so itself.
-
-    Args:
-        killed: because it did not stop in time, which Ray reports like a worker that was lost.
-    """
+def _ended(asked: _Asked) -> Ended:
+    """How a task ended, its files written where it could not do so itself."""
+    cohort = asked.cohort
     try:
-        ended, files = ray.get(asked)
+        ended, files = ray.get(asked.task)
+    except ray.exceptions.OutOfMemoryError:
+        return Ended.lost(cohort, Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True))
     except ray.exceptions.RayError as error:
-        if killed:
-            return Ended(cohort, stopped=True)
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            return Ended(cohort, died=Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True))
-        return Ended(cohort, died=Failure(f"its Ray task was lost {RETRIES + 1} times ({brief(error)[:200]})"))
+        return Ended.lost(cohort, Failure(f"its Ray task was lost {RETRIES + 1} times ({brief(error)[:200]})"))
     try:
-        busy = {run.key for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
+        busy = {run.key: Busy() for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
     except UserError as error:
-        return Ended(cohort, died=Failure.of(error), user_error=True)
-    return replace(ended, cohort=cohort, busy=ended.busy | busy)
+        return Ended.alike(cohort, Failed(Failure.of(error), user_error=True))
+    return Ended({**ended.outcomes, **busy})
 
 
 def _bring(run: Run, files: dict[str, bytes]) -> bool:
@@ -199,7 +208,7 @@ def _bring(run: Run, files: dict[str, bytes]) -> bool:
 
 def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, marker: str) -> tuple[Ended, Files]:
     """A cohort on some node: how it ended, and the files of its runs where the driver does not see them."""
-    from segbench.launch.work import work
+    from segbench.work import work
 
     if os.path.isdir(folder):
         os.chdir(folder)  # what a config names may be relative to it
@@ -221,15 +230,15 @@ def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, ma
 
     if ray.get(board.begin.remote(number)) > RETRIES + 1:  # only where memory is short does a cluster try so often
         died = Failure(f"{OUT_OF_MEMORY} (Ray ended its task {RETRIES + 1} times)", out_of_memory=True)
-        return Ended(cohort, died=died), {}
+        return Ended.lost(cohort, died), {}
     if should_stop():
-        return Ended(cohort, stopped=True), {}
+        return Ended.alike(cohort, Stopped()), {}
     if (cohort.runs[0].folder.parent / marker).exists():
         return work(cohort, threads, report, should_stop), {}
     with tempfile.TemporaryDirectory(prefix="segbench-") as scratch:
         runs = tuple(replace(run, folder=Path(scratch) / run.folder.name) for run in cohort.runs)
         ended = work(Cohort(runs, 0), threads, report, should_stop)
-        kept = [] if ended.stopped else [run for run in runs if run.folder.is_dir()]
+        kept = [r for r in runs if r.folder.is_dir() and not isinstance(ended.outcomes[r.key], Stopped)]
         return ended, {run.key: _contents(run.folder) for run in kept}
 
 

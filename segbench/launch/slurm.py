@@ -11,19 +11,24 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import submitit
-from submitit.core.utils import DelayedSubmission
 
 from segbench import store
 from segbench.config import LaunchConfig
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
-from segbench.launch import STOP_GRACE_S, Ended, OnEnd, OnProgress, caught_signals, local
+from segbench.launch.base import Launcher, Progress, absolute, caught_signals, run_until
+from segbench.launch.local import Local
+from segbench.outcomes import Ended, Lost, Stopped, TooLarge
 from segbench.plan import Cohort
+
+try:
+    import submitit
+    from submitit.core.utils import DelayedSubmission
+except ModuleNotFoundError:
+    raise UserError("launch.launcher: 'slurm' is not installed; pip install 'segbench[slurm]'") from None
 
 FOLDER = "slurm"  # within the sweep's: what the jobs print, and what submitit keeps of them
 ATTEMPTS = 1000  # how often a job may run out of its time
@@ -50,19 +55,20 @@ class Task:
         os.chdir(self.cwd)
         warning = submitit.JobEnvironment._usr_sig()
         requeue = signal.getsignal(warning)
-        ended = Ended(self.cohort, stopped=True)
+        ended = Ended.alike(self.cohort, Stopped())
 
-        def on_end(this: Ended) -> None:
+        def on_end(_: Cohort, this: Ended) -> None:
             nonlocal ended
             ended = this
 
         with caught_signals() as caught:
             if self.go.exists():
-                local.run_until(caught, [self.cohort], 1, self.threads, lambda *_: None, on_end)
+                here = Local([self.cohort], LaunchConfig(), 1, self.threads)
+                run_until(caught, here, [self.cohort], lambda *_: None, on_end)
             # After SIGTERM alone Slurm kills the job, which it then may start again, or it sends its warning as well.
-            while ended.stopped and warning not in caught and self.go.exists():
+            while ended.has(Stopped) and warning not in caught and self.go.exists():
                 time.sleep(0.5)
-        if ended.stopped and self.go.exists():
+        if ended.has(Stopped) and self.go.exists():
             assert callable(requeue)
             requeue(warning, None)  # submitit's: exits, to be started again
         return ended
@@ -72,108 +78,127 @@ class Task:
         return DelayedSubmission(self)
 
 
-def run_cohorts(
-    cohorts: Sequence[Cohort],
-    jobs: int,
-    threads: int,
-    launch: LaunchConfig,
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
-    """See `segbench.launch.Launcher`. ``threads`` are the CPUs that each job asks for.
+@dataclass(eq=False)
+class _Job:
+    """Of a cohort: submitit's, once it is submitted, and what was last heard of it."""
 
-    Raises:
-        UserError: no Slurm here, or it refuses the jobs.
-    """
-    # New and ours, since what lies there is unpickled: nobody has put a result under a job's name before.
-    folder = cohorts[0].runs[0].folder.absolute().parent / FOLDER / f"{time.strftime('%Y%m%d')}-{secrets.token_hex(8)}"
-    with store.explained(folder):
-        folder.mkdir(mode=0o700, parents=True)
-        (go := folder / "go").touch()
-    started: dict[Any, Cohort] = {}
-    try:
-        with caught_signals() as caught:
-            started = _submit(cohorts, threads, launch, folder, go)
-            return _watch(dict(started), caught, go, on_progress, on_end)
-    finally:
-        # What the jobs printed that did not end well stays, and what those need that still run.
-        kinds = {path.suffix for path in folder.iterdir()} if started else set()
-        if ".pkl" not in kinds:
-            go.unlink(missing_ok=True)
-        if not kinds & {".out", ".err", ".pkl"}:
-            shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # another runner's are there
-                folder.parent.rmdir()
+    cohort: Cohort
+    said: dict[str, Any]
+    job: Any = None
+    gone: tuple[float, str] | None = None  # since when, and how Slurm calls it
 
 
-def _submit(cohorts: Sequence[Cohort], threads: int, launch: LaunchConfig, folder: Path, go: Path) -> dict[Any, Cohort]:
-    """The jobs, by cohort."""
-    first, asked = cohorts[0].runs[0], launch.slurm
-    names = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "signal_delay_s")
-    parameters = {f"slurm_{name}": getattr(asked, name) for name in names} | {
-        "name": f"segbench-{first.config.name}",
-        "timeout_min": asked.timeout_min,
-        "mem_gb": asked.mem_gb,
-        "cpus_per_task": asked.cpus_per_task or threads,
-        "gpus_per_node": asked.gpus_per_node or (1 if first.facts.accelerator == "cuda" else None),
-        "slurm_array_parallelism": launch.jobs or len(cohorts),
-        # srun does not give a task the CPUs of its job by itself.
-        "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
-    }
-    # Ctrl-C goes to the whole group of processes; those of the local executor must outlive it, to save their state.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
-    try:
-        executor = submitit.AutoExecutor(
-            folder, cluster=asked.cluster, slurm_max_num_timeout=ATTEMPTS, local_max_num_timeout=ATTEMPTS
-        )
-        executor.update_parameters(**parameters)
-        with store.explained(folder), executor.batch():
-            jobs = [executor.submit(Task(_absolute(cohort), threads, go)) for cohort in cohorts]
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        raise UserError(f"launch.slurm: {brief(error)}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return dict(zip(jobs, cohorts, strict=True))
+class Slurm(Launcher):
+    """A job for each cohort, which asks for ``threads`` CPUs; all are handed to Slurm at once, as an array."""
 
+    def __init__(self, cohorts: Sequence[Cohort], launch: LaunchConfig, jobs: int, threads: int) -> None:
+        super().__init__(cohorts, launch, len(cohorts), threads)
+        # New and ours, since what lies there is unpickled: nobody has put a result under a job's name before.
+        place = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(8)}"
+        self.folder = cohorts[0].runs[0].folder.absolute().parent / FOLDER / place
+        self.go = self.folder / "go"
+        self.waiting: list[_Job] = []  # to be submitted together
+        self.submitted: list[_Job] = []
+        self.next_look_s = 0.0
+        self.stopping = False
 
-def _absolute(cohort: Cohort) -> Cohort:
-    return replace(cohort, runs=tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs))
+    @classmethod
+    def elsewhere(cls, launch: LaunchConfig) -> bool:
+        return launch.slurm.cluster != "local"
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        with store.explained(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True)
+            self.go.touch()
+        try:
+            yield
+        finally:
+            # What the jobs printed that did not end well stays, and what those need that still run.
+            kinds = {path.suffix for path in self.folder.iterdir()} if self.submitted else set()
+            if ".pkl" not in kinds:
+                self.go.unlink(missing_ok=True)
+            if not kinds & {".out", ".err", ".pkl"}:
+                shutil.rmtree(self.folder)
+                with contextlib.suppress(OSError):  # another runner's are there
+                    self.folder.parent.rmdir()
 
-def _watch(running: dict[Any, Cohort], caught: Sequence[int], go: Path, on_progress: OnProgress, on_end: OnEnd) -> bool:
-    """Until every job has ended; False where it was asked to stop."""
-    said = {job: _said(cohort) for job, cohort in running.items()}
-    gone: dict[Any, tuple[float, str]] = {}  # since when, and how Slurm calls it
-    next_poll, kill_at = 0.0, None
-    while running:
+    def start(self, cohort: Cohort, place: int) -> _Job:
+        self.waiting.append(_Job(cohort, _said(cohort)))
+        return self.waiting[-1]
+
+    def wait(self, handles: Sequence[_Job]) -> None:
+        """Submit what was started, or ask Slurm now and then, of all jobs at once.
+
+        Raises:
+            UserError: no Slurm here, or it refuses the jobs.
+        """
+        if self.waiting:
+            self._submit()
         now = time.monotonic()
-        if caught and kill_at is None:
-            kill_at, next_poll = now + STOP_GRACE_S, now + 1
-            go.unlink(missing_ok=True)
-            _ask_to_stop(list(running))
-        elif kill_at is not None and now > kill_at:
-            kill_at = now + STOP_GRACE_S
-            for job in running:
-                job.cancel(check=False)
-        if now > next_poll:
-            next_poll = now + (POLL_S if kill_at is None else 2)
-            found = _ended_states(list(running))  # one that was put back in the queue is no longer among them
-            gone = {job: gone.get(job, (now, state)) for job, state in found.items()}
-        for job, cohort in list(running.items()):
-            wait_s = 1 if kill_at is not None else RESULT_S
-            ended = _result(job, cohort)
-            if ended is None and job in gone and now > gone[job][0] + wait_s:
-                ended = _lost(job, cohort, gone[job][1], kill_at is not None)
-            if ended is not None:
-                del running[job]
-                _clear(job, ended)
-                on_end(ended)
-            elif (status := _said(cohort)) != said[job]:
-                said[job] = status
-                if status.get("state") == "running":
-                    on_progress(cohort, status["phase"], status["done"], status["total"])
+        if now > self.next_look_s:
+            self.next_look_s = now + (2 if self.stopping else POLL_S)
+            states = _ended_states([handle.job for handle in handles if handle.job])
+            for handle in handles:  # one that was put back in the queue is no longer gone
+                state = states.get(handle.job)
+                handle.gone = (handle.gone or (now, state)) if state else None
         time.sleep(0.5)
-    return not caught
+
+    def _submit(self) -> None:
+        run, asked = self.waiting[0].cohort.runs[0], self.launch.slurm
+        names = ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude", "signal_delay_s")
+        parameters = {f"slurm_{name}": getattr(asked, name) for name in names} | {
+            "name": f"segbench-{run.config.name}",
+            "timeout_min": asked.timeout_min,
+            "mem_gb": asked.mem_gb,
+            "cpus_per_task": asked.cpus_per_task or self.threads,
+            "gpus_per_node": asked.gpus_per_node or (1 if run.facts.accelerator == "cuda" else None),
+            "slurm_array_parallelism": self.launch.jobs or len(self.waiting),
+            # srun does not give a task the CPUs of its job by itself.
+            "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
+        }
+        # Ctrl-C goes to the whole group of processes; those of the local executor must outlive it, to save their state.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+        try:
+            executor = submitit.AutoExecutor(
+                self.folder, cluster=asked.cluster, slurm_max_num_timeout=ATTEMPTS, local_max_num_timeout=ATTEMPTS
+            )
+            executor.update_parameters(**parameters)
+            with store.explained(self.folder), executor.batch():
+                for handle in self.waiting:
+                    handle.job = executor.submit(Task(absolute(handle.cohort), self.threads, self.go))
+        except (RuntimeError, subprocess.SubprocessError) as error:
+            raise UserError(f"launch.slurm: {brief(error)}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.submitted, self.waiting = self.submitted + self.waiting, []
+
+    def poll(self, handle: _Job) -> Progress | Ended | None:
+        if handle.job is None:
+            return Ended.alike(handle.cohort, Stopped()) if self.stopping else None
+        ended = _result(handle.job, handle.cohort)
+        wait_s = 1 if self.stopping else RESULT_S
+        if ended is None and handle.gone is not None and time.monotonic() > handle.gone[0] + wait_s:
+            ended = Ended.alike(handle.cohort, Stopped()) if self.stopping else _lost(handle)
+        if ended is not None:
+            _clear(handle.job, ended)
+            return ended
+        status, before = _said(handle.cohort), handle.said
+        handle.said = status
+        if status == before or status.get("state") != "running":
+            return None
+        return Progress(status["phase"], status["done"], status["total"])
+
+    def stop(self, handle: _Job) -> None:
+        if not self.stopping:  # the first is told for all
+            self.stopping, self.waiting = True, []
+            self.next_look_s = time.monotonic() + 1
+            self.go.unlink(missing_ok=True)
+            _ask_to_stop([submitted.job for submitted in self.submitted])
+
+    def kill(self, handle: _Job) -> None:
+        if handle.job is not None:
+            handle.job.cancel(check=False)
 
 
 def _said(cohort: Cohort) -> dict[str, Any]:
@@ -219,24 +244,23 @@ def _result(job: Any, cohort: Cohort) -> Ended | None:
         return None
     error = job.exception()
     if error is not None:  # it was to be put back in the queue, and could not
-        return Ended(cohort, died=Failure(f"its job {job.job_id} ended: {brief(error)}", str(error)))
+        return Ended.lost(cohort, Failure(f"its job {job.job_id} ended: {brief(error)}", str(error)))
     ended: Ended = job.result()
-    return replace(ended, cohort=cohort)
+    return ended
 
 
-def _lost(job: Any, cohort: Cohort, state: str, asked: bool) -> Ended:
-    if asked:
-        return Ended(cohort, stopped=True)
+def _lost(handle: _Job) -> Ended:
+    job, state = handle.job, handle.gone[1] if handle.gone else ""
     if state == "OUT_OF_MEMORY":
-        return Ended(cohort, died=Failure(f"{OUT_OF_MEMORY} (Slurm ended its job)", out_of_memory=True))
+        return Ended.lost(handle.cohort, Failure(f"{OUT_OF_MEMORY} (Slurm ended its job)", out_of_memory=True))
     reason = f"its job {job.job_id} ended without a result ({state}); what it printed is in {job.paths.stderr}"
-    return Ended(cohort, died=Failure(reason))
+    return Ended.lost(handle.cohort, Failure(reason))
 
 
 def _clear(job: Any, ended: Ended) -> None:
     """Remove what submitit keeps of a job; what it printed stays where it did not end well."""
     job.paths.submitted_pickle.unlink(missing_ok=True)
     job.paths.result_pickle.unlink(missing_ok=True)
-    if ended.died is None:
+    if not ended.has(Lost) and not ended.has(TooLarge):
         job.paths.stdout.unlink(missing_ok=True)
         job.paths.stderr.unlink(missing_ok=True)
