@@ -14,7 +14,7 @@ from segbench.store import RESULT_VERSION
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """Of one decoder: class name, every parameter's value, hash of its source, and cost."""
+    """Of one decoder: names of its classes (upsampler and skeleton), their parameters, hash of their source, cost."""
 
     class_name: str
     params: dict[str, Any]
@@ -66,8 +66,9 @@ class Run:
 
     @property
     def conditions(self) -> str:
-        """Hash of what runs must share to stand in one table: their keys' `conditions`, and the decoders' defaults."""
-        return _hash(conditions(self.config, self.facts) | {"defaults": self.config.decoder_defaults})
+        """Hash of what runs must share to stand in one table: `conditions`, skeleton and decoders' defaults."""
+        shared = {"defaults": self.config.decoder_defaults, "skeleton": self.config.skeleton}
+        return _hash(conditions(self.config, self.facts) | shared)
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ from segbench.errors import Failure, UserError
 from segbench.launch import Ended, Launcher, launcher, local
 from segbench.manifest import write_manifest
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs, to_split
-from segbench.registry import DATASETS, DECODERS
+from segbench.registry import DATASETS, DECODERS, UPSAMPLERS
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -103,7 +103,8 @@ def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
     """The files that the config names as plug-ins, and that looking at it runs."""
     named = [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
     if not data_only:
-        named += [DECODERS.code_file(d.name) for d in config.decoders]
+        named += [kind.code_file(d.name) for d in config.decoders for kind in (UPSAMPLERS, DECODERS)]
+        named.append(DECODERS.code_file(config.skeleton))
     return list(dict.fromkeys(path for path in named if path is not None))
 
 

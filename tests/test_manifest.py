@@ -13,7 +13,7 @@ from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.status import standings
 from segbench.sweep import plan
-from tests.conftest import ROOT, segbench, tiny
+from tests.conftest import ROOT, WHOLE, segbench, tiny
 from tests.test_sweep import sweep
 
 
@@ -122,7 +122,7 @@ def done(make_config):
     return done
 
 
-MINE = "from segbench.decoders.bilinear import Bilinear\nclass Mine(Bilinear):\n    pass\n"
+MINE = "from segbench.upsamplers import Bilinear\nclass Mine(Bilinear):\n    pass\n"
 
 
 def test_an_edited_plug_in_takes_the_place_of_what_it_was(done, tmp_path):
@@ -163,11 +163,12 @@ def test_rows_of_an_older_version_do_not_match(done, make_config):
     assert done(decoders=["deconv"]) == ["deconv-s0"]
 
 
-PAIR = """
+PAIR = (
+    WHOLE
+    + """
 import os, time
-from segbench.decoders.bilinear import Bilinear
 
-class First(Bilinear):
+class First(Whole):
     "Trains once the other one does too."
     def forward(self, features, image):
         if self.training and image.shape[-1] == 64:
@@ -181,6 +182,7 @@ class First(Bilinear):
 class Second(First):
     pass
 """
+)
 
 
 @pytest.mark.slow

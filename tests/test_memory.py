@@ -18,13 +18,15 @@ from segbench.launch import Ended, local
 from segbench.launch.work import work
 from segbench.plan import make_cohorts
 from segbench.sweep import plan, run_sweep
+from tests.conftest import WHOLE
 from tests.test_sweep import same, sweep
 
-HUNGRY = """
+HUNGRY = (
+    WHOLE
+    + """
 import resource, torch
-from segbench.decoders.bilinear import Bilinear
 
-class Hungry(Bilinear):
+class Hungry(Whole):
     allowance = 3
     def forward(self, features, image):
         if image.shape[-1] == 64:
@@ -46,6 +48,7 @@ class Hungry2(Hungry):
 class Greedy(Hungry):
     allowance = 0
 """
+)
 
 
 def test_out_of_memory_is_told_with_what_to_change(make_config, tmp_path):
@@ -122,16 +125,18 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     assert "failed deconv-s0: killed" in console.file.getvalue()
 
 
-KILLED = """
+KILLED = (
+    WHOLE
+    + """
 import os
-from segbench.decoders.bilinear import Bilinear
 
-class Killed(Bilinear):
+class Killed(Whole):
     def forward(self, features, image):
         if image.shape[-1] == 64:
             os.kill(os.getpid(), 9)
         return super().forward(features, image)
 """
+)
 
 
 def test_a_process_that_the_system_kills_for_memory_is_told_from_another(make_config, tmp_path, monkeypatch):
@@ -192,15 +197,17 @@ def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(m
         assert "DataLoader worker" in ended.died.reason
 
 
-SHORT = """
-from segbench.decoders.bilinear import Bilinear
+SHORT = (
+    WHOLE
+    + """
 
-class Short(Bilinear):
+class Short(Whole):
     def forward(self, features, image):
         if image.shape[-1] == 64:
             raise MemoryError
         return super().forward(features, image)
 """
+)
 
 
 @pytest.mark.parametrize(("on_oom", "state"), [("split", "stopped"), ("fail", "failed")])
