@@ -103,7 +103,8 @@ def code_files(config: SweepConfig, data_only: bool = False) -> list[Path]:
     """The files that the config names as plug-ins, and that looking at it runs."""
     named = [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
     if not data_only:
-        named += [kind.code_file(d.name) for d in config.decoders for kind in (UPSAMPLERS, DECODERS)]
+        own = [d.name for d in config.decoders if d.name not in UPSAMPLERS.builtin() | DECODERS.builtin()]
+        named += [kind.code_file(name) for name in own for kind in (UPSAMPLERS, DECODERS)]
         named.append(DECODERS.code_file(config.skeleton))
     return list(dict.fromkeys(path for path in named if path is not None))
 

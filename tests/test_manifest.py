@@ -66,7 +66,13 @@ def test_a_narrower_call_adds_to_the_table(wide):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"recipe": {"steps": 3}}, {"decoder_defaults": {"width": 4}}, {"grid": {"recipe.lr": [0.002]}}]
+    "changes",
+    [
+        {"recipe": {"steps": 3}},
+        {"decoder_defaults": {"width": 4}},
+        {"skeleton": "segbench.decoders.pyramid:Pyramid"},
+        {"grid": {"recipe.lr": [0.002]}},
+    ],
 )
 def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_given_again(wide, changes):
     run, folder, names = wide
