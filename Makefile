@@ -44,10 +44,10 @@ report: $(READY) ## one HTML file of the newest sweep, or RUN=runs/name: verdict
 compare: $(READY) ## what changed from sweep A=runs/a to B=runs/b, in config and in numbers
 	@$(BIN)/segbench compare $(A) $(B) $(ARGS)
 
-list: $(READY) ## decoders, encoders, data sets, and plug-ins that do not import
+list: $(READY) ## upsamplers, decoders, encoders, data sets, and plug-ins that do not import
 	@$(BIN)/segbench list $(ARGS)
 
-check: $(READY) ## does DECODER=path/to/file.py:Class keep the contract?
+check: $(READY) ## does DECODER=path/to/file.py:Class, an upsampler or decoder, keep the contract?
 	@$(BIN)/segbench check $(DECODER) $(ARGS)
 
 data-check: $(READY) ## read every image of CONFIG's data before training; ARGS="key=value --picture FILE.png"

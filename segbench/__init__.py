@@ -3,19 +3,19 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Decoder", "PyramidDecoder", "__version__", "load"]
+__all__ = ["Decoder", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from segbench.decoders.base import Decoder, PyramidDecoder
+    from segbench.decoders.base import Decoder
     from segbench.report.frame import load
 
 
 def __getattr__(name: str) -> Any:
-    """`Decoder` and `PyramidDecoder` import torch, `load` pandas, so they are imported when first asked for."""
-    if name in ("Decoder", "PyramidDecoder"):
-        from segbench.decoders import base
+    """`Decoder` imports torch, `load` pandas, so they are imported when first asked for."""
+    if name == "Decoder":
+        from segbench.decoders.base import Decoder
 
-        return getattr(base, name)
+        return Decoder
     if name == "load":
         from segbench.report.frame import load
 

@@ -1,18 +1,22 @@
 """A decoder as a sweep builds it: its parameters, and initial weights that are the same wherever decoders are alike."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import nn
 
 from segbench.config import DecoderConfig
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import hash_tensors
 from segbench.errors import UserError, brief
-from segbench.registry import DECODERS, check_params
+from segbench.registry import DECODERS, UPSAMPLERS, fit_params, row_kind, source_hash
 from segbench.registry import parameters as parameters_of
+from segbench.upsamplers.base import check_declared, starts_as
 
 
 def derived_seed(*parts: object) -> int:
@@ -20,51 +24,129 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def decoder_params(config: DecoderConfig, defaults: Mapping[str, Any]) -> tuple[type[Decoder], dict[str, Any]]:
-    """The class and every parameter's value: its own, else the sweep's default, else the constructor's.
+@dataclass(frozen=True)
+class Blueprint:
+    """What a name in ``decoders:`` stands for: an upsampler on a skeleton, or a decoder of its own.
 
-    Raises:
-        UserError: the class cannot be loaded, or a parameter does not fit it.
+    Attributes:
+        who: what errors call it, such as ``upsampler 'deconv'``.
+        upsampler: its class; None for a decoder of its own.
+        upsampler_params: the values of all its parameters.
+        decoder: the skeleton's class, or its own.
+        decoder_params: the values of all its parameters.
     """
-    cls = DECODERS.load(config.name)
-    known = parameters_of(cls, DECODERS.given)
-    shared = {k: v for k, v in defaults.items() if k in known}
-    return cls, check_params(DECODERS, config.name, cls, shared | config.params)
+
+    who: str
+    upsampler: type[nn.Module] | None
+    upsampler_params: dict[str, Any]
+    decoder: type[Decoder]
+    decoder_params: dict[str, Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.upsampler_params | self.decoder_params
+
+    @property
+    def classes(self) -> list[type[nn.Module]]:
+        return [self.decoder] if self.upsampler is None else [self.upsampler, self.decoder]
+
+    @property
+    def class_name(self) -> str:
+        return " on ".join(cls.__name__ for cls in self.classes)
+
+    @property
+    def source(self) -> str:
+        """Hash of the source of its classes, as it lies on the disk now."""
+        return hashlib.sha256(" ".join(map(source_hash, self.classes)).encode()).hexdigest()
+
+    @property
+    def plugged_in(self) -> bool:
+        return not all(cls.__module__.startswith("segbench.") for cls in self.classes)
+
+    def build(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, seed: int) -> Decoder:
+        """The decoder with the initial weights of that seed.
+
+        What it has in common with others (`Decoder.skeleton`) is drawn layer by layer from (seed, "skeleton", name of
+        the layer): it is bit-equal in all decoders that have a layer of that name and shape, whatever their class,
+        label or upsampler. All else, the upsampler's own weights, is drawn from (seed, "upsampler").
+
+        Args:
+            channels, strides: of the encoder's features, fine to coarse.
+
+        Raises:
+            UserError: a constructor raises, ``starts_as`` is no known word, or a skeleton names nothing in common.
+        """
+        given = {"upsampler": functools.partial(self.upsampler, **self.upsampler_params)} if self.upsampler else {}
+        torch.manual_seed(derived_seed(seed, "upsampler"))
+        try:
+            decoder = self.decoder(channels, strides, num_classes, **given, **self.decoder_params)
+        except Exception as error:  # a plug-in can raise anything
+            raise UserError(f"{self.who} cannot be built: {brief(error)}") from error
+        parts = decoder.skeleton()
+        if given and not parts:
+            raise UserError(f"skeleton {self.decoder.__name__} names no part in skeleton(), to start equal with others")
+        for part, top in parts.items():
+            for name, layer in top.named_modules():
+                if callable(reset := getattr(layer, "reset_parameters", None)):
+                    torch.manual_seed(derived_seed(seed, "skeleton", f"{part}.{name}".rstrip(".")))
+                    reset()
+        try:
+            for step in decoder.upsampling():
+                starts_as(step.module)
+        except ValueError as error:
+            raise UserError(f"{self.who}: {error}") from None
+        return decoder
 
 
-def build_decoder(
-    config: DecoderConfig,
-    channels: Sequence[int],
-    strides: Sequence[int],
-    num_classes: int,
-    seed: int,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
-) -> Decoder:
-    """The decoder with the initial weights of that seed.
-
-    What it has in common with others (`Decoder.skeleton`) is drawn layer by layer from (seed, "skeleton", name of the
-    layer): it is bit-equal in all decoders that have a layer of that name and shape, whatever their class, label or
-    technique. All else, the technique's own weights, is drawn from (seed, "upsampler").
+def look_up(
+    config: DecoderConfig, defaults: Mapping[str, Any] = MappingProxyType({}), skeleton: str = "pyramid"
+) -> Blueprint:
+    """The classes that a name stands for, and every parameter's value: its own, the sweep's default, the constructor's.
 
     Args:
-        channels, strides: of the encoder's features, fine to coarse.
-        defaults: parameters of the sweep for every decoder that takes them.
+        defaults: parameters of the sweep, for every decoder that takes them.
+        skeleton: the decoder class that an upsampler stands in, by name.
 
     Raises:
-        UserError: the class cannot be loaded, its parameters do not fit, or its constructor raises.
+        UserError: a class cannot be loaded or is of no use here, or a parameter does not fit it.
     """
-    cls, params = decoder_params(config, defaults)
-    torch.manual_seed(derived_seed(seed, "upsampler"))
+    kind = row_kind(config.name)
+    cls = kind.load(config.name)
+    who = f"{kind.label} '{config.name}'"
+    own = parameters_of(cls, kind.given)
+    if kind is UPSAMPLERS:
+        frame, known = _frame(skeleton)
+        if lacks := sorted(kind.given - parameters_of(cls, frozenset()).keys()):
+            raise UserError(
+                f"{who}: its constructor lacks {', '.join(lacks)}; it should be __init__(self, channels, scale, "
+                "guide_channels), with parameters of its own behind"
+            )
+        try:
+            check_declared(cls)
+        except ValueError as error:
+            raise UserError(f"{who}: {error}") from None
+        if both := own.keys() & known.keys():
+            raise UserError(f"{who} and the skeleton '{skeleton}' both have a parameter '{min(both)}'; rename one")
+    elif "upsampler" in own:
+        raise UserError(f"{config.name} is a skeleton: name an upsampler, or set skeleton: {config.name}")
+    else:
+        frame, known, own = cls, own, {}
+    takes = own | known
+    params = fit_params(who, takes, {k: v for k, v in defaults.items() if k in takes} | config.params)
+    upsampler = cls if kind is UPSAMPLERS else None
+    return Blueprint(who, upsampler, {k: params[k] for k in own}, frame, {k: params[k] for k in known})
+
+
+def _frame(skeleton: str) -> tuple[type[Decoder], dict[str, Any]]:
+    """The skeleton's class and its parameters beside the upsampler."""
     try:
-        decoder = cls(channels, strides, num_classes, **params)
-    except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"decoder '{config.name}' cannot be built: {brief(error)}") from error
-    for part, top in decoder.skeleton().items():
-        for name, layer in top.named_modules():
-            if callable(reset := getattr(layer, "reset_parameters", None)):
-                torch.manual_seed(derived_seed(seed, "skeleton", f"{part}.{name}".rstrip(".")))
-                reset()
-    return decoder
+        frame = DECODERS.load(skeleton)
+    except UserError as error:
+        raise UserError(f"skeleton: {error}") from error
+    known = parameters_of(frame, DECODERS.given)
+    if known.pop("upsampler", None) is None:
+        raise UserError(f"skeleton: decoder '{skeleton}' takes no upsampler: its constructor has no such argument")
+    return frame, known
 
 
 def skeleton_hash(decoder: Decoder) -> str | None:

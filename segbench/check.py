@@ -1,24 +1,27 @@
-"""Does a decoder keep the contract? The same checks serve a newcomer's plug-in and the tests of the built-in ones."""
+"""Does an upsampler or decoder keep its contract? The same checks serve a plug-in and the tests of built-in ones."""
 
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.build import build_decoder, decoder_params
+from segbench.build import look_up
 from segbench.config import DecoderConfig
 from segbench.cost import fake_inputs
-from segbench.decoders.base import STARTS, Decoder, Step
+from segbench.decoders.base import Decoder, Step
 from segbench.errors import brief
 from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs
 from segbench.measures.params import Params
+from segbench.upsamplers.base import Scale, ceil_size, is_guided, starts_as, takes, upsample
 
 CHANNELS, STRIDES, NUM_CLASSES = (24, 40, 112, 320), (4, 8, 16, 32), 7  # tf_efficientnet_lite0's pyramid
+SCALES: tuple[Scale, ...] = (2, 3, Fraction(7, 4))  # one of each kind of ratio
 Build = Callable[..., Decoder]
 
 
@@ -26,17 +29,16 @@ class Broken(Exception):
     """A check that does not hold; the message says what was found and what was wanted."""
 
 
-def builder(name: str, params: Mapping[str, Any]) -> Build:
-    """``build(channels, strides, seed=0)`` for a decoder by name.
+def builder(name: str, params: Mapping[str, Any], skeleton: str = "pyramid") -> Build:
+    """``build(channels, strides, seed=0)`` for a decoder, or for an upsampler on ``skeleton``, by name.
 
     Raises:
-        UserError: it cannot be loaded, or a parameter does not fit.
+        UserError: it cannot be loaded, declares what it has not, or a parameter does not fit.
     """
-    config = DecoderConfig(name=name, params=dict(params))
-    decoder_params(config, {})
+    blueprint = look_up(DecoderConfig(name=name, params=dict(params)), skeleton=skeleton)
 
     def build(channels: tuple[int, ...] = CHANNELS, strides: tuple[int, ...] = STRIDES, seed: int = 0) -> Decoder:
-        return build_decoder(config, channels, strides, NUM_CLASSES, seed)
+        return blueprint.build(channels, strides, NUM_CLASSES, seed)
 
     return build
 
@@ -102,16 +104,11 @@ def gradients(build: Build) -> str:
 def starts(build: Build) -> str:
     """Each upsampler starts as it says that it does (``starts_as``), at each ratio; one with weights should say."""
     said, silent = [], []
-    steps = list(build().upsampling())
-    if getattr(build(), "rational", False):
-        steps += build(CHANNELS[:1], (14,)).upsampling()  # 2, 2, 2 and 7/4
-    for step in steps:
-        claim = getattr(step.module, "starts_as", None)
+    for step in [*build().upsampling(), *_by_itself(build())]:
+        claim = starts_as(step.module)
         if claim is None:
             silent += [type(step.module).__name__] if any(True for _ in step.module.parameters()) else []
             continue
-        if claim not in STARTS:
-            raise Broken(f"starts_as is {claim!r}; it should be one of {', '.join(STARTS)}")
         gap = _gap_at_the_start(step, claim)
         if not gap <= 1e-4:
             raise Broken(
@@ -124,6 +121,32 @@ def starts(build: Build) -> str:
     return ", ".join(dict.fromkeys(said)) or "no upsampler to ask"
 
 
+def ratios(build: Build) -> str:
+    """An upsampler brings maps of any size, with any channels, to the size that its ``ratios`` promise."""
+    steps = _by_itself(build())
+    for step in steps:
+        for size in ((6, 8), (7, 5), (1, 1)):
+            x = torch.randn(2, step.channels, *size)
+            with torch.no_grad():
+                upsample(step.module, step.scale, x, _guide(step, size))
+    return ", ".join(f"x{step.scale}" for step in steps) or "no upsampler to ask"
+
+
+def _by_itself(decoder: Decoder) -> list[Step]:
+    """The upsampler that a skeleton was given, made once for a scale of each kind that it takes."""
+    upsampler = getattr(decoder, "upsampler", None)
+    if upsampler is None:
+        return []
+    made = [
+        (scale, upsampler(channels=5, scale=scale, guide_channels=3)) for scale in SCALES if takes(upsampler, scale)
+    ]
+    return [Step(module, 5, scale, 3 if is_guided(upsampler) else 0) for scale, module in made]
+
+
+def _guide(step: Step, size: tuple[int, int]) -> Tensor | None:
+    return torch.randn(2, step.guide_channels, *ceil_size(size, step.scale)) if step.guide_channels else None
+
+
 def _gap_at_the_start(step: Step, claim: str) -> float:
     """The largest difference from what ``claim`` means, the border left out, relative to the largest value."""
     if claim == "random":
@@ -132,9 +155,9 @@ def _gap_at_the_start(step: Step, claim: str) -> float:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         x = torch.randn(2, step.channels, size, size)
-        guide = torch.randn(2, step.guide_channels, *(2 * [-(-size * step.scale // 1)]))
+        guide = _guide(step, (size, size))
         slopes = torch.randn(3, 2, step.channels, 1, 1)
-    out = guide.shape[-1]
+    out, _ = ceil_size((size, size), step.scale)
     if claim == "linear":  # a + b x + c y, each channel with its own
         place = torch.arange(out) / float(step.scale) + 0.5 / float(step.scale) - 0.5
         a, b, c = slopes
@@ -144,7 +167,7 @@ def _gap_at_the_start(step: Step, claim: str) -> float:
         options = {"align_corners": False} if claim == "bilinear" else {}
         wanted = F.interpolate(x, scale_factor=float(step.scale), mode=claim, **options)
     with torch.no_grad():
-        y = step.module(x, guide) if step.guide_channels else step.module(x)
+        y = upsample(step.module, step.scale, x, guide)
     edge = out // 4
     inner = (..., slice(edge, wanted.shape[-2] - edge), slice(edge, wanted.shape[-1] - edge))
     return float((y[inner] - wanted[inner]).abs().max() / wanted[inner].abs().max())
@@ -248,6 +271,7 @@ CHECKS: dict[str, Callable[[Build], str]] = {
     "any list of strides": strides,
     "finite output": finite,
     "gradient to every parameter": gradients,
+    "any ratio that it takes": ratios,
     "starts as it says": starts,
     "two eval passes equal": repeatable,
     "deterministic under a seed": seeded,
@@ -259,16 +283,16 @@ CHECKS: dict[str, Callable[[Build], str]] = {
 }
 
 
-def check_decoder(name: str, params: Mapping[str, Any], say: Callable[[str], None]) -> int:
-    """Run every check and say, line by line, what passed and what is wrong.
+def check_decoder(name: str, params: Mapping[str, Any], say: Callable[[str], None], skeleton: str = "pyramid") -> int:
+    """Run every check on a decoder, or on an upsampler in ``skeleton``; say by lines what passed and what is wrong.
 
     Returns:
         0 where all passed, else 1.
 
     Raises:
-        UserError: the decoder cannot be loaded at all.
+        UserError: it cannot be loaded at all.
     """
-    build = builder(name, params)
+    build = builder(name, params, skeleton)
     failed = 0
     for title, check in CHECKS.items():
         try:

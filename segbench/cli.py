@@ -111,14 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--url", help="a mirror; the checksum must be the same")
     get.set_defaults(function=_data_get)
 
-    listing = commands.add_parser("list", help="decoders, encoders and data sets, and plug-ins that do not import")
+    listing = commands.add_parser(
+        "list", help="upsamplers, decoders, encoders, data sets, and plug-ins that do not import"
+    )
     listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
     listing.add_argument("--encoder", action="append", metavar="FILE.py:Class", help="and at this encoder; repeatable")
     listing.set_defaults(function=_list)
 
-    check = commands.add_parser("check", help="does a decoder keep the contract?")
+    check = commands.add_parser("check", help="does an upsampler or decoder keep the contract?")
     check.add_argument("decoder", help="a name, path/to/file.py:Class or package.module:Class")
-    check.add_argument("params", nargs="*", metavar="key=value", help="parameters of the decoder")
+    check.add_argument("params", nargs="*", metavar="key=value", help="its parameters, or its skeleton's")
+    check.add_argument("--skeleton", default="pyramid", metavar="NAME", help="what an upsampler is checked in")
     check.set_defaults(function=_check)
     return parser
 
@@ -313,9 +316,18 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES
+    from segbench.registry import (
+        DATASETS,
+        DECODERS,
+        ENCODERS,
+        LAUNCHERS,
+        MEASURES,
+        UPSAMPLERS,
+        refuse_twice,
+        row_kind,
+    )
 
-    for kind in (DECODERS, MEASURES, DATASETS, LAUNCHERS):
+    for kind in (UPSAMPLERS, DECODERS, MEASURES, DATASETS, LAUNCHERS):
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
             print(f"  {name:<12} {line}")
@@ -327,14 +339,17 @@ def _list(args: argparse.Namespace) -> int:
     print("  path/to/file.py:Class, a class of your own")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    for kind in (DECODERS, MEASURES, DATASETS, ENCODERS, LAUNCHERS):
-        named = {DECODERS: args.plugins, ENCODERS: args.encoder or ()}
-        names = [*kind.announced(), *named.get(kind, ())]
+    rows = (UPSAMPLERS, DECODERS)
+    others = (MEASURES, DATASETS, ENCODERS, LAUNCHERS)
+    sections = [(f"{kind.label}s, plugged in", [kind], list(kind.announced())) for kind in (*rows, *others)]
+    asked = [("asked for", [], args.plugins), ("encoders asked for", [ENCODERS], args.encoder or [])]
+    for title, kinds, names in [*sections, *asked]:
         if names:
-            print(f"{kind.label}s, plugged in")
+            print(title)
         for name in names:
             try:
-                kind.refuse_twice(name)
+                (kind,) = kinds or [row_kind(name)]
+                refuse_twice(name, *(rows if kind in rows else kinds))
                 cls = kind.load(name)
                 print(f"  {name}  {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
             except UserError as error:
@@ -347,7 +362,7 @@ def _check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
     from segbench.config_file import parse_overrides
 
-    return check_decoder(args.decoder, parse_overrides(args.params), print)
+    return check_decoder(args.decoder, parse_overrides(args.params), print, args.skeleton)
 
 
 def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":

@@ -19,7 +19,7 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from safetensors.torch import save
 
 from segbench import store
-from segbench.build import build_decoder, skeleton_hash
+from segbench.build import look_up, skeleton_hash
 from segbench.checkpoint import load_checkpoint, save_checkpoint
 from segbench.columns import described, facts_of, load_measures, said
 from segbench.config import SweepConfig
@@ -36,7 +36,6 @@ from segbench.machine import environment, peak_memory
 from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
 from segbench.plan import Cohort, Run, protocol, should_halve
 from segbench.probe import data_facts, encoder_facts
-from segbench.registry import source_hash
 from segbench.track import Trackers
 
 Report = Callable[[str, int, int], None]  # phase, done, total
@@ -118,10 +117,9 @@ def _run(
 
     for run in cohort.runs:
         classes = len(data["train"].classes)
-        decoder = build_decoder(
-            run.decoder, encoder.channels, encoder.strides, classes, run.seed, config.decoder_defaults
-        )
-        if source_hash(type(decoder)) != run.facts.decoders[run.title].source:
+        blueprint = look_up(run.decoder, config.decoder_defaults, config.skeleton)
+        decoder = blueprint.build(encoder.channels, encoder.strides, classes, run.seed)
+        if blueprint.source != run.facts.decoders[run.title].source:
             fail(run.key, Failure(CHANGED.format(f"the source of '{run.title}'")))
             continue
         starts[run.key] = skeleton_hash(decoder)

@@ -52,7 +52,7 @@ class EncoderConfig(Section):
 
 
 class DecoderConfig(Section):
-    """A decoder by registered name or as ``path/to/file.py:Class``, with its parameters and its label in tables."""
+    """An upsampler or decoder by name or ``path/to/file.py:Class``, with its parameters and its label in tables."""
 
     name: OneLine
     params: dict[str, Any] = {}
@@ -238,7 +238,10 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
-    decoders: list[DecoderConfig] = Field(min_length=1)
+    decoders: list[DecoderConfig] = Field(
+        min_length=1, description="upsamplers, each on the skeleton, and decoders of their own"
+    )
+    skeleton: OneLine = Field("pyramid", description="the decoder class that the upsamplers stand in, by name or file")
     decoder_defaults: dict[str, Any] = Field(
         {}, description="parameters for every decoder that takes them, such as width: 32"
     )

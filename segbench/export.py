@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from segbench import store
-from segbench.build import build_decoder
+from segbench.build import look_up
 from segbench.config import SweepConfig
 from segbench.config_file import load_config
 from segbench.data import open_data
@@ -23,7 +23,6 @@ from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.predict import encode, predict
 from segbench.probe import encoder_facts, resolve_accelerator
-from segbench.registry import source_hash
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,11 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
         raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")
-    decoder = build_decoder(config.decoders[0], encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
-    cls = type(decoder)
-    if not cls.__module__.startswith("segbench.") and source_hash(cls) != row["decoder_source"]:
+    blueprint = look_up(config.decoders[0], skeleton=config.skeleton)
+    decoder = blueprint.build(encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
+    if blueprint.plugged_in and blueprint.source != row["decoder_source"]:
         raise UserError(
-            f"the source of decoder '{config.decoders[0].name}' changed after {folder} was made; bring the old one "
+            f"the source of {blueprint.who} changed after {folder} was made; bring the old one "
             "back, or run its sweep again"
         )
     path = folder / "decoder.safetensors"
@@ -80,7 +79,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         if trained:
             encoder.load_state_dict(trained)
     except Exception as error:  # a damaged file, or a class that has changed, fails in many ways
-        raise UserError(f"{path} does not fit decoder '{config.decoders[0].name}': {brief(error)}") from error
+        raise UserError(f"{path} does not fit {blueprint.who}: {brief(error)}") from error
     dataset = open_data(config.data, "val")
     if list(dataset.classes) != row["classes"]:
         raise UserError(f"data set '{config.data.name}' has other classes than those that {folder} was trained on")

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from segbench.build import derived_seed
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
-from segbench.decoders.base import Decoder, crop
+from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
 from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
+from segbench.upsamplers.base import crop
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
 

@@ -15,7 +15,7 @@ from segbench.store import RESULT_VERSION
 
 @dataclass(frozen=True)
 class DecoderFacts:
-    """Of one decoder: class name, every parameter's value, and hash of its source."""
+    """Of one decoder: names of its classes (upsampler and skeleton), their parameters, and hash of their source."""
 
     class_name: str
     params: dict[str, Any]
@@ -77,8 +77,9 @@ class Run:
 
     @property
     def conditions(self) -> str:
-        """Hash of what runs must share to stand in one table: their keys' `conditions`, and the decoders' defaults."""
-        return _hash(conditions(self.config, self.facts) | {"defaults": self.config.decoder_defaults})
+        """Hash of what runs must share to stand in one table: `conditions`, skeleton and decoders' defaults."""
+        shared = {"defaults": self.config.decoder_defaults, "skeleton": self.config.skeleton}
+        return _hash(conditions(self.config, self.facts) | shared)
 
     @property
     def name(self) -> str:

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
-from segbench.decoders.base import crop
 from segbench.encoders.base import Encoder
+from segbench.upsamplers.base import crop
 
 
 class ChangedInPlace(RuntimeError):

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from segbench.build import build_decoder, decoder_params
+from segbench.build import Blueprint, look_up
 from segbench.columns import facts_of, load_measures, try_measure
-from segbench.config import DataConfig, DecoderConfig, EncoderConfig, SweepConfig, TrainerConfig
+from segbench.config import DataConfig, EncoderConfig, SweepConfig, TrainerConfig
 from segbench.cost import fake_inputs
 from segbench.data import open_data
 from segbench.data.base import Dataset
@@ -66,7 +66,10 @@ def probe(config: SweepConfig, elsewhere: bool = False) -> Facts:
         data_facts(config.data, data),
         len(data["val"]),
         encoder.strides,
-        {d.title: _look_at(d, config.decoder_defaults, encoder, len(classes)) for d in config.decoders},
+        {
+            d.title: _look_at(look_up(d, config.decoder_defaults, config.skeleton), encoder, len(classes))
+            for d in config.decoders
+        },
         facts_of(measures),
         encoder_facts(config.encoder),
     )
@@ -122,8 +125,9 @@ def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
     return wanted
 
 
-def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encoder, num_classes: int) -> DecoderFacts:
-    decoder = build_decoder(config, encoder.channels, encoder.strides, num_classes, 0, defaults)
+def _look_at(blueprint: Blueprint, encoder: Encoder, num_classes: int) -> DecoderFacts:
+    who = blueprint.who
+    decoder = blueprint.build(encoder.channels, encoder.strides, num_classes, 0)
     largest = max(encoder.strides)
     size = (2 * largest, 3 * largest)
     features, image = fake_inputs(encoder.channels, encoder.strides, size)
@@ -132,15 +136,14 @@ def _look_at(config: DecoderConfig, defaults: Mapping[str, Any], encoder: Encode
         with torch.no_grad():
             logits = [decoder.train(mode)(list(features), image) for mode in (True, False)][-1]
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"decoder '{config.name}' fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
+        raise UserError(f"{who} fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
     if any(t._version for t in tensors):
-        raise UserError(f"decoder '{config.name}' changes features or image in place, which others use too")
+        raise UserError(f"{who} changes features or image in place, which others use too")
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
-        raise UserError(f"decoder '{config.name}' returns {shape}; wanted logits of {(1, num_classes, *size)}")
-    cls, params = decoder_params(config, defaults)
-    params = json.loads(json.dumps(params, default=_plain))  # as it stands in keys and configs
-    return DecoderFacts(cls.__name__, params, source_hash(cls))
+        raise UserError(f"{who} returns {shape}; wanted logits of {(1, num_classes, *size)}")
+    params = json.loads(json.dumps(blueprint.params, default=_plain))  # as it stands in keys and configs
+    return DecoderFacts(blueprint.class_name, params, blueprint.source)
 
 
 def _plain(value: object) -> str:

@@ -6,12 +6,12 @@ Nothing here imports torch, nor any plug-in that was not asked for.
 import ast
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,21 +48,9 @@ class Kind:
         files = sorted(f for f in self.folder.glob("*.py") if f.stem not in ("__init__", "base"))
         return {f.stem: (ast.get_docstring(ast.parse(f.read_text("utf-8"))) or "").partition("\n")[0] for f in files}
 
-    def announced(self) -> dict[str, importlib.metadata.EntryPoint]:
+    def announced(self) -> dict[str, EntryPoint]:
         """Name -> entry point, for what installed packages announce."""
-        return {e.name: e for e in importlib.metadata.entry_points(group=self.package)}
-
-    def refuse_twice(self, name: str) -> None:
-        """Raise a `UserError` where installed packages announce several classes, or a built-in one's name, as ``name``.
-
-        A name of a built-in one means that one, so that no installed package changes what a sweep does.
-        """
-        there = {e.value for e in importlib.metadata.entry_points(group=self.package, name=name)}
-        if len(there) > 1 or (there and name in self.builtin()):
-            several = [*sorted(there), *([f"the built-in {name}"] if name in self.builtin() else [])]
-            raise UserError(
-                f"{self.label} '{name}' stands for {' and '.join(several)}; name the one meant, package.module:Class"
-            )
+        return {e.name: e for e in entry_points(group=self.package)}
 
     def load(self, name: str) -> type[Any]:
         """The class of that name, ``path/to/file.py:Class`` or ``package.module:Class``.
@@ -74,10 +62,10 @@ class Kind:
             cls = self._load_path(name)
         elif name in self.builtin():
             module = importlib.import_module(f"{self.package}.{name}")
-            ours = [c for c in vars(module).values() if self._ours(c) and c.__module__ == module.__name__]
+            ours = [c for c in vars(module).values() if self.holds(c) and c.__module__ == module.__name__]
             cls = next((c for c in ours if c.__name__.lower() == name.replace("_", "")), ours[0])
         elif name in self.announced():
-            self.refuse_twice(name)
+            refuse_twice(name, self)
             try:
                 cls = self.announced()[name].load()
             except (Exception, SystemExit) as error:
@@ -85,9 +73,8 @@ class Kind:
                     f"{self.label} '{name}' of an installed package does not import: {_where(error)}"
                 ) from error
         else:
-            hint = "" if not name.endswith(".py") else f"; write {name}:ClassName for a class in a file"
-            raise UserError(f"{unknown(self.label, name, [*self.builtin(), *self.announced()])}{hint}")
-        if not self._ours(cls):
+            raise _unknown(name, self)
+        if not self.holds(cls):
             raise UserError(f"{self.label} '{name}' is no subclass of {self.base.replace(':', '.')}")
         if inspect.isabstract(cls):
             raise UserError(f"{self.label} '{name}' lacks: {', '.join(sorted(cls.__abstractmethods__))}")
@@ -111,7 +98,8 @@ class Kind:
                 return found.resolve()
         return Path(spec.origin).resolve() if spec is not None and spec.origin else None
 
-    def _ours(self, candidate: object) -> bool:
+    def holds(self, candidate: object) -> bool:
+        """Whether it is a class of this kind."""
         module, _, attribute = self.base.partition(":")
         base = getattr(importlib.import_module(module), attribute)
         return isinstance(candidate, type) and issubclass(candidate, base)
@@ -133,6 +121,12 @@ class Kind:
         return getattr(module, attribute)
 
 
+UPSAMPLERS = Kind(
+    "upsampler",
+    "segbench.upsamplers",
+    "torch.nn:Module",
+    frozenset({"channels", "scale", "guide_channels"}),
+)
 DECODERS = Kind(
     "decoder",
     "segbench.decoders",
@@ -153,6 +147,41 @@ LAUNCHERS = Kind(
     "segbench.launch.base:Launcher",
     frozenset({"cohorts", "launch", "jobs", "threads"}),
 )
+
+
+def row_kind(name: str) -> Kind:
+    """Whether a name in ``decoders:`` is an upsampler's or a decoder's; a class in a file or module is loaded for that.
+
+    Raises:
+        UserError: an unknown name, or one that is both.
+    """
+    if ":" in name:
+        return DECODERS if DECODERS.holds(UPSAMPLERS.load(name)) else UPSAMPLERS
+    for there in (Kind.builtin, Kind.announced):
+        if kinds := [kind for kind in (UPSAMPLERS, DECODERS) if name in there(kind)]:
+            if there is Kind.announced:
+                refuse_twice(name, UPSAMPLERS, DECODERS)
+            return kinds[0]
+    raise _unknown(name, DECODERS, UPSAMPLERS)
+
+
+def refuse_twice(name: str, *kinds: Kind) -> None:
+    """Raise a `UserError` where ``name`` stands for several classes of these kinds, built in or announced.
+
+    A name of a built-in one means that one, so that no installed package changes what a sweep does.
+    """
+    there = {f"the {kind.label} {e.value}" for kind in kinds for e in entry_points(group=kind.package, name=name)}
+    there |= {f"the built-in {kind.label} {name}" for kind in kinds if name in kind.builtin()}
+    if len(there) > 1:
+        raise UserError(
+            f"'{name}' stands for {' and '.join(sorted(there))}; write package.module:Class for the one meant"
+        )
+
+
+def _unknown(name: str, *kinds: Kind) -> UserError:
+    hint = "" if not name.endswith(".py") else f"; write {name}:ClassName for a class in a file"
+    known = {known for kind in kinds for known in (*kind.builtin(), *kind.announced())}
+    return UserError(f"{unknown(kinds[0].label, name, known)}{hint}")
 
 
 def _where(error: BaseException) -> str:
@@ -295,11 +324,15 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
     Raises:
         UserError: a parameter that the constructor does not take, lacks, or of another type than annotated.
     """
-    known = parameters(cls, kind.given)
+    return fit_params(f"{kind.label} '{name}'", parameters(cls, kind.given), params)
+
+
+def fit_params(who: str, known: Mapping[str, inspect.Parameter], params: Mapping[str, Any]) -> dict[str, Any]:
+    """As `check_params`, for ``known`` parameters of one constructor or of several; errors begin with ``who``."""
     for key in params:
         if key not in known:
             there = f"it takes: {', '.join(known)}" if known else "it takes none"
-            raise UserError(f"{kind.label} '{name}' has no parameter '{key}'{suggest(key, known)}; {there}")
+            raise UserError(f"{who} has no parameter '{key}'{suggest(key, known)}; {there}")
     fields = {
         p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
         for p in known.values()
@@ -308,7 +341,7 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
     try:
         checked = model(**params)
     except pydantic.ValidationError as error:
-        raise UserError(f"{kind.label} '{name}': {validation_message(error.errors()[0])}") from None
+        raise UserError(f"{who}: {validation_message(error.errors()[0])}") from None
     return {key: getattr(checked, key) for key in known}
 
 

@@ -28,7 +28,7 @@ from segbench.launch.base import Launcher, blamed, load, run_cohorts
 from segbench.manifest import write_manifest
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
-from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES
+from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -105,7 +105,9 @@ def code_files(config: SweepConfig, data_only: bool = False, launches: bool = Fa
     named += [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
     if not data_only:
         named += [ENCODERS.code_file(variant.encoder.name) for _, variant in expand_grid(config)]
-        named += [DECODERS.code_file(d.name) for d in config.decoders]
+        own = [d.name for d in config.decoders if d.name not in UPSAMPLERS.builtin() | DECODERS.builtin()]
+        named += [kind.code_file(name) for name in own for kind in (UPSAMPLERS, DECODERS)]
+        named.append(DECODERS.code_file(config.skeleton))
         named += [MEASURES.code_file(m.name) for m in config.measures]
     return list(dict.fromkeys(path for path in named if path is not None))
 

@@ -26,6 +26,17 @@ local.context()  # whichever test starts the fork server first, it has what coho
 torch.set_num_threads(1)  # tests run beside each other and beside cohorts; more threads on a busy machine only wait
 
 
+# The head of a plug-in's file whose decoder overrides `forward(features, image)`.
+WHOLE = """
+from segbench.decoders.pyramid import Pyramid
+from segbench.upsamplers import Bilinear
+
+class Whole(Pyramid):
+    def __init__(self, channels, strides, num_classes, *, width=64):
+        super().__init__(channels, strides, num_classes, Bilinear, width=width)
+"""
+
+
 def tiny(**changes: Any) -> dict[str, Any]:
     """A sweep that runs in seconds: 4 steps on 64-px scenes."""
     values: dict[str, Any] = {

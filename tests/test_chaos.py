@@ -22,7 +22,7 @@ import yaml
 from segbench import store
 from segbench.report.formats import as_csv
 from segbench.report.table import make_table
-from tests.conftest import ROOT, tiny
+from tests.conftest import ROOT, WHOLE, tiny
 
 STEPS, IMAGES, DECODERS, SEEDS = 6, 3, 2, 2
 
@@ -63,11 +63,12 @@ os.replace = ticking(os.replace, "before-rename", "after-rename")
 os.unlink = ticking(os.unlink, "before-unlink", "after-unlink")
 """
 
-PLUGIN = """
+PLUGIN = (
+    WHOLE
+    + """
 import torch.nn.functional as F
-from segbench.decoders.bilinear import Bilinear
 
-class Fated(Bilinear):
+class Fated(Whole):
     def forward(self, features, image):
         if image.shape[-2:] == (64, 64):  # not what it is tried on before the sweep
             try:
@@ -77,6 +78,7 @@ class Fated(Bilinear):
             tick("train" if self.training else "evaluate")
         return super().forward([F.dropout(f, 0.3, self.training) for f in features], image)
 """
+)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_list_shows_what_there_is():
 
 def test_list_names_plug_ins_that_fail(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_thing\n")
-    done = segbench("list", f"{tmp_path}/broken.py:X", "experiments/plug_in_a_decoder/carafe_lite.py:CarafeLite")
+    done = segbench("list", f"{tmp_path}/broken.py:X", "experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite")
     assert done.returncode == 1
     assert re.search(
         r"broken\.py:X  FAILED: .*ModuleNotFoundError: No module named 'no_such_thing'.*line 1", done.stdout
@@ -96,6 +96,15 @@ class Wants(Decoder):
         super().__init__(channels, strides, num_classes)
 """
 
+WRONG_UPSAMPLER = """
+from torch import nn
+class Half(nn.Identity):
+    def __init__(self, channels, scale, guide_channels):
+        super().__init__()
+class Third(Half):
+    ratios = "three"
+"""
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
@@ -116,12 +125,12 @@ class Wants(Decoder):
         (["decoders=[{name: bilinear, params: {wdth: 3}}]"], r"has no parameter 'wdth' \(did you mean 'width'\?\)"),
         (
             ["decoders=[{name: subpixel, params: {init: no}}]"],
-            r"decoder 'subpixel': init should be 'nearest', 'icnr' or 'plain'",
+            r"upsampler 'subpixel': init should be 'nearest', 'icnr' or 'plain'",
         ),
         (["decoders=[{name: bilinear, params: {output_stride: 9}}]"], r"output_stride must be from 1 to the finest"),
         (["decoders=[nowhere.py:X]"], r"no such file: nowhere\.py"),
         (["decoders=[{tmp}/broken.py:X]"], r"does not import: ValueError: at import \(.*broken\.py, line 1\)"),
-        (["decoders=[{tmp}/plain.py:Plain]"], r"is no subclass of segbench\.decoders\.base\.Decoder"),
+        (["decoders=[{tmp}/plain.py:Plain]"], r"is no subclass of torch\.nn\.Module"),
         (["decoders=[{tmp}/plain.py:Plan]"], r"has no class 'Plan' \(did you mean 'Plain'\?\); it has: Plain"),
         (["decoders=[{tmp}/plain.py]"], r"write .*plain\.py:ClassName for a class in a file"),
         (["decoders=[{tmp}/shape.py:Half]"], r"returns \(1, 7, 32, 48\); wanted logits of \(1, 7, 64, 96\)"),
@@ -130,6 +139,13 @@ class Wants(Decoder):
         (["decoders=[{tmp}/exits.py:X]"], r"does not import: SystemExit: 3"),
         (["recipe.batch_size=1", "recipe.crop=32"], r"batch_size 1 with crop \[32, 32\] leaves the coarsest level"),
         (["decoders=[{tmp}/shape.py:Wants]"], r"decoder '.*Wants': size is missing"),
+        (
+            ["decoders=[{tmp}/up.py:Half]"],
+            r"upsampler '.*up\.py:Half' fails .*upsampler Half returns \(1, 8, 2, 3\)",
+        ),
+        (["decoders=[{tmp}/up.py:Third]"], r"upsampler '.*up\.py:Third': ratios = 'three'; it should be one of 'two'"),
+        (["decoders=[pyramid]"], r"pyramid is a skeleton: name an upsampler, or set skeleton: pyramid"),
+        (["skeleton=nearest"], r"skeleton: unknown decoder 'nearest'"),
         (["recipe.steps=1", "recipe.steps=2"], r"overrides contradict each other"),
         (["runs_dir=/proc/nothing"], r"cannot write /proc/nothing/tiny/sweep\.json: "),
     ],
@@ -139,7 +155,8 @@ def test_a_mistake_gets_one_line_and_exit_code_2(tmp_path, capsys, overrides, me
     """In process, so that the fork server is shared; the console script itself is run in the tests above and below."""
     from segbench.cli import main
 
-    for name, text in (("broken", BROKEN), ("plain", NO_DECODER), ("shape", WRONG_SHAPE), ("exits", "exit(3)\n")):
+    files = {"broken": BROKEN, "plain": NO_DECODER, "shape": WRONG_SHAPE, "up": WRONG_UPSAMPLER, "exits": "exit(3)\n"}
+    for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(tiny(runs_dir=str(tmp_path / "runs"), decoders=["nearest"])))
@@ -178,7 +195,7 @@ def test_a_bad_file_is_found_before_training(tmp_path, capsys):
 
 
 def test_check_command():
-    done = segbench("check", "experiments/plug_in_a_decoder/carafe_lite.py:CarafeLite", "width=8")
+    done = segbench("check", "experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite", "width=8")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1].endswith("CarafeLite: keeps the contract")
     assert all(line.startswith("pass  ") for line in done.stdout.splitlines()[:-1])
@@ -187,11 +204,12 @@ def test_check_command():
 
 
 def test_a_plug_in_takes_part_with_no_edit_elsewhere(write_sweep):
-    plug_in = ROOT / "experiments/plug_in_a_decoder/carafe_lite.py"
-    assert len(plug_in.read_text().splitlines()) < 30
-    done = segbench("sweep", write_sweep(decoders=["bilinear", f"{plug_in}:CarafeLite"]))
+    plug_in = ROOT / "experiments/plug_in_an_upsampler/carafe_lite.py"
+    assert len(plug_in.read_text().partition("class ")[2].splitlines()) < 20
+    small = {"name": f"{plug_in}:CarafeLite", "params": {"kernel": 3}, "label": "small"}
+    done = segbench("sweep", write_sweep(decoders=["bilinear", f"{plug_in}:CarafeLite", small]))
     assert done.returncode == 0, done.stderr
-    assert "CarafeLite" in done.stdout
+    assert all(name in done.stdout for name in ("CarafeLite", "small"))
 
 
 def test_make_help_explains_each_target():

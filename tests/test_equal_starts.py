@@ -11,7 +11,7 @@ from segbench.config_file import build_config
 from segbench.encoders import build_encoder
 from segbench.encoders.base import Encoder
 from segbench.plan import make_cohorts
-from segbench.registry import DECODERS
+from segbench.registry import UPSAMPLERS
 from segbench.report.table import make_table
 from segbench.sweep import plan
 from tests.conftest import tiny
@@ -21,17 +21,22 @@ SKELETON = ("laterals", "blocks", "classifier")
 PLUG_IN = """
 import torch
 from torch import nn
-from segbench import PyramidDecoder
-from segbench.decoders.deconv import Deconv
+from segbench.decoders.pyramid import Pyramid
+from segbench.upsamplers import Deconv
 
-class Greedy(PyramidDecoder):
+class Greedy(nn.ConvTranspose2d):
     "Draws random numbers before and after everything else is made."
-    def __init__(self, *args, **kwargs):
+    def __init__(self, channels, scale, guide_channels):
         torch.rand(7)
-        super().__init__(*args, **kwargs)
+        super().__init__(channels, channels, scale, scale)
+        torch.rand(7)
+
+class More(Pyramid):
+    "A decoder of its own, with more than the skeleton has."
+    def __init__(self, channels, strides, num_classes, *, width):
+        torch.rand(7)
+        super().__init__(channels, strides, num_classes, Greedy, width=width)
         self.more = nn.Conv2d(3, 5, 3)
-    def upsampler(self, channels, scale, guide_channels):
-        return nn.ConvTranspose2d(channels, channels, scale, scale)
     def forward(self, features, image):
         return super().forward(features, image) + 0 * self.more(image).sum()
 
@@ -46,10 +51,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("starts")
     (folder / "mine.py").write_text(PLUG_IN)
     decoders = [
-        *DECODERS.builtin(),
+        *UPSAMPLERS.builtin(),
         {"name": "deconv", "params": {"init": "random"}, "label": "deconv-random"},
         {"name": "subpixel", "params": {"init": "plain"}, "label": "plain"},
         {"name": f"{folder / 'mine.py'}:Greedy"},
+        {"name": f"{folder / 'mine.py'}:More"},
         {"name": f"{folder / 'mine.py'}:Renamed", "params": {"init": "random"}},
         {"name": "bilinear", "params": {"width": 12}, "label": "wide"},
         {"name": "subpixel", "params": {"output_stride": 2}, "label": "early"},
@@ -81,7 +87,7 @@ def skeleton(weights):
 
 def test_every_decoder_of_a_seed_starts_with_the_same_skeleton(starts):
     titles = sorted({title for title, _ in starts} - {"wide"})
-    assert len(titles) == len(DECODERS.builtin()) + 5
+    assert len(titles) == len(UPSAMPLERS.builtin()) + 6
     for seed in (0, 1):
         first = skeleton(starts["bilinear", seed][1])
         assert len(first) == 4 * 2 + 4 * 3 + 2  # laterals, blocks and classifier of four levels
@@ -102,7 +108,7 @@ def test_the_row_says_which_skeleton_it_was(starts):
     assert starts["bilinear", 0][0]["skeleton_hash"] != starts["bilinear", 1][0]["skeleton_hash"]
 
 
-def test_the_technique_s_own_weights_come_from_the_seed_alone(starts):
+def test_the_upsampler_s_own_weights_come_from_the_seed_alone(starts):
     """Not from the class's name, and not from what the skeleton drew; other seeds start otherwise."""
 
     def own(title, seed):
@@ -111,7 +117,7 @@ def test_the_technique_s_own_weights_come_from_the_seed_alone(starts):
     a, b = own("deconv-random", 0), own("Renamed", 0)
     assert a.keys() == b.keys()
     assert all(equal(a[k], b[k]) for k in a)
-    for title in ("deconv-random", "plain", "Greedy"):
+    for title in ("deconv-random", "plain", "Greedy", "More"):
         pairs = [(own(title, 0)[k], own(title, 1)[k]) for k in own(title, 0)]
         assert pairs
         assert not any(torch.equal(x, y) for x, y in pairs)

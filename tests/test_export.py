@@ -128,7 +128,7 @@ def test_export_is_done_with_the_threads_of_the_run(make_config, tmp_path):
 def test_a_plug_in_that_was_edited_after_the_run_is_not_taken_for_it(make_config, tmp_path, monkeypatch):
     plugin, helper = tmp_path / "edited.py", tmp_path / "helper_of_edited.py"
     plugin.write_text(
-        "import helper_of_edited\nfrom segbench.decoders.bilinear import Bilinear\nclass Mine(Bilinear):\n    pass\n"
+        "import helper_of_edited\nfrom segbench.upsamplers import Bilinear\nclass Mine(Bilinear):\n    pass\n"
     )
     helper.write_text("")
     results, code, out = sweep(make_config(decoders=["nearest", f"{plugin}:Mine"]))

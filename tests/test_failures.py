@@ -11,7 +11,7 @@ import yaml
 from segbench import store
 from segbench.config_file import build_config
 from segbench.errors import UserError
-from tests.conftest import segbench, tiny
+from tests.conftest import WHOLE, segbench, tiny
 from tests.test_sweep import same, sweep
 
 
@@ -24,12 +24,12 @@ def undisturbed(tmp_path_factory):
     return results
 
 
-FAILING = """
+FAILING = (
+    WHOLE
+    + """
 import os, signal, torch
-from segbench import PyramidDecoder
-from segbench.decoders.bilinear import Bilinear
 
-class Base(Bilinear):
+class Base(Whole):
     passes = 0
     def forward(self, features, image):
         self.passes += self.training
@@ -66,20 +66,15 @@ class EvalInPlace(InPlace):
             self.shared[0].mul_(0.5)
         return logits
 
-class Up(torch.nn.Module):
-    calls = 0
+class LateSize(torch.nn.Module):
+    guided, spoils, calls = True, "size", 0
+    def __init__(self, channels, scale, guide_channels):
+        super().__init__()
     def forward(self, x, guide):
         self.calls += self.training
         if self.calls == 3 and self.spoils == "guide":
             guide.mul_(0.5)
         return x if self.calls == 3 and self.spoils == "size" else torch.nn.functional.interpolate(x, scale_factor=2)
-
-class LateSize(PyramidDecoder):
-    guided, spoils = True, "size"
-    def upsampler(self, channels, scale, guide_channels):
-        made = Up()
-        made.spoils = self.spoils
-        return made
 
 class LateLogits(Base):
     def spoil(self, logits):
@@ -94,6 +89,7 @@ class Dies(Base):
             os.kill(os.getpid(), signal.SIGKILL)
         return logits
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -104,9 +100,9 @@ class Dies(Base):
         ("EvalRaises", "RuntimeError: only in evaluation"),
         ("InPlace", "ChangedInPlace: InPlace changes features[0] in place, which all decoders share"),
         ("EvalInPlace", "ChangedInPlace: EvalInPlace changes features[0] in place, which all decoders share"),
-        ("LateGuide", "BrokenUpsampler: the upsampler Up of LateGuide changes its guide in place"),
+        ("LateGuide", "BrokenUpsampler: the upsampler LateGuide changes its guide in place"),
         ("LateLogits", "ValueError: LateLogits returns (2, 7, 66, 66); wanted logits of (2, 'K', 64, 64)"),
-        ("LateSize", "BrokenUpsampler: the upsampler Up of LateSize returns (2, 8, 2, 2) for (2, 8, 2, 2) and scale 2"),
+        ("LateSize", "BrokenUpsampler: the upsampler LateSize returns (2, 8, 2, 2) for (2, 8, 2, 2) and scale 2"),
     ],
 )
 def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(undisturbed, make_config, tmp_path, cls, reason):
@@ -129,7 +125,7 @@ def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(undisturbed, mak
 
 def test_a_wrong_size_is_named_before_the_sweep(make_config, tmp_path):
     (tmp_path / "bad.py").write_text(FAILING.replace("self.calls == 3", "True"))
-    with pytest.raises(UserError, match=r"Up of LateSize returns \(1, 8, 2, 3\) .* wanted \(1, 8, 4, 6\)"):
+    with pytest.raises(UserError, match=r"LateSize returns \(1, 8, 2, 3\) .* wanted \(1, 8, 4, 6\)"):
         sweep(make_config(decoders=["bilinear", f"{tmp_path / 'bad.py'}:LateSize"]))
     assert not list((tmp_path / "runs").glob("*/*/result.json"))
 
@@ -194,10 +190,10 @@ def test_brackets_in_messages_are_not_markup(make_config, tmp_path):
 
 def test_tied_weights_can_be_stored(make_config, tmp_path):
     (tmp_path / "tied.py").write_text(
-        "from segbench.decoders.bilinear import Bilinear\n"
-        "class Tied(Bilinear):\n"
-        "    def __init__(self, *args, **kwargs):\n"
-        "        super().__init__(*args, **kwargs)\n"
+        f"{WHOLE}\n"
+        "class Tied(Whole):\n"
+        "    def __init__(self, *args, width):\n"
+        "        super().__init__(*args, width=width)\n"
         "        self.blocks[0] = self.blocks[1]\n"
     )
     _, code, out = sweep(make_config(decoders=[f"{tmp_path / 'tied.py'}:Tied"]))

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from segbench import store
 from segbench.config_file import build_config
 from segbench.measures.biou import band_width
-from segbench.registry import DECODERS
+from segbench.registry import UPSAMPLERS
 from segbench.report.runs import collapsed
 from tests.conftest import ROOT, tiny
 from tests.test_sweep import sweep
@@ -60,7 +60,7 @@ def found(tmp_path_factory):
     recipe = {"steps": 24, "batch_size": 4, "lr": 0.01, "scale": [0.8, 1.25], "color_jitter": 0.3, "warmup_steps": 2}
     recipe["class_weights"] = [0.3, 1, 1, 1, 1, 1, 1]
     data = {"size": 96, "train": 12, "val": 4}
-    changes = {"decoders": list(DECODERS.builtin()), "recipe": recipe, "data": data, "seeds": [0]}
+    changes = {"decoders": list(UPSAMPLERS.builtin()), "recipe": recipe, "data": data, "seeds": [0]}
     results, code, out = sweep(build_config(tiny(runs_dir=str(tmp_path_factory.mktemp("golden")), **changes)))
     assert code == 0, out
     return {

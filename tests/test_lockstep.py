@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segbench.build import build_decoder, derived_seed
+from segbench.build import derived_seed, look_up
 from segbench.config import DecoderConfig, RecipeConfig
 from segbench.encoders.base import Encoder
 from segbench.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.predict import pad_to_stride
-from segbench.registry import DECODERS
+from segbench.registry import UPSAMPLERS
 
 
 def test_schedules():
@@ -165,10 +165,10 @@ def test_a_frozen_encoder_does_not_move():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("name", DECODERS.builtin())
+@pytest.mark.parametrize("name", UPSAMPLERS.builtin())
 def test_only_the_skeleton_s_convolutions_decay(name, optimizer):
     """Not biases, not normalisation, not the kernels of upsamplers: by the names of the parameters."""
-    decoder = build_decoder(DecoderConfig(name=name), (4, 8), (4, 8), 3, 0)
+    decoder = look_up(DecoderConfig(name=name)).build((4, 8), (4, 8), 3, 0)
     torch.manual_seed(0)
     encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3))
     module = Lockstep(encoder, {"a": Member(decoder)}, RecipeConfig(steps=1, optimizer=optimizer), seed=0)

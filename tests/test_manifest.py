@@ -13,7 +13,7 @@ from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.status import standings
 from segbench.sweep import plan
-from tests.conftest import ROOT, segbench, tiny
+from tests.conftest import ROOT, WHOLE, segbench, tiny
 from tests.test_sweep import sweep
 
 
@@ -66,7 +66,13 @@ def test_a_narrower_call_adds_to_the_table(wide):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"recipe": {"steps": 3}}, {"decoder_defaults": {"width": 4}}, {"grid": {"recipe.lr": [0.002]}}]
+    "changes",
+    [
+        {"recipe": {"steps": 3}},
+        {"decoder_defaults": {"width": 4}},
+        {"skeleton": "segbench.decoders.pyramid:Pyramid"},
+        {"grid": {"recipe.lr": [0.002]}},
+    ],
 )
 def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_given_again(wide, changes):
     run, folder, names = wide
@@ -122,7 +128,7 @@ def done(make_config):
     return done
 
 
-MINE = "from segbench.decoders.bilinear import Bilinear\nclass Mine(Bilinear):\n    pass\n"
+MINE = "from segbench.upsamplers import Bilinear\nclass Mine(Bilinear):\n    pass\n"
 
 
 def test_an_edited_plug_in_takes_the_place_of_what_it_was(done, tmp_path):
@@ -163,11 +169,12 @@ def test_rows_of_an_older_version_do_not_match(done, make_config):
     assert done(decoders=["deconv"]) == ["deconv-s0"]
 
 
-PAIR = """
+PAIR = (
+    WHOLE
+    + """
 import os, time
-from segbench.decoders.bilinear import Bilinear
 
-class First(Bilinear):
+class First(Whole):
     "Trains once the other one does too."
     def forward(self, features, image):
         if self.training and image.shape[-1] == 64:
@@ -181,6 +188,7 @@ class First(Bilinear):
 class Second(First):
     pass
 """
+)
 
 
 @pytest.mark.slow

@@ -20,13 +20,15 @@ from segbench.outcomes import Done, Ended, Failed, TooLarge
 from segbench.plan import make_cohorts
 from segbench.sweep import plan, run_sweep
 from segbench.work import work
+from tests.conftest import WHOLE
 from tests.test_sweep import same, sweep
 
-HUNGRY = """
+HUNGRY = (
+    WHOLE
+    + """
 import resource, torch
-from segbench.decoders.bilinear import Bilinear
 
-class Hungry(Bilinear):
+class Hungry(Whole):
     allowance = 3
     def forward(self, features, image):
         if image.shape[-1] == 64:
@@ -48,6 +50,7 @@ class Hungry2(Hungry):
 class Greedy(Hungry):
     allowance = 0
 """
+)
 
 
 def test_out_of_memory_is_told_with_what_to_change(make_config, tmp_path):
@@ -124,16 +127,18 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     assert "failed deconv-s0: killed" in console.file.getvalue()
 
 
-KILLED = """
+KILLED = (
+    WHOLE
+    + """
 import os
-from segbench.decoders.bilinear import Bilinear
 
-class Killed(Bilinear):
+class Killed(Whole):
     def forward(self, features, image):
         if image.shape[-1] == 64:
             os.kill(os.getpid(), 9)
         return super().forward(features, image)
 """
+)
 
 
 def test_a_process_that_the_system_kills_for_memory_is_told_from_another(make_config, tmp_path, monkeypatch):
@@ -195,15 +200,17 @@ def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(m
         assert all("DataLoader worker" in failure.reason for failure in failures)
 
 
-SHORT = """
-from segbench.decoders.bilinear import Bilinear
+SHORT = (
+    WHOLE
+    + """
 
-class Short(Bilinear):
+class Short(Whole):
     def forward(self, features, image):
         if image.shape[-1] == 64:
             raise MemoryError
         return super().forward(features, image)
 """
+)
 
 
 @pytest.mark.parametrize(("on_oom", "state"), [("split", "stopped"), ("fail", "failed")])

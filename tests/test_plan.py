@@ -36,6 +36,7 @@ CHANGES = {
     "data": (None, True),  # by the data set's own facts, below
     "decoders": (["bilinear", "nearest", "deconv"], False),
     "decoder_defaults": (None, True),  # by the decoder's facts, below
+    "skeleton": (None, True),  # by the decoder's facts, below
     "seeds": ([0, 5], False),  # of another run
     "grid": ({"recipe.lr": [0.002]}, False),
     "baseline": ("nearest", False),
@@ -194,8 +195,9 @@ def test_an_estimate_is_near_the_truth(make_config):
 
 def test_plan_names_each_decoder_that_fails(write_sweep, tmp_path):
     (tmp_path / "bad.py").write_text(
-        "from segbench.decoders.bilinear import Bilinear\n"
-        "class Bad(Bilinear):\n    def __init__(self, *args):\n        raise RuntimeError('broken here')\n"
+        "from torch import nn\n"
+        "class Bad(nn.Module):\n    def __init__(self, channels, scale, guide_channels):\n"
+        "        raise RuntimeError('broken here')\n"
     )
     said = segbench("plan", write_sweep(decoders=["nearest", f"{tmp_path / 'bad.py'}:Bad", "nothing"]))
     assert said.returncode == 1

@@ -25,7 +25,7 @@ from segbench.errors import UserError
 from segbench.estimate import _memory
 from segbench.plan import make_cohorts
 from segbench.sweep import plan, run_sweep
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 
 ray = pytest.importorskip("ray", reason="ray is not installed; pip install 'segbench[ray]'")
@@ -172,8 +172,8 @@ def test_where_the_run_folder_is_not_shared_the_results_come_back(make_config, t
 
 def test_a_failure_on_a_node_comes_back_with_its_traceback(make_config, tmp_path):
     (tmp_path / "bad.py").write_text(
-        "from segbench.decoders.bilinear import Bilinear\n"
-        "class Bad(Bilinear):\n    def forward(self, features, image):\n"
+        f"{WHOLE}\n"
+        "class Bad(Whole):\n    def forward(self, features, image):\n"
         "        if image.shape[-1] == 64: raise RuntimeError('broken there')\n"
         "        return super().forward(features, image)\n"
     )
@@ -184,18 +184,20 @@ def test_a_failure_on_a_node_comes_back_with_its_traceback(make_config, tmp_path
     assert "failed Bad-s0: RuntimeError: broken there" in out
 
 
-GREEDY = """
+GREEDY = (
+    WHOLE
+    + """
 import time
 import torch
-from segbench.decoders.bilinear import Bilinear
 
-class Greedy(Bilinear):
+class Greedy(Whole):
     def forward(self, features, image):
         if self.training and image.shape[-1] == 64:
             kept = torch.ones({number}, dtype=torch.uint8)
             time.sleep(60)
         return super().forward(features, image)
 """
+)
 
 
 def test_out_of_memory_is_told_and_tried_again_in_halves(make_config, monkeypatch, tmp_path):

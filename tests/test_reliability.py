@@ -113,7 +113,7 @@ def test_results_are_checked_against_another_implementation(make_config):
 
 FICKLE = """
 from segbench.data.shapes import Shapes
-from segbench.decoders.bilinear import Bilinear
+from segbench.upsamplers import Bilinear
 
 class Fickle(Bilinear):
     pass

@@ -18,7 +18,7 @@ from segbench.outcomes import Busy, Done, Ended, Failed
 from segbench.plan import make_cohorts
 from segbench.sweep import plan
 from segbench.work import work
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
 
@@ -30,11 +30,12 @@ def start(path):
     return subprocess.Popen(command(path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-MEETING = """
+MEETING = (
+    WHOLE
+    + """
 import os, time
-from segbench.decoders.bilinear import Bilinear
 
-class Meeting(Bilinear):
+class Meeting(Whole):
     "Notes each step and whose it is, and does none until both runners are at work."
     def forward(self, features, image):
         if self.training and image.shape[-1] == 64:
@@ -46,6 +47,7 @@ class Meeting(Bilinear):
                 time.sleep(0.05)
         return super().forward(features, image)
 """
+)
 
 
 @pytest.mark.slow

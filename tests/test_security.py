@@ -49,7 +49,7 @@ def plugin(tmp_path, fuse):
     path = tmp_path / "plug.py"
     path.write_text(
         f"import os, sys\nos.makedirs({str(fuse)!r}, exist_ok=True)\nprint('imported', file=sys.stderr, flush=True)\n"
-        "from segbench.data.shapes import Shapes\nfrom segbench.decoders.bilinear import Bilinear\n"
+        "from segbench.data.shapes import Shapes\nfrom segbench.upsamplers import Bilinear\n"
         "class Mine(Bilinear): pass\nclass Data(Shapes): pass\n"
     )
     return path

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 from segbench import store
 from segbench.errors import UserError
 from segbench.plan import make_cohorts
-from segbench.registry import DECODERS
+from segbench.registry import UPSAMPLERS
 from segbench.sweep import plan, run_sweep
-from tests.conftest import ROOT, until
+from tests.conftest import ROOT, WHOLE, until
 
-BUILT_IN = list(DECODERS.builtin())
+BUILT_IN = list(UPSAMPLERS.builtin())
 
 
 def sweep(config):
@@ -99,15 +99,18 @@ def test_a_run_s_own_config_makes_it_again(together, tmp_path):
     assert again["subpixel", 0].row["key"] == original.row["key"]
 
 
-DROPOUT = """
+DROPOUT = (
+    WHOLE
+    + """
 import torch.nn.functional as F
-from segbench.decoders.bilinear import Bilinear
 
-class Dropping(Bilinear):
+class Dropping(Whole):
     stop_at = None
     def forward(self, features, image):
         return super().forward([F.dropout(f, 0.3, self.training) for f in features], image)
 """
+)
+
 SLOW = (
     DROPOUT
     + """

@@ -1,1 +1,1 @@
-"""Decoders: one file each, on the contract and the skeleton of `segbench.decoders.base`."""
+"""Decoders, one file each: skeletons, which an upsampler stands in. The contract is in `segbench.decoders.base`."""

@@ -2,13 +2,13 @@
 
 import itertools
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.decoders.base import PyramidDecoder, Scale, crop, triangle_filter
+from segbench.upsamplers.base import Scale, ceil_size, crop, triangle_filter
 
 
 class FractionalConv2d(nn.Module):
@@ -61,7 +61,6 @@ class FractionalConv2d(nn.Module):
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, self.kernel_size, self.kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels))
         with torch.no_grad():
-            self.starts_as = init
             if init == "bilinear":
                 both = range(min(in_channels, out_channels))
                 self.weight.zero_()
@@ -103,41 +102,36 @@ class FractionalConv2d(nn.Module):
         return crop(y.permute(0, 3, 1, 2), (out_h, out_w))  # (B, C_out, out_h, out_w)
 
 
-class FractionalUpsampler(nn.Sequential):
-    """x2 as 3/2 and then 4/3, two learned steps: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)`` for any h and w.
+class Fractional(nn.Sequential):
+    """x2 as 3/2 and then 4/3, two learned steps; any other p/q in one step.
 
-    Even sizes come out exactly; an odd size overshoots in the first step and is cropped. Two linear interpolations in
-    turn are not quite the bilinear one by 2: they smooth a little more, and keep what is linear.
-    """
-
-    def __init__(self, channels: int, init: Literal["bilinear", "random"] = "bilinear") -> None:
-        super().__init__(
-            FractionalConv2d(channels, channels, Fraction(3, 2), init),
-            FractionalConv2d(channels, channels, Fraction(4, 3), init),
-        )
-        self.starts_as = "linear" if init == "bilinear" else "random"
-
-    def forward(self, x: Tensor) -> Tensor:
-        return crop(super().forward(x), (2 * x.shape[-2], 2 * x.shape[-1]))
-
-
-class Fractional(PyramidDecoder):
-    """`PyramidDecoder` with fractionally strided convolution; ratios beside powers of 2 get a p/q step of their own.
+    ``(B, C, h, w)`` to ``(B, C, ceil(s h), ceil(s w))``. By 2, even sizes come out exactly; an odd size overshoots in
+    the first step and is cropped. Two linear interpolations in turn are not quite the bilinear one by 2: they smooth a
+    little more, and keep what is linear.
 
     Args:
+        channels: C.
+        scale: s > 0, an int or a `fractions.Fraction`.
         init: ``bilinear`` or ``random``, see `FractionalConv2d`.
-        **kwargs: ``width`` and ``output_stride``, see `PyramidDecoder`.
+
+    Raises:
+        ValueError: scale not above 0, or an unknown init.
     """
 
-    rational = True
+    ratios = "rational"
 
-    def __init__(self, *args: Any, init: Literal["bilinear", "random"] = "bilinear", **kwargs: Any) -> None:
-        self.init = init
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        channels: int,
+        scale: Scale = 2,
+        guide_channels: int = 0,
+        *,
+        init: Literal["bilinear", "random"] = "bilinear",
+    ) -> None:
+        factors = (Fraction(3, 2), Fraction(4, 3)) if scale == 2 else (scale,)
+        super().__init__(*(FractionalConv2d(channels, channels, factor, init) for factor in factors))
+        self.scale = scale
+        self.starts_as = "linear" if scale == 2 and init == "bilinear" else init
 
-    def upsampler(self, channels: int, scale: Scale, guide_channels: int) -> nn.Module:
-        return (
-            FractionalUpsampler(channels, self.init)
-            if scale == 2
-            else FractionalConv2d(channels, channels, scale, self.init)
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        return crop(super().forward(x), ceil_size(x.shape[-2:], self.scale))

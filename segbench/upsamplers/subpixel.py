@@ -1,15 +1,14 @@
 """Sub-pixel convolution: a 3x3 convolution to s² times the channels, then depth-to-space."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from segbench.decoders.base import PyramidDecoder, Scale
-from segbench.decoders.bilinear_conv import IdentityConv2d
+from segbench.upsamplers.base import IdentityConv2d
 
 
-class SubpixelUpsampler(nn.Module):
+class Subpixel(nn.Module):
     """3x3 convolution and pixel shuffle: ``(B, C, h, w)`` to ``(B, s² C, h, w)`` to ``(B, C, s*h, s*w)``.
 
     Shi et al. 2016, https://arxiv.org/abs/1609.05158.
@@ -18,12 +17,24 @@ class SubpixelUpsampler(nn.Module):
         channels: C.
         scale: s, an int.
         init: ``nearest`` starts as nearest-neighbour interpolation of each channel: ICNR (Aitken et al. 2017,
-            arXiv:1707.02937) from a delta kernel, so that the s² kernels of an output channel all take its own pixel;
-            ``icnr`` from a random kernel, which starts as a random convolution and nearest; ``plain`` as torch does by
-            default, with a checkerboard.
+            https://arxiv.org/abs/1707.02937) from a delta kernel, so that the s² kernels of an output channel all take
+            its own pixel; ``icnr`` from a random kernel, which starts as a random convolution and nearest; ``plain`` as
+            torch does by default, with a checkerboard.
+
+    Raises:
+        ValueError: an unknown init.
     """
 
-    def __init__(self, channels: int, scale: int = 2, init: Literal["nearest", "icnr", "plain"] = "nearest") -> None:
+    ratios = "integer"
+
+    def __init__(
+        self,
+        channels: int,
+        scale: int = 2,
+        guide_channels: int = 0,
+        *,
+        init: Literal["nearest", "icnr", "plain"] = "nearest",
+    ) -> None:
         super().__init__()
         if init not in ("nearest", "icnr", "plain"):
             raise ValueError(f"init must be 'nearest', 'icnr' or 'plain', not '{init}'")
@@ -40,19 +51,3 @@ class SubpixelUpsampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shuffle(self.conv(x))  # (B, C, s*h, s*w)
-
-
-class Subpixel(PyramidDecoder):
-    """`PyramidDecoder` with sub-pixel convolution (Shi et al. 2016, arXiv:1609.05158).
-
-    Args:
-        init: ``nearest``, ``icnr`` or ``plain``, see `SubpixelUpsampler`.
-        **kwargs: ``width`` and ``output_stride``, see `PyramidDecoder`.
-    """
-
-    def __init__(self, *args: Any, init: Literal["nearest", "icnr", "plain"] = "nearest", **kwargs: Any) -> None:
-        self.init = init
-        super().__init__(*args, **kwargs)
-
-    def upsampler(self, channels: int, scale: Scale, guide_channels: int) -> nn.Module:
-        return SubpixelUpsampler(channels, int(scale), self.init)
