@@ -17,7 +17,7 @@ import psutil
 
 from segbench import store
 from segbench.config_file import load_config
-from segbench.estimate import estimate, look
+from segbench.sweep.estimate import estimate, look
 
 
 def run(command: list[str], folder: Path) -> tuple[float, int, int]:

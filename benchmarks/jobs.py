@@ -17,8 +17,8 @@ from segbench.config_file import load_config
 from segbench.launch import local
 from segbench.launch.base import run_cohorts
 from segbench.outcomes import Ended
-from segbench.plan import Cohort, make_cohorts
-from segbench.sweep import plan
+from segbench.runs import Cohort, make_cohorts
+from segbench.sweep.run import plan
 
 
 def first_steps(config: str, overrides: list[str]) -> list[float]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from segbench.build import look_up
 from segbench.config import DecoderConfig
-from segbench.cost import fake_inputs
-from segbench.decoders.base import Decoder, Step
+from segbench.decoders.base import Decoder, Step, fake_inputs
 from segbench.errors import brief
 from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs

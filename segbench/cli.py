@@ -132,7 +132,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from segbench.config_file import load_config
     from segbench.report.formats import print_terminal
     from segbench.report.table import make_table
-    from segbench.sweep import run_sweep
+    from segbench.sweep.run import run_sweep
 
     console = _console()
     config = load_config(args.config, args.overrides)
@@ -150,8 +150,8 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    from segbench import estimate
     from segbench.config_file import load_config
+    from segbench.sweep import estimate
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
@@ -173,9 +173,9 @@ def _status(args: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table as Grid
 
-    from segbench.plan import spelled_variant
-    from segbench.status import standings, summary
+    from segbench.runs import spelled_variant
     from segbench.store import newest_sweep
+    from segbench.sweep.status import standings, summary
 
     folder = args.folder or newest_sweep(Path(args.runs_dir))
     found = standings(folder)
@@ -273,8 +273,8 @@ def _export(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from segbench.cohort import quiet
     from segbench.export import export, in_words, load_run
+    from segbench.training.cohort import quiet
 
     quiet()
     _name_code(_run_configs(args.run, args.overrides))
@@ -376,7 +376,7 @@ def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
 
 def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
     """Say which plug-ins' files are about to run: what a config names may be another's choice."""
-    from segbench.sweep import code_files
+    from segbench.sweep.run import code_files
 
     for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only, launches)):
         print(f"runs the code in {file}", file=sys.stderr)

@@ -21,8 +21,8 @@ from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
-from segbench.predict import encode, predict
-from segbench.probe import encoder_facts, resolve_accelerator
+from segbench.sweep.facts import encoder_facts, resolve_accelerator
+from segbench.training.prediction import encode, predict
 
 
 @dataclass(frozen=True)

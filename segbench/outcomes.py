@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from segbench.errors import Failure
-from segbench.plan import Cohort, should_halve
+from segbench.runs import Cohort, should_halve
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from torch import nn
 from segbench.build import look_up
 from segbench.check import CHANNELS, CHECKS, STRIDES, Broken, builder, check_decoder
 from segbench.config import DecoderConfig
-from segbench.cost import fake_inputs
-from segbench.decoders.base import Decoder
+from segbench.decoders.base import Decoder, fake_inputs
 from segbench.decoders.pyramid import Pyramid
 from segbench.errors import UserError
 from segbench.registry import UPSAMPLERS

@@ -16,10 +16,10 @@ from segbench.encoders import build_encoder
 from segbench.encoders.base import hash_tensors
 from segbench.errors import UserError
 from segbench.export import load_run, predictions
-from segbench.plan import make_cohorts
 from segbench.registry import ENCODERS
-from segbench.sweep import plan, run_sweep
-from segbench.work import work
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan, run_sweep
+from segbench.training.work import work
 from tests.conftest import ROOT, segbench
 from tests.own_encoder import OwnEncoder
 from tests.test_sweep import sweep

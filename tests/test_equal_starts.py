@@ -5,15 +5,15 @@ import torch
 from safetensors.torch import load_file
 
 from segbench import store
-from segbench.cohort import run_cohort
 from segbench.config import EncoderConfig
 from segbench.config_file import build_config
 from segbench.encoders import build_encoder
 from segbench.encoders.base import Encoder
-from segbench.plan import make_cohorts
 from segbench.registry import UPSAMPLERS
 from segbench.report.table import make_table
-from segbench.sweep import plan
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan
+from segbench.training.cohort import run_cohort
 from tests.conftest import tiny
 from tests.test_sweep import sweep
 

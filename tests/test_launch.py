@@ -19,7 +19,7 @@ from segbench.errors import UserError
 from segbench.launch.base import KILLS, Launcher, Progress, run_until
 from segbench.outcomes import Done, Ended, Failed, Stopped
 from segbench.registry import LAUNCHERS
-from segbench.sweep import code_files, plan, run_sweep
+from segbench.sweep.run import code_files, plan, run_sweep
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import DROPOUT, all_same, in_terminal, in_training, slow_sweep, sweep
 

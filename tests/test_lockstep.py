@@ -8,9 +8,9 @@ from torch import nn
 from segbench.build import derived_seed, look_up
 from segbench.config import DecoderConfig, RecipeConfig
 from segbench.encoders.base import Encoder
-from segbench.lockstep import Lockstep, Member, lr_factor, parameter_groups
-from segbench.predict import pad_to_stride
 from segbench.registry import UPSAMPLERS
+from segbench.training.lockstep import Lockstep, Member, lr_factor, parameter_groups
+from segbench.training.prediction import pad_to_stride
 
 
 def test_schedules():

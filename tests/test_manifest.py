@@ -7,12 +7,12 @@ import pytest
 
 from segbench import store
 from segbench.config_file import build_config
-from segbench.manifest import write_manifest
 from segbench.report.provenance import provenance
 from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
-from segbench.status import standings
-from segbench.sweep import plan
+from segbench.sweep.manifest import write_manifest
+from segbench.sweep.run import plan
+from segbench.sweep.status import standings
 from tests.conftest import ROOT, WHOLE, segbench, tiny
 from tests.test_sweep import sweep
 

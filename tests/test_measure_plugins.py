@@ -28,7 +28,7 @@ from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
-from segbench.sweep import plan
+from segbench.sweep.run import plan
 from tests.conftest import ROOT
 from tests.test_report import Reader
 from tests.test_sweep import sweep

@@ -17,9 +17,9 @@ from segbench.errors import Failure, out_of_memory
 from segbench.launch import local
 from segbench.launch.local import Local
 from segbench.outcomes import Done, Ended, Failed, TooLarge
-from segbench.plan import make_cohorts
-from segbench.sweep import plan, run_sweep
-from segbench.work import work
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan, run_sweep
+from segbench.training.work import work
 from tests.conftest import WHOLE
 from tests.test_sweep import same, sweep
 
@@ -32,8 +32,8 @@ class Hungry(Whole):
     allowance = 3
     def forward(self, features, image):
         if image.shape[-1] == 64:
-            import gc, segbench.lockstep
-            count = max(len(m.members) for m in gc.get_objects() if isinstance(m, segbench.lockstep.Lockstep))
+            import gc, segbench.training.lockstep
+            count = max(len(m.members) for m in gc.get_objects() if isinstance(m, segbench.training.lockstep.Lockstep))
             if count > self.allowance:
                 soft, hard = resource.getrlimit(resource.RLIMIT_AS)
                 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -112,7 +112,7 @@ def test_what_counts_as_out_of_memory():
 
 
 def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
-    from segbench.sweep import _Sweep
+    from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear", "deconv"], launch={"on_oom": "split"})
     runs = plan(config)
@@ -192,7 +192,7 @@ def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(m
     (cohort,) = make_cohorts(plan(make_config(data=data, launch={"workers": 1})), lambda run: 0)
     kills = itertools.count()
     for count, memory in ((lambda: 0, False), (lambda: next(kills), True)):
-        monkeypatch.setattr("segbench.work.oom_kills", count)
+        monkeypatch.setattr("segbench.training.work.oom_kills", count)
         ended = work(cohort, 1, lambda *_: None, lambda: False)
         failures = {ended.outcomes[run.key].failure for run in cohort.runs}
         assert {failure.out_of_memory for failure in failures} == {memory}

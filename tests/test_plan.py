@@ -16,12 +16,12 @@ from segbench import store
 from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig
 from segbench.config_file import build_config
 from segbench.errors import UserError
-from segbench.estimate import _makespan, duration, estimate, look, size
 from segbench.launch import local
-from segbench.plan import Cohort, DecoderFacts, EncoderFacts, Facts, make_runs, run_key
-from segbench.probe import resolve_accelerator
-from segbench.status import standings
-from segbench.sweep import plan, resources
+from segbench.runs import Cohort, DecoderFacts, EncoderFacts, Facts, make_runs, run_key
+from segbench.sweep.estimate import _makespan, duration, estimate, look, size
+from segbench.sweep.facts import resolve_accelerator
+from segbench.sweep.run import plan, resources
+from segbench.sweep.status import standings
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 

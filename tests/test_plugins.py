@@ -11,7 +11,7 @@ from segbench.check import check_decoder
 from segbench.config import load_config
 from segbench.errors import UserError
 from segbench.export import load_run
-from segbench.sweep import plan
+from segbench.sweep.run import plan
 from tests.conftest import segbench
 from tests.test_sweep import sweep
 

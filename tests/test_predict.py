@@ -7,7 +7,7 @@ from torch import nn
 from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError
-from segbench.predict import encode, pad_to_stride, predict, window_places
+from segbench.training.prediction import encode, pad_to_stride, predict, window_places
 
 K = 4
 

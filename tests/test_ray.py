@@ -22,9 +22,9 @@ from rich.console import Console
 from segbench import store
 from segbench.config_file import load_config
 from segbench.errors import UserError
-from segbench.estimate import _memory
-from segbench.plan import make_cohorts
-from segbench.sweep import plan, run_sweep
+from segbench.runs import make_cohorts
+from segbench.sweep.estimate import _memory
+from segbench.sweep.run import plan, run_sweep
 from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 

@@ -16,11 +16,11 @@ from segbench import store
 from segbench.errors import UserError
 from segbench.launch.base import Launcher, caught_signals
 from segbench.outcomes import Done, Ended, Failed, Stopped
-from segbench.plan import Cohort, make_cohorts
 from segbench.report.formats import as_csv
 from segbench.report.table import make_table
-from segbench.sweep import plan
-from segbench.work import work
+from segbench.runs import Cohort, make_cohorts
+from segbench.sweep.run import plan
+from segbench.training.work import work
 from tests.conftest import segbench
 from tests.test_sweep import same, sweep
 
@@ -215,7 +215,7 @@ def test_status_of_a_folder_that_holds_nothing(tmp_path):
 
 def sweep_that_is_interrupted(make_config, finishes):
     """`_Sweep` of which a signal comes while its last cohort ends, or is stopped."""
-    from segbench.sweep import _Sweep
+    from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest"])
     runs = plan(config)

@@ -15,9 +15,9 @@ from segbench import store
 from segbench.errors import Failure
 from segbench.launch.local import Local
 from segbench.outcomes import Busy, Done, Ended, Failed
-from segbench.plan import make_cohorts
-from segbench.sweep import plan
-from segbench.work import work
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan
+from segbench.training.work import work
 from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
@@ -71,7 +71,7 @@ def test_two_runners_share_the_work(write_sweep, tmp_path):
 
 
 def test_what_another_process_has_done_is_not_said_to_be_ours(make_config):
-    from segbench.sweep import _Sweep
+    from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear"])
     sweep(config)
@@ -149,7 +149,7 @@ def test_a_lock_that_cannot_be_made_fails_the_cohort_with_the_reason(make_config
 
 
 def test_the_end_of_a_process_fails_no_run_of_another(make_config):
-    from segbench.sweep import _Sweep
+    from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear"])
     runs = plan(config)
@@ -165,7 +165,7 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
 
 def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):
     """Another runner has just tried and failed: its word is taken."""
-    from segbench.sweep import _Sweep
+    from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest"])
     runs = plan(config)

@@ -19,7 +19,7 @@ from rich.console import Console
 from segbench import store
 from segbench.config_file import load_config
 from segbench.errors import UserError
-from segbench.sweep import run_sweep
+from segbench.sweep.run import run_sweep
 from tests.conftest import ROOT, until
 from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from segbench import store
 from segbench.errors import UserError
-from segbench.plan import make_cohorts
 from segbench.registry import UPSAMPLERS
-from segbench.sweep import plan, run_sweep
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan, run_sweep
 from tests.conftest import ROOT, WHOLE, until
 
 BUILT_IN = list(UPSAMPLERS.builtin())
@@ -309,7 +309,7 @@ def test_ctrl_c_at_any_time_is_one_line(write_sweep, tmp_path, moment):
 
 
 def test_no_git_is_no_obstacle(monkeypatch):
-    from segbench.machine import environment
+    from segbench.training.machine import environment
 
     monkeypatch.setenv("PATH", "")
     assert environment(1, "cpu")["git"] == {"commit": None, "changes": None}

@@ -15,7 +15,6 @@ from segbench import store
 from segbench.cli import main
 from segbench.config_file import build_config
 from segbench.errors import UserError
-from segbench.plan import DecoderFacts, Facts, grid_names, make_cohorts, make_runs
 from segbench.report import formats, page
 from segbench.report import table as tables
 from segbench.report.analysis import Analysis, PValue
@@ -23,6 +22,7 @@ from segbench.report.compare import compare
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
+from segbench.runs import DecoderFacts, Facts, grid_names, make_cohorts, make_runs
 from tests.conftest import tiny, write_again
 from tests.test_report import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
 

@@ -2,13 +2,14 @@ import csv
 
 import pytest
 
-from segbench import store, track
+from segbench import store
 from segbench.errors import UserError
 from segbench.measures.base import iou, mean_over_classes
 from segbench.outcomes import Done, Failed, Stopped
-from segbench.plan import make_cohorts
-from segbench.sweep import plan
-from segbench.work import work
+from segbench.runs import make_cohorts
+from segbench.sweep.run import plan
+from segbench.training import tracking as track
+from segbench.training.work import work
 from tests.test_failures import FAILING
 from tests.test_sweep import sweep
 
@@ -184,7 +185,7 @@ def test_a_stop_closes_the_rest_as_stopped(ends, stop_after):
 
 
 def test_an_exception_that_ends_the_cohort_closes_all_as_failed(ends, monkeypatch):
-    from segbench import cohort
+    from segbench.training import cohort
 
     def broken(*_):
         raise OSError("a loader worker died")

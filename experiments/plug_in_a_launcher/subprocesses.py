@@ -12,7 +12,7 @@ from pathlib import Path
 from segbench.errors import Failure
 from segbench.launch.base import Launcher, Progress
 from segbench.outcomes import Ended
-from segbench.plan import Cohort
+from segbench.runs import Cohort
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Subprocesses(Launcher):
 
 
 def main(folder: Path) -> None:
-    from segbench.work import work
+    from segbench.training.work import work
 
     def write(name, value):
         (folder / "new").write_bytes(pickle.dumps(value))

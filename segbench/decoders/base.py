@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -128,3 +129,19 @@ def _fit(guide: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tenso
     guide = resize(guide, size)
     missing = (padded[0] - size[0], padded[1] - size[1])
     return F.pad(guide, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else guide
+
+
+def fake_inputs(
+    channels: tuple[int, ...], strides: tuple[int, ...], size: tuple[int, int], batch: int = 1, device: str = "cpu"
+) -> tuple[list[Tensor], Tensor]:
+    """Random features and image of the shapes and the memory order that a decoder is called with.
+
+    ``size`` is the image's.
+    """
+    height, width = size
+    order = torch.channels_last if device == "cpu" else torch.contiguous_format  # see `Encoder.normalise`
+    features = [
+        torch.randn(batch, c, -(-height // s), -(-width // s), device=device).contiguous(memory_format=order)
+        for c, s in zip(channels, strides, strict=True)
+    ]
+    return features, torch.randn(batch, 3, height, width, device=device).contiguous(memory_format=order)

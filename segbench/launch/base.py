@@ -1,7 +1,7 @@
 """What a launcher is, and the one loop that all of them share. Imports no torch.
 
 A launcher is a class that starts a cohort, is asked how far it is, and stops or kills it. What it runs, wherever it
-does, is `segbench.work.work`.
+does, is `segbench.training.work.work`.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from segbench.config import LaunchConfig
 from segbench.errors import Failure, UserError, brief
 from segbench.outcomes import Ended, Failed, Lost, Stopped, TooLarge
-from segbench.plan import Cohort
 from segbench.registry import LAUNCHERS, check_params
+from segbench.runs import Cohort
 
 # Ctrl-C, a closed terminal, and what batch systems send before they kill.
 STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -65,7 +65,7 @@ class Launcher(ABC):
 
     @abstractmethod
     def start(self, cohort: Cohort, place: int) -> Any:
-        """Start ``segbench.work.work(cohort, threads, ...)`` and return at once what stands for it from here on.
+        """Start `segbench.training.work.work` of the cohort and return at once what stands for it from here on.
 
         Args:
             place: from 0 to ``jobs`` - 1, which no other cohort has that runs.

@@ -14,7 +14,7 @@ from typing import Any
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
 from segbench.launch.base import STOP_SIGNALS, Launcher, Progress
 from segbench.outcomes import Ended
-from segbench.plan import Cohort
+from segbench.runs import Cohort
 
 
 @dataclass
@@ -60,7 +60,7 @@ def context() -> Any:
     """A fork server that has preloaded torch, so later cohorts start without imports."""
     os.environ["PYTHONSAFEPATH"] = "1"  # or it would import what lies in the folder that it is started in
     ctx = multiprocessing.get_context("forkserver")
-    ctx.set_forkserver_preload(["segbench.work"])
+    ctx.set_forkserver_preload(["segbench.training.work"])
     return ctx
 
 
@@ -140,7 +140,7 @@ def _tell(connection: Connection, message: object) -> None:
 
 
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
-    from segbench.cohort import quiet
+    from segbench.training.cohort import quiet
 
     for s in STOP_SIGNALS:
         signal.signal(s, signal.SIG_DFL)  # nothing to save: end at once, without a word
@@ -159,7 +159,7 @@ def _work(connection: Connection, cohort: Cohort, threads: int, gpu: str | None)
     """The whole life of a cohort's process."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
-    from segbench.work import work
+    from segbench.training.work import work
 
     last = [0.0]
 

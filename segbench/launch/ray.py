@@ -25,7 +25,7 @@ from segbench.config import LaunchConfig
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
 from segbench.launch.base import Launcher, Progress, absolute
 from segbench.outcomes import Busy, Ended, Failed, Stopped
-from segbench.plan import Cohort, Run
+from segbench.runs import Cohort, Run
 
 try:
     import ray
@@ -208,7 +208,7 @@ def _bring(run: Run, files: dict[str, bytes]) -> bool:
 
 def _task(board: Any, number: int, cohort: Cohort, threads: int, folder: str, marker: str) -> tuple[Ended, Files]:
     """A cohort on some node: how it ended, and the files of its runs where the driver does not see them."""
-    from segbench.work import work
+    from segbench.training.work import work
 
     if os.path.isdir(folder):
         os.chdir(folder)  # what a config names may be relative to it

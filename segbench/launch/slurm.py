@@ -22,7 +22,7 @@ from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
 from segbench.launch.base import Launcher, Progress, absolute, caught_signals, run_until
 from segbench.launch.local import Local
 from segbench.outcomes import Ended, Lost, Stopped, TooLarge
-from segbench.plan import Cohort
+from segbench.runs import Cohort
 
 try:
     import submitit

@@ -246,7 +246,7 @@ def _predict_image(found: _Found, place: int, loaded: "dict[str, Trained]") -> N
     """As `segbench.export.predictions` does, with one pass of a frozen encoder for all decoders."""
     import torch
 
-    from segbench.predict import encode, predict
+    from segbench.training.prediction import encode, predict
 
     image, labels = found.images[place]
     views = None

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from segbench import store
-from segbench.plan import spelled_variant
 from segbench.report.runs import NOT_PLANNED, Sweep
+from segbench.runs import spelled_variant
 
 HASHES = {"encoder_hash": "encoder weights", "features_hash": "encoder features", "data_fingerprints": "data"}
 TRACEBACK_LINES = 40

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from segbench import store
 from segbench.errors import UserError, unknown
-from segbench.plan import spelled_variant
+from segbench.runs import spelled_variant
 
 BASELINES = ("bilinear", "bilinear_conv")  # what differences are from, where a sweep does not say
 NOT_PLANNED = "not planned"  # a decoder without a seed that others have

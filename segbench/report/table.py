@@ -12,13 +12,13 @@ import numpy as np
 from segbench import store
 from segbench.errors import UserError, unknown
 from segbench.measures.base import Measure, RunMeasure
-from segbench.plan import grid_names
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Cell, Delta, PValue
 from segbench.report.metrics import Metric, available, choose, lost, of_runs, value
 from segbench.report.ranking import Rank
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.words import unanswered, unequal_starts, upsampled
+from segbench.runs import grid_names
 
 COLUMNS = {
     "n": "finished seeds",

@@ -11,17 +11,17 @@ import torch
 from segbench.build import Blueprint, look_up
 from segbench.columns import facts_of, load_measures, try_measure
 from segbench.config import DataConfig, EncoderConfig, SweepConfig, TrainerConfig
-from segbench.cost import fake_inputs
 from segbench.data import open_data
 from segbench.data.base import Dataset
+from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder, plugin_class, plugin_params
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure
-from segbench.plan import DecoderFacts, EncoderFacts, Facts
 from segbench.registry import DATASETS, check_params, source_hash
+from segbench.runs import DecoderFacts, EncoderFacts, Facts
 from segbench.store import explained
-from segbench.track import require
+from segbench.training.tracking import require
 
 
 def probe(config: SweepConfig, elsewhere: bool = False) -> Facts:

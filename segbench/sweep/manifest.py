@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from segbench import store
 from segbench.config import DecoderConfig, SweepConfig
 from segbench.errors import UserError
-from segbench.plan import Run, run_key
+from segbench.runs import Run, run_key
 
 LOCK_S = 60.0  # it is held for as long as it takes to write a small file
 

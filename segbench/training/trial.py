@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from segbench import store
-from segbench.cohort import Stopped, run_cohort
 from segbench.errors import Failure, UserError
-from segbench.machine import peak_memory
-from segbench.plan import Cohort, Run
+from segbench.runs import Cohort, Run
+from segbench.training.cohort import Stopped, run_cohort
+from segbench.training.machine import peak_memory
 
 TRAIN_S, WARM_UP, FEWEST_STEPS, IMAGES = 10.0, 2, 3, 6
 

@@ -17,7 +17,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
-from segbench.predict import ChangedInPlace, call_decoder, pad_to_stride
+from segbench.training.prediction import ChangedInPlace, call_decoder, pad_to_stride
 from segbench.upsamplers.base import crop
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too

@@ -15,11 +15,11 @@ from segbench.config import DecoderConfig, SweepConfig
 from segbench.config_file import expand_grid
 from segbench.errors import UserError
 from segbench.launch import local
-from segbench.plan import Cohort, Run, make_cohorts
-from segbench.sweep import check_files, plan, resources, step_of
+from segbench.runs import Cohort, Run, make_cohorts
+from segbench.sweep.run import check_files, plan, resources, step_of
 
 if TYPE_CHECKING:
-    from segbench.trial import Trial
+    from segbench.training.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _makespan(seconds: Sequence[float], jobs: int) -> float:
 
 
 def _try(cohort: Cohort, threads: int, gpu: str | None) -> "Trial":
-    from segbench.trial import trial
+    from segbench.training.trial import trial
 
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from segbench import store
-from segbench.cohort import Stopped as StopAsked
-from segbench.cohort import run_cohort
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
 from segbench.outcomes import Busy, Done, Ended, Outcome, Stopped, failed
-from segbench.plan import Cohort, Run, make_cohorts
+from segbench.runs import Cohort, Run, make_cohorts
+from segbench.training.cohort import Stopped as StopAsked
+from segbench.training.cohort import run_cohort
 
 
 def work(

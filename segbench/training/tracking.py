@@ -10,7 +10,7 @@ from pytorch_lightning import loggers
 
 from segbench import store
 from segbench.errors import Failure, UserError
-from segbench.plan import Run
+from segbench.runs import Run
 
 PACKAGES = {"csv": "", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 

@@ -25,10 +25,10 @@ from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import local
 from segbench.launch.base import Launcher, blamed, load, run_cohorts
-from segbench.manifest import write_manifest
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
-from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
 from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
+from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.sweep.manifest import write_manifest
 
 
 def plan(config: SweepConfig) -> list[Run]:
@@ -44,13 +44,13 @@ def plan(config: SweepConfig) -> list[Run]:
 
 
 def _probe_there(config: SweepConfig, elsewhere: bool) -> Facts:
-    from segbench.probe import probe
+    from segbench.sweep.facts import probe
 
     return probe(config, elsewhere)
 
 
 def _check_files_there(config: SweepConfig, marker: Path) -> None:
-    from segbench.probe import check_files
+    from segbench.sweep.facts import check_files
 
     check_files(config, marker)
 

@@ -7,8 +7,8 @@ import torch
 
 from segbench import store
 from segbench.errors import UserError, brief
-from segbench.lockstep import Lockstep
-from segbench.plan import Run
+from segbench.runs import Run
+from segbench.training.lockstep import Lockstep
 
 
 def save_checkpoint(run: Run, module: Lockstep, step: int) -> None:

@@ -20,7 +20,6 @@ from safetensors.torch import save
 
 from segbench import store
 from segbench.build import look_up, skeleton_hash
-from segbench.checkpoint import load_checkpoint, save_checkpoint
 from segbench.columns import described, facts_of, load_measures, said
 from segbench.config import SweepConfig
 from segbench.data import open_data
@@ -28,15 +27,16 @@ from segbench.data.base import Dataset, Part
 from segbench.encoders import build_encoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure, UserError, brief
-from segbench.evaluate import Evaluation, evaluate
 from segbench.loading.cache import cached
 from segbench.loading.pipeline import train_loader
-from segbench.lockstep import Lockstep, Member
-from segbench.machine import environment, peak_memory
 from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
-from segbench.plan import Cohort, Run, protocol, should_halve
-from segbench.probe import data_facts, encoder_facts
-from segbench.track import Trackers
+from segbench.runs import Cohort, Run, protocol, should_halve
+from segbench.sweep.facts import data_facts, encoder_facts
+from segbench.training.checkpoints import load_checkpoint, save_checkpoint
+from segbench.training.evaluation import Evaluation, evaluate
+from segbench.training.lockstep import Lockstep, Member
+from segbench.training.machine import environment, peak_memory
+from segbench.training.tracking import Trackers
 
 Report = Callable[[str, int, int], None]  # phase, done, total
 CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"

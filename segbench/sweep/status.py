@@ -7,7 +7,7 @@ from typing import Any
 
 from segbench import store
 from segbench.errors import UserError
-from segbench.estimate import duration
+from segbench.sweep.estimate import duration
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import CountMeasure, Ints, Sample, check_labels, mean_over_classes
-from segbench.predict import encode, predict
+from segbench.training.prediction import encode, predict
 
 
 @dataclass
@@ -98,7 +98,7 @@ def evaluate(
 ) -> tuple[dict[str, Evaluation], float]:
     """Count the predictions of every decoder on every image of a split, at full resolution.
 
-    Logits are brought to the labels' size before the argmax, as `segbench.predict` says. Each image is counted once. A
+    Logits are brought to the labels' size before the argmax (`segbench.training.prediction`). Each image is counted once. A
     decoder that raises ends its own evaluation only.
 
     Args:

@@ -1,0 +1,1 @@
+"""From a config to its runs: the plan, what it takes, running it, and where it stands."""

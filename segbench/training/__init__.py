@@ -1,0 +1,1 @@
+"""A cohort: built, trained in lockstep, measured and written; prediction and evaluation."""
