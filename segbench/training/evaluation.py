@@ -98,7 +98,7 @@ def evaluate(
 ) -> tuple[dict[str, Evaluation], float]:
     """Count the predictions of every decoder on every image of a split, at full resolution.
 
-    Logits are brought to the labels' size before the argmax (`segbench.training.prediction`). Each image is counted once. A
+    Logits are brought to the labels' size before the argmax, and each image is counted once. A
     decoder that raises ends its own evaluation only.
 
     Args:
