@@ -22,7 +22,7 @@ from segbench.errors import UserError, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.sweep.facts import encoder_facts, resolve_accelerator
-from segbench.training.prediction import encode, predict
+from segbench.training.prediction import predict
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,15 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     return Trained(config, encoder.to(device), decoder.to(device).eval(), dataset, counted if same else None)
 
 
-@torch.no_grad()
 def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
     """(index, image (H, W, 3), labels (H, W), predicted classes (H, W)), all uint8, of all images or of those given."""
-    device = run.encoder.mean.device
     images = evaluation_images(run.dataset, 0) if indices is None else ((i, *run.dataset.read(i)) for i in indices)
     for index, pixels, labels in images:
-        image = torch.from_numpy(np.ascontiguousarray(pixels)).to(device).permute(2, 0, 1)[None]
-        scores = predict(run.decoder, encode(run.encoder, image, run.config.evaluation), labels.shape)
-        yield index, pixels, labels, scores.argmax(0).to(torch.uint8).cpu().numpy()
+        image = np.ascontiguousarray(pixels)
+        ((_, made),) = predict(run.encoder, {"": run.decoder}, image, run.config.evaluation)
+        if made.error is not None:
+            raise made.error
+        yield index, pixels, labels, made.labels
 
 
 def export(

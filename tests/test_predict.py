@@ -41,13 +41,18 @@ def encoder(stride=1):
 
 @pytest.fixture
 def pixels():
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 21, 34), np.uint8))
+    """(1, 3, 21, 34), in memory as an image that was read."""
+    image = np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8)
+    return torch.from_numpy(image).permute(2, 0, 1)[None]
 
 
 def run(decoder, pixels, **protocol):
-    with torch.no_grad():
-        config = EvaluationConfig(**protocol)
-        return predict(decoder, encode(encoder(), pixels, config), tuple(pixels.shape[-2:]))
+    image = pixels[0].permute(1, 2, 0).numpy()
+    [(_, found)] = predict(encoder(), {"it": decoder}, image, EvaluationConfig(**protocol))
+    if found.error is not None:
+        raise found.error
+    assert found.labels.tolist() == found.scores.argmax(0).tolist()
+    return found.scores
 
 
 def test_whole_is_the_decoder_itself(pixels):
@@ -120,8 +125,11 @@ def test_padding_modes():
 
 
 def test_windows_are_padded_each_by_itself(pixels):
-    views = encode(encoder(stride=8), pixels, EvaluationConfig(mode="slide", window=13, padding="replicate"))
-    for window in views[0].windows:
+    protocol = EvaluationConfig(mode="slide", window=13, padding="replicate")
+    whole = encoder().normalise(pixels)
+    windows = encode(encoder(stride=8), whole, protocol)
+    assert len(windows) == 8
+    for window in windows:
         assert window.image.shape[-2:] == (16, 16)
         assert (window.image[..., 13:, :] == window.image[..., 12:13, :]).all()
 
@@ -169,3 +177,58 @@ def test_the_protocol_is_in_row_key_and_title(make_config):
         assert "labels' size" in row["evaluation"]["logits"]
     assert tables["plain"][1].title.endswith("4 steps")
     assert tables["augmented"][1].title.endswith("4 steps, slide 48x48 by 32x32, flip")
+
+
+class Spoils(Blur):
+    def forward(self, features, image):
+        features[0].mul_(2)
+        return super().forward(features, image)
+
+
+class Raises(Blur):
+    def forward(self, features, image):
+        raise OSError("nothing to see")
+
+
+def test_decoders_share_the_features_and_nothing_else(pixels):
+    """One that raises or spoils them changes nothing for those before and behind it, in no view."""
+    protocol = EvaluationConfig(mode="slide", window=[8, 12], flip=True, scales=[1.0, 0.5])
+    image = pixels[0].permute(1, 2, 0).numpy()
+    crowd = {"before": Blur(), "raises": Raises(), "spoils": Spoils(), "behind": Pixelwise()}
+    found = dict(predict(encoder(), crowd, image, protocol))
+    assert list(found) == list(crowd)
+    for key in ("before", "behind"):
+        [(_, alone)] = predict(encoder(), {key: crowd[key]}, image, protocol)
+        assert torch.equal(found[key].scores, alone.scores)
+    assert isinstance(found["raises"].error, OSError)
+    assert str(found["spoils"].error).startswith("Spoils changes features[0], the image in place")
+    assert found["spoils"].scores is None
+
+
+def test_the_windows_of_one_view_are_in_memory_at_a_time(pixels):
+    """Features that are alive while a decoder runs: those of its view, not of all."""
+    import gc
+    import weakref
+
+    made = []
+
+    class Counted(Identity):
+        def forward(self, image):
+            features = image.clone()
+            made.append(weakref.ref(features))
+            return [features]
+
+    alive = []
+
+    class Looks(Blur):
+        def forward(self, features, image):
+            gc.collect()
+            alive.append(sum(ref() is not None for ref in made))
+            return super().forward(features, image)
+
+    own = Encoder(Counted(), {1: (0, 3)}, ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+    image = pixels[0].permute(1, 2, 0).numpy()
+    [(_, found)] = predict(own, {"it": Looks()}, image, EvaluationConfig(mode="slide", window=12, flip=True))
+    assert found.error is None
+    assert len(made) == 2 * 6
+    assert max(alive) == 6

@@ -243,20 +243,19 @@ def _read(dataset: "Dataset", counted: store.Result, place: int) -> tuple[Pixels
 
 
 def _predict_image(found: _Found, place: int, loaded: "dict[str, Trained]") -> None:
-    """As `segbench.export.predictions` does, with one pass of a frozen encoder for all decoders."""
-    import torch
+    """One pass of a frozen encoder for all decoders."""
+    from segbench.training.prediction import predict
 
-    from segbench.training.prediction import encode, predict
-
-    image, labels = found.images[place]
-    views = None
-    with torch.no_grad():
-        for d, run in loaded.items():
-            if views is None or run.encoder.trainable:
-                pixels = torch.from_numpy(np.ascontiguousarray(image)).to(run.encoder.mean.device)
-                views = encode(run.encoder, pixels.permute(2, 0, 1)[None], run.config.evaluation)
-            scores = predict(run.decoder, views, labels.shape)
-            found.predicted[d][place] = scores.argmax(0).to(torch.uint8).cpu().numpy()
+    pixels = np.ascontiguousarray(found.images[place][0])
+    own = any(run.encoder.trainable for run in loaded.values())
+    groups = [{d: run} for d, run in loaded.items()] if own else [loaded]
+    for group in groups:
+        first = next(iter(group.values()))
+        decoders = {d: run.decoder for d, run in group.items()}
+        for d, made in predict(first.encoder, decoders, pixels, first.config.evaluation):
+            if made.error is not None:
+                raise made.error
+            found.predicted[d][place] = made.labels
 
 
 def note_changes(

@@ -4,10 +4,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from segbench.columns import counts_of, measure_counts_regions, said
@@ -17,7 +15,7 @@ from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import CountMeasure, Ints, Sample, check_labels, mean_over_classes
-from segbench.training.prediction import encode, predict
+from segbench.training.prediction import predict
 
 
 @dataclass
@@ -86,7 +84,6 @@ class Evaluation:
         return found
 
 
-@torch.no_grad()
 def evaluate(
     encoder: Encoder,
     decoders: Mapping[str, nn.Module],
@@ -113,42 +110,21 @@ def evaluate(
     was_training = {module: module.training for module in [encoder, *decoders.values()]}
     for module in was_training:
         module.eval()
-    device = next(encoder.parameters()).device
     results = {key: Evaluation(measures) for key in decoders}
     encoder_s = []
     for index, pixels, labels in evaluation_images(dataset, workers):
-        clock = _now(device)
-        image = torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]  # (1, 3, H, W) uint8
-        views = encode(encoder, image, protocol)
-        encoder_s.append(_now(device) - clock)
-        truth = check_labels(labels, len(dataset.classes))
-        for key, decoder in decoders.items():
-            result = results[key]
-            if result.failure is not None:
+        name, truth = dataset.ids[index], check_labels(labels, len(dataset.classes))
+        alive = {key: decoder for key, decoder in decoders.items() if results[key].failure is None}
+        for key, prediction in predict(encoder, alive, pixels, protocol, f"image {name}"):
+            encoder_s.append(prediction.encoder_s)
+            if prediction.error is not None:
+                results[key].failure = Failure.of(prediction.error)
                 continue
-            shared = [t for view in views for w in view.windows for t in (*w.features, w.image)]
-            versions = [t._version for t in shared]
-            try:
-                clock = _now(device)
-                scores = predict(decoder, views, labels.shape)  # (K, H, W)
-                if not torch.isfinite(scores).all():
-                    raise FloatingPointError(f"scores of image {dataset.ids[index]} are not finite")
-                prediction: Any = scores.argmax(0).to(torch.uint8).cpu().numpy()  # (H, W)
-                result.seconds.append(_now(device) - clock)
-                clock = _now(device)
-                result.add(dataset.ids[index], Sample(truth, prediction))
-                result.count_seconds.append(_now(device) - clock)
-            except Exception as error:  # a plug-in can raise anything; it ends its own run only
-                result.failure = Failure.of(error)
-            if versions != [t._version for t in shared]:
-                views = encode(encoder, image, protocol)  # the others go on with fresh ones
+            results[key].seconds.append(prediction.seconds)
+            clock = time.perf_counter()
+            results[key].add(name, Sample(truth, prediction.labels))
+            results[key].count_seconds.append(time.perf_counter() - clock)
         after_image(index + 1)
     for module, mode in was_training.items():
         module.train(mode)
     return results, float(np.mean(encoder_s)) if encoder_s else math.nan
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -1,8 +1,11 @@
 """From an image to logits at its own size: padding, windows, and averages over flips and scales."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,14 +55,102 @@ class Window:
     features: list[Tensor]
 
 
-@dataclass(frozen=True)
-class View:
-    """The image once, perhaps resized or mirrored: made once, shared by every decoder."""
+@dataclass
+class Prediction:
+    """What a decoder makes of an image.
 
-    height: int
-    width: int
-    flipped: bool
-    windows: list[Window]
+    Attributes:
+        scores: (K, H, W) at the labels' size; None once it failed.
+        labels: (H, W) uint8, their argmax.
+        seconds: from features to labels.
+        encoder_s: seconds of the encoder, which all decoders share.
+        error: that it raised.
+    """
+
+    scores: Tensor | None = None
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
+    seconds: float = 0.0
+    encoder_s: float = 0.0
+    error: Exception | None = None
+
+
+@torch.no_grad()
+def predict(
+    encoder: Encoder,
+    decoders: Mapping[str, nn.Module],
+    pixels: npt.NDArray[np.uint8],
+    protocol: EvaluationConfig,
+    name: str = "the image",
+) -> Iterator[tuple[str, Prediction]]:
+    """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
+
+    View by view (a size, mirrored or not): the windows of one are in memory at a time, and the sums over views of each
+    decoder where there are several. Windows that overlap average their logits, which are brought to the image's size.
+    One view gives its logits; several give the mean of their softmax probabilities. A decoder that raises ends its own
+    prediction only, and one that changes the features in place does not change what the others get.
+
+    Args:
+        encoder, decoders: in eval mode, on one device; any key -> decoder.
+        pixels: (H, W, 3) uint8 RGB.
+        protocol: its ``scales`` times H and W, rounded, are the sizes of the views, at least one pixel.
+        name: of the image, for errors.
+
+    Yields:
+        Key and prediction of each decoder, in turn, once it is whole.
+    """
+    device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
+    whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
+    flips = (False, True) if protocol.flip else (False,)
+    views = [(scale, flipped) for scale in protocol.scales for flipped in flips]
+    open_ = {key: Prediction() for key in decoders}
+    encoder_s = 0.0
+    for number, (scale, flipped) in enumerate(views, 1):
+        clock = now(device)
+        image = _resize(whole, (max(1, round(scale * size[0])), max(1, round(scale * size[1]))))
+        image = image.flip(-1) if flipped else image
+        windows = encode(encoder, image, protocol)
+        encoder_s += now(device) - clock
+        for key, decoder in decoders.items():
+            mine = open_[key]
+            clock = now(device)
+            shared = [t for w in windows for t in (*w.features, w.image)]
+            versions = [t._version for t in shared]
+            try:
+                if mine.error is None:
+                    logits = _of_view(decoder, windows, (image.shape[-2], image.shape[-1]))
+                    logits = _resize(logits.flip(-1) if flipped else logits, size)
+                    _add(mine, logits[0], len(views), name if number == len(views) else None)
+            except Exception as error:  # a plug-in can raise anything
+                mine.error, mine.scores = error, None
+            mine.seconds += now(device) - clock
+            if versions != [t._version for t in shared]:
+                windows = encode(encoder, image, protocol)  # the others go on with fresh ones
+            if number == len(views):
+                mine.encoder_s = encoder_s
+                yield key, open_.pop(key)
+
+
+def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None:
+    """Add a view's logits (K, H, W); with ``name``, the image's, it is the last and the prediction is made whole."""
+    if views == 1:
+        mine.scores = logits
+    else:
+        probabilities = logits.softmax(0)
+        mine.scores = probabilities if mine.scores is None else mine.scores.add_(probabilities)
+    if name is not None:
+        mine.scores = mine.scores / views if views > 1 else mine.scores
+        if not torch.isfinite(mine.scores).all():
+            raise FloatingPointError(f"scores of {name} are not finite")
+        mine.labels = mine.scores.argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def encode(encoder: Encoder, image: Tensor, protocol: EvaluationConfig) -> list[Window]:
+    """The windows of a normalised image (1, 3, H, W), through the encoder."""
+    windows = []
+    for rows, columns in window_places((image.shape[-2], image.shape[-1]), protocol):
+        padded = pad_to_stride(image[..., rows, columns], max(encoder.strides), protocol.padding)
+        windows.append(Window(rows, columns, padded, encoder(padded)))
+    return windows
 
 
 def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
@@ -70,28 +161,6 @@ def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
     height, width = images.shape[-2:]
     by = (0, -width % stride, 0, -height % stride)
     return F.pad(images, by) if mode == "mean" else F.pad(images, by, mode)
-
-
-def encode(encoder: Encoder, pixels: Tensor, protocol: EvaluationConfig) -> list[View]:
-    """Every view of an image that ``protocol`` asks for, through the encoder.
-
-    Args:
-        pixels: (1, 3, H, W) uint8 RGB, on the encoder's device.
-        protocol: its ``scales`` times H and W, rounded, are the sizes of the views, at least one pixel.
-    """
-    whole = encoder.normalise(pixels)
-    views = []
-    for scale in protocol.scales:
-        height, width = (max(1, round(scale * n)) for n in whole.shape[-2:])
-        scaled = _resize(whole, (height, width))
-        for flipped in (False, True) if protocol.flip else (False,):
-            image = scaled.flip(-1) if flipped else scaled
-            windows = []
-            for rows, columns in window_places((height, width), protocol):
-                padded = pad_to_stride(image[..., rows, columns], max(encoder.strides), protocol.padding)
-                windows.append(Window(rows, columns, padded, encoder(padded)))
-            views.append(View(height, width, flipped, windows))
-    return views
 
 
 def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tuple[slice, slice]]:
@@ -106,37 +175,16 @@ def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tup
     return [(rows, columns) for rows in along[0] for columns in along[1]]
 
 
-def predict(decoder: nn.Module, views: Sequence[View], size: tuple[int, int]) -> Tensor:
-    """(K, H, W) scores at the labels' size ``(H, W)``, whose argmax is the prediction.
-
-    Windows that overlap average their logits. One view gives its logits; several give the mean of their softmax
-    probabilities, each brought to the labels' size as logits.
-
-    Raises:
-        ChangedInPlace, ValueError: the decoder breaks its contract, see `call_decoder`.
-    """
-    total: Tensor | None = None
-    for view in views:
-        logits = _of_view(decoder, view)
-        logits = _resize(logits.flip(-1) if view.flipped else logits, size)
-        if len(views) == 1:
-            return logits[0]
-        probabilities = logits.softmax(1)
-        total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None
-    return total[0] / len(views)
-
-
-def _of_view(decoder: nn.Module, view: View) -> Tensor:
+def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int]) -> Tensor:
     """(1, K, h, w) logits of one view."""
-    total, times = None, torch.zeros(view.height, view.width)
-    for window in view.windows:
+    total, times = None, torch.zeros(size)
+    for window in windows:
         height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
         logits = crop(call_decoder(decoder, window.features, window.image), (height, width))
-        if len(view.windows) == 1:
+        if len(windows) == 1:
             return logits
         if total is None:
-            total = logits.new_zeros(*logits.shape[:2], view.height, view.width)
+            total = logits.new_zeros(*logits.shape[:2], *size)
         total[..., window.rows, window.columns] += logits
         times[window.rows, window.columns] += 1
     assert total is not None
@@ -146,3 +194,10 @@ def _of_view(decoder: nn.Module, view: View) -> Tensor:
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     same = tuple(images.shape[-2:]) == tuple(size)
     return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+def now(device: torch.device) -> float:
+    """Seconds of a clock, what the device has to do being done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
