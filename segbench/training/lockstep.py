@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,7 +88,6 @@ class Lockstep(pl.LightningModule):
         seed: of the runs.
         start_step: the first step to train, above 0 after a resume.
         lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
-        after_step: called with the number of steps done; returns True to stop.
     """
 
     def __init__(
@@ -99,7 +98,6 @@ class Lockstep(pl.LightningModule):
         seed: int,
         start_step: int = 0,
         lr_factor_encoder: float = 1.0,
-        after_step: Callable[[int], bool] = lambda step: False,
     ) -> None:
         super().__init__()
         if encoder.trainable and len(members) > 1:
@@ -107,7 +105,7 @@ class Lockstep(pl.LightningModule):
         self.automatic_optimization = False
         self.encoder, self.members, self.recipe, self.seed = encoder, dict(members), recipe, seed
         self.decoders = nn.ModuleDict({key: m.decoder for key, m in self.members.items()})
-        self.steps_done, self.after_step, self.lr_factor_encoder = start_step, after_step, lr_factor_encoder
+        self.steps_done, self.lr_factor_encoder = start_step, lr_factor_encoder
         self.shared_s = 0.0
         self.row_every = max(1, recipe.steps // 200)
         self.class_weights: Tensor | None
@@ -165,10 +163,11 @@ class Lockstep(pl.LightningModule):
                 features, image = self._encode(images)
                 versions = [t._version for t in (*features, image)]
         self.steps_done += 1
-        alive = any(m.failure is None for m in self.members.values())
-        if self.after_step(self.steps_done) or not alive:
+        if all(m.failure is not None for m in self.members.values()):
             self.trainer.should_stop = True
-        self._clock = time.perf_counter()  # what was done after the step is nobody's training time
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._clock = time.perf_counter()  # what callbacks did after the step is nobody's training time
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch; each call of a step gives the same."""

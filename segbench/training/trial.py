@@ -11,7 +11,8 @@ import torch
 from segbench import store
 from segbench.errors import Failure, UserError
 from segbench.runs import Cohort, Run
-from segbench.training.cohort import Stopped, run_cohort
+from segbench.training.cohort import run_cohort
+from segbench.training.control import Stopped
 from segbench.training.machine import peak_memory
 
 TRAIN_S, WARM_UP, FEWEST_STEPS, IMAGES = 10.0, 2, 3, 6

@@ -7,8 +7,8 @@ from segbench import store
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
 from segbench.outcomes import Busy, Done, Ended, Outcome, Stopped, failed
 from segbench.runs import Cohort, Run, make_cohorts
-from segbench.training.cohort import Stopped as StopAsked
 from segbench.training.cohort import run_cohort
+from segbench.training.control import Stopped as StopAsked
 
 
 def work(
