@@ -100,7 +100,7 @@ def test_what_does_not_stop_is_killed_after_the_grace(write_sweep, tmp_path, nam
     until(lambda: not cohort.is_running() or cohort.status() == psutil.STATUS_ZOMBIE)
     assert "2 runs: 2 killed" in segbench("status", tmp_path / "runs" / "tiny").stdout
     (tmp_path / "go").touch()
-    _, code, out = sweep(load_config(path))
+    _, code, out = sweep(load_config(path, ["launch.launcher=local"]))
     assert code == 0, out
 
 

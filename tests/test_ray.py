@@ -151,7 +151,7 @@ def test_where_the_run_folder_is_not_shared_the_results_come_back(make_config, t
     Path(config.runs_dir).mkdir()
     hidden = f'mount -t tmpfs tmpfs {config.runs_dir} && exec "$@"'
     with cluster(("unshare", "--mount", "sh", "-c", hidden, "sh")):
-        with pytest.raises(UserError, match=r"wants 1 CPUs \(launch.threads\) and 1 GPUs"):
+        with pytest.raises(UserError, match=r"wants 1 CPUs \(launch.threads\) and a GPU"):
             run_sweep(make_config(launch=launch, trainer={"accelerator": "gpu"}), Console(file=io.StringIO()))
 
         def disturb():
