@@ -281,7 +281,6 @@ def bad(tmp_path_factory):
         ("Forgets", "cannot be built: AttributeError: cannot assign module before Module.__init__() call"),
         ("Dropping", "gives other features for the same image in eval mode; is dropout always on in it?"),
         ("Stuck", "stays in training mode after .eval(); does it override train()?"),
-        ("NoWeights", "has no parameters; make what it computes with an nn.Parameter"),
         ("NoModule", "is no subclass of torch.nn.Module"),
         ("Gone", "has no class 'Gone'"),
     ],
@@ -372,3 +371,9 @@ def test_the_list_of_encoders(monkeypatch, capsys, bad):
     assert f"  {bad}:Drawn  Random numbers of NumPy" in listed
     assert f"  {bad}:NoModule  FAILED: encoder '{bad}:NoModule' is no subclass of torch.nn.Module" in listed
     assert Path(bad).name not in said[: said.index("encoders, plugged in")]
+
+
+def test_an_encoder_without_parameters_is_one_too(bad, make_config):
+    results, code, out = sweep(make_config(encoder={"name": f"{bad}:NoWeights"}, decoders=["bilinear"]))
+    assert code == 0, out
+    assert results["bilinear", 0].row["encoder"] == "NoWeights"

@@ -177,8 +177,6 @@ def check_plugin(encoder: Encoder, network: Network, who: str) -> None:
     Raises:
         UserError: it raises, returns no list of such features, changes the image in place, or is random in eval mode.
     """
-    if next(encoder.parameters(), None) is None:  # whose device says where its images go
-        raise UserError(f"{who} has no parameters; make what it computes with an nn.Parameter")
     if any(module.training for module in encoder.modules()):
         raise UserError(f"{who} stays in training mode after .eval(); does it override train()?")
     whole = {stride: channels for stride, (_, channels) in network.levels.items()}
