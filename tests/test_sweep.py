@@ -71,8 +71,8 @@ def test_a_run_is_a_folder(together):
     ]  # fmt: skip
     counts = results["deconv", 0].counts
     assert {k: v.shape for k, v in counts.items()} == {
-        "region": (3, 3, 7), "boundary": (3, 1, 3, 7), "widths_px": (3, 1), "confusion": (7, 7),
-        "contour": (3, 1, 4, 7), "trimap": (3, 5, 3, 7),
+        "region": (3, 3, 7), "confusion": (7, 7), "sizes": (3, 2), "biou@0.02": (3, 3, 7), "bf1@3": (3, 4, 7),
+        **{f"trimap@{width}": (3, 3, 7) for width in (1, 2, 4, 8, 16)},
     }  # fmt: skip
     assert counts["confusion"].sum() == 3 * 64 * 64
     environment = json.loads((folder / "environment.json").read_text())
