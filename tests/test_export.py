@@ -139,13 +139,13 @@ def test_a_plug_in_that_was_edited_after_the_run_is_not_taken_for_it(make_config
     done = segbench("export", folder)
     assert done.returncode == 2
     (said,) = [line for line in done.stderr.splitlines() if "runs the code" not in line]
-    assert f"the source of decoder '{plugin}:Mine' changed after {folder} was made" in said
+    assert f"the source of upsampler '{plugin}:Mine' changed after {folder} was made" in said
 
     monkeypatch.setattr(page._Section, "draw", lambda self: None)  # figures take most of the time
     monkeypatch.setattr(sys, "path", list(sys.path))  # which the plug-in's folder is added to, in this process
     done = page.write_report(folder.parent)
     assert len(done.notes) == 1
-    assert done.notes[0].startswith("Mine cannot be shown: the source of decoder")
+    assert done.notes[0].startswith("Mine cannot be shown: the source of upsampler")
 
 
 def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path, monkeypatch):
@@ -223,11 +223,11 @@ def test_mistakes_are_named(cityscapes_run, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"copy/decoder\.safetensors is damaged or was edited"):
         load_run(copy)
     write_again(copy)
-    with pytest.raises(UserError, match=r"copy/decoder\.safetensors does not fit decoder 'bilinear'"):
+    with pytest.raises(UserError, match=r"copy/decoder\.safetensors does not fit upsampler 'bilinear'"):
         load_run(copy)
     (copy / "decoder.safetensors").write_bytes(b"broken")
     write_again(copy)
-    with pytest.raises(UserError, match="does not fit decoder"):
+    with pytest.raises(UserError, match="does not fit upsampler"):
         load_run(copy)
     write_again(copy, encoder_hash="other")
     with pytest.raises(UserError, match="other weights of encoder"):
