@@ -17,7 +17,8 @@ import psutil
 
 from segbench import store
 from segbench.config_file import load_config
-from segbench.sweep.estimate import estimate, look
+from segbench.sweep.estimate import estimate
+from segbench.sweep.plan import make_plan
 
 
 def run(command: list[str], folder: Path) -> tuple[float, int, int]:
@@ -48,9 +49,9 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as scratch:
         overrides = [*args.overrides, f"runs_dir={args.runs_dir or scratch}"]
-        planned, failing = look(load_config(args.config, overrides))
-        if planned is None or failing:
-            sys.exit("\n".join(failing))
+        planned = make_plan(load_config(args.config, overrides), partly=True)
+        if planned.failing:
+            sys.exit("\n".join(planned.failing))
         start = time.perf_counter()
         found = estimate(planned)
         trial_s = time.perf_counter() - start

@@ -18,7 +18,7 @@ from segbench.launch import local
 from segbench.launch.base import run_cohorts
 from segbench.outcomes import Ended
 from segbench.runs import Cohort, make_cohorts
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 
 
 def first_steps(config: str, overrides: list[str]) -> list[float]:
@@ -33,7 +33,7 @@ def first_steps(config: str, overrides: list[str]) -> list[float]:
         def on_end(cohort: Cohort, ended: Ended) -> None:
             began.append(time.perf_counter())
 
-        cohorts = make_cohorts(plan(loaded), lambda run: 0)
+        cohorts = make_cohorts(make_plan(loaded).runs, lambda run: 0)
         began[0] = time.perf_counter()
         run_cohorts(local.Local, cohorts, loaded.launch, 1, os.cpu_count() or 1, on_progress, on_end)
         return list(seconds.values())

@@ -151,22 +151,23 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from segbench.config_file import load_config
-    from segbench.sweep import estimate
+    from segbench.sweep.estimate import estimate, in_words
+    from segbench.sweep.plan import make_plan
 
     config = load_config(args.config, args.overrides)
     console = Console(stderr=True)
-    _name_code([config], launches=True)
+    _print_plugin_files([config], launches=True)
     with console.status("looking at encoder, decoders and data"):
-        planned, failing = estimate.look(config)
-    if planned is not None:
-        print(estimate.describe(config, planned))
-    for why in failing:
+        plan = make_plan(config, partly=True)
+    if plan.runs:
+        print(plan)
+    for why in plan.failing:
         print(f"fails: {why}")
-    if planned is not None and planned.cohorts and not failing and not args.no_trial:
+    if plan.cohorts and not plan.failing and not args.no_trial:
         with console.status("") as status:
-            found = estimate.estimate(planned, lambda what: status.update(escape(what)))
-        print(estimate.in_words(found, Path(config.runs_dir)))
-    return 1 if failing else 0
+            found = estimate(plan, lambda what: status.update(escape(what)))
+        print(in_words(found, Path(config.runs_dir)))
+    return 1 if plan.failing else 0
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -175,17 +176,18 @@ def _status(args: argparse.Namespace) -> int:
 
     from segbench.runs import spelled_variant
     from segbench.store import newest_sweep
-    from segbench.sweep.status import standings, summary
+    from segbench.sweep.status import read_status
 
     folder = args.folder or newest_sweep(Path(args.runs_dir))
-    found = standings(folder)
+    found = read_status(folder)
     grid = Grid(box=None, pad_edge=False)
     for heading in ("decoder", "seed", "state", ""):
         grid.add_column(heading, no_wrap=heading != "")
-    for run in found:
-        name = " ".join([run.decoder, *spelled_variant(run.variant)])
-        grid.add_row(escape(name), str(run.seed), run.state, escape(run.more))
-    print(summary(folder, found))
+    for run, status in found:
+        name = " ".join([run["decoder"], *spelled_variant(run["variant"])])
+        grid.add_row(escape(name), str(run["seed"]), status.state, escape(status.more))
+    states = sorted(status.state for _, status in found)
+    print(f"{folder.name}: {len(found)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
     _console().print(grid)
     return 0
 
@@ -218,7 +220,7 @@ def _report(args: argparse.Namespace) -> int:
     folder = args.folder or newest_sweep(Path(args.runs_dir))
     _name_measures(folder)
     if not args.no_gallery:
-        _name_code(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
+        _print_plugin_files(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
     only = _names(args.only)
     with Console(stderr=True).status("") as status:
         done = write_report(
@@ -277,7 +279,7 @@ def _export(args: argparse.Namespace) -> int:
     from segbench.training.cohort import quiet
 
     quiet()
-    _name_code(_run_configs(args.run, args.overrides))
+    _print_plugin_files(_run_configs(args.run, args.overrides))
     run = load_run(args.run, args.split, args.overrides)
     out = args.out or args.run / f"predictions-{run.dataset.split}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -298,7 +300,7 @@ def _data_check(args: argparse.Namespace) -> int:
     if args.processes is not None and args.processes < 1:
         raise UserError(f"--processes should be 1 or more, not {args.processes}")
     config = load_config(args.config, args.overrides)
-    _name_code([config], data_only=True)
+    _print_plugin_files([config], data_only=True)
     check = check_data(config.data, args.processes, Console(stderr=True))
     print_check(check, f"{config.data.name}, by {args.config}", _console())
     if args.picture:
@@ -374,9 +376,9 @@ def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     return []
 
 
-def _name_code(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
+def _print_plugin_files(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
     """Say which plug-ins' files are about to run: what a config names may be another's choice."""
-    from segbench.sweep.run import code_files
+    from segbench.sweep.plan import code_files
 
     for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only, launches)):
         print(f"runs the code in {file}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""SweepConfig -> runs -> cohorts: keys, what is done, what is to do. Imports no torch."""
+"""SweepConfig -> runs -> cohorts, and the runs' keys. Imports no torch."""
 
 import hashlib
 import json
@@ -10,21 +10,12 @@ from typing import Any
 from segbench.config import DecoderConfig, SweepConfig
 from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
-from segbench.store import RESULT_VERSION
+from segbench.store import RESULT_VERSION, newest_checkpoint
 
 
 @dataclass(frozen=True)
-class DecoderFacts:
-    """Of one decoder: names of its classes (upsampler and skeleton), their parameters, and hash of their source."""
-
-    class_name: str
-    params: dict[str, Any]
-    source: str
-
-
-@dataclass(frozen=True)
-class EncoderFacts:
-    """Of an encoder that is plugged in: class name, every parameter's value, and hash of its source."""
+class ClassFacts:
+    """Of a decoder (upsampler and skeleton) or plugged-in encoder: class names, every parameter, hash of the source."""
 
     class_name: str
     params: dict[str, Any]
@@ -47,9 +38,9 @@ class Facts:
     data: list[str]
     eval_images: int
     strides: tuple[int, ...]
-    decoders: dict[str, DecoderFacts]
+    decoders: dict[str, ClassFacts]
     measures: list[list[Any]]
-    encoder: EncoderFacts | None = None
+    encoder: ClassFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +109,11 @@ def spelled_variant(variant: Mapping[str, Any]) -> list[str]:
     return [f"{names[key]}={value}" for key, value in variant.items()]
 
 
-def make_runs(config: SweepConfig, probe: Callable[[SweepConfig], Facts]) -> list[Run]:
-    """Every run of the sweep, in the order of its table. ``probe`` is called once for each variant."""
+def make_runs(config: SweepConfig, find_facts: Callable[[SweepConfig], Facts]) -> list[Run]:
+    """Every run of the sweep, in the order of its table. ``find_facts`` is called once for each variant."""
     runs = []
     for variant, resolved in expand_grid(config):
-        facts = probe(resolved)
+        facts = find_facts(resolved)
         for seed in config.seeds:
             for decoder in config.decoders:
                 key = run_key(resolved, facts, decoder, seed)
@@ -183,7 +174,12 @@ def should_halve(cohort: Cohort, failure: Failure) -> bool:
     return failure.out_of_memory and len(cohort.runs) > 1 and cohort.runs[0].config.launch.on_oom == "split"
 
 
-def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int]) -> list[Cohort]:
+def saved_step(run: Run) -> int:
+    """The step at which it goes on: that of its newest whole checkpoint."""
+    return newest_checkpoint(run.folder)[0]
+
+
+def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int] = saved_step) -> list[Cohort]:
     """Group runs that can share batches; ``step_of`` gives the step at which each goes on."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:

@@ -18,7 +18,8 @@ from segbench.errors import UserError
 from segbench.export import load_run, predictions
 from segbench.registry import ENCODERS
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan, run_sweep
+from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
 from segbench.training.work import work
 from tests.conftest import ROOT, segbench
 from tests.own_encoder import OwnEncoder
@@ -118,7 +119,8 @@ def test_what_it_is_stands_in_the_key_and_where_it_lies_does_not(make_config, tm
     (tmp_path / "moved").mkdir()
 
     def key(place=plugin, **changes):
-        return plan(make_config(decoders=["nearest"], encoder=own(name=f"{place}:OwnEncoder", **changes)))[0].key
+        config = make_config(decoders=["nearest"], encoder=own(name=f"{place}:OwnEncoder", **changes))
+        return make_plan(config).runs[0].key
 
     base = key()
     assert key(params={"width": 8}) == key(weights="none") == base
@@ -144,7 +146,7 @@ def test_a_grid_over_encoders(make_config):
 def test_a_source_that_changes_after_the_plan_is_not_trained_under_the_old_key(make_config, tmp_path):
     plugin = tmp_path / "fickle_encoder.py"
     shutil.copy(FILE, plugin)
-    (cohort,) = make_cohorts(plan(make_config(encoder=own(name=f"{plugin}:OwnEncoder"))), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config(encoder=own(name=f"{plugin}:OwnEncoder"))).runs, lambda run: 0)
     plugin.write_text(plugin.read_text() + "\n# another source\n")
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     assert ended.user_error

@@ -12,7 +12,7 @@ from segbench.encoders.base import Encoder
 from segbench.registry import UPSAMPLERS
 from segbench.report.table import make_table
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from segbench.training.cohort import run_cohort
 from tests.conftest import tiny
 from tests.test_sweep import sweep
@@ -133,7 +133,7 @@ def test_the_table_says_what_is_not_equal(trained):
 def test_the_features_hash_is_that_of_the_cohort_s_own_encoder(starts, make_config, monkeypatch):
     encoder = build_encoder(EncoderConfig())
     assert {row["features_hash"] for row, _ in starts.values()} == {encoder.features_hash()}
-    (cohort,) = make_cohorts(plan(make_config(decoders=["nearest"])), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config(decoders=["nearest"])).runs, lambda run: 0)
     monkeypatch.setattr(Encoder, "features_hash", lambda self: f"here, {type(self).__name__}")
     failures = {}
     run_cohort(cohort, failures, lambda *_: None, lambda: False, 1)

@@ -19,7 +19,8 @@ from segbench.errors import UserError
 from segbench.launch.base import KILLS, Launcher, Progress, run_until
 from segbench.outcomes import Done, Ended, Failed, Stopped
 from segbench.registry import LAUNCHERS
-from segbench.sweep.run import code_files, plan, run_sweep
+from segbench.sweep.plan import code_files, make_plan
+from segbench.sweep.run import run_sweep
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import DROPOUT, all_same, in_terminal, in_training, slow_sweep, sweep
 
@@ -244,7 +245,7 @@ def test_a_cohort_that_the_launcher_fails_on_fails_by_itself(make_config, broken
     assert f"failed nearest-s0: launcher '{broken}:{cls}': {reason} (" in out
     assert "1 of 2 runs done" in out
     if cls == "NoStart":  # the process of the others may still hold the run's lock, since it has just been killed
-        folder = next(run.folder for run in plan(config) if run.seed == 0)
+        folder = next(run.folder for run in make_plan(config).runs if run.seed == 0)
         assert store.read_json(folder / store.STATUS)["state"] == "failed"
         assert "broken.py" in (folder / store.TRACEBACK).read_text()
 
@@ -272,7 +273,7 @@ def test_a_launcher_that_lacks_a_method_is_told_which(make_config, tmp_path):
         "class Half(Launcher):\n    def start(self, cohort, place): ...\n    def stop(self, handle): ...\n"
     )
     with pytest.raises(UserError, match=r"launcher '.*half\.py:Half' lacks: kill, poll$"):
-        plan(make_config(launch={"launcher": f"{tmp_path / 'half.py'}:Half"}))
+        make_plan(make_config(launch={"launcher": f"{tmp_path / 'half.py'}:Half"}))
 
 
 def test_a_stop_that_raises_kills():

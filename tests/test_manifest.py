@@ -11,8 +11,8 @@ from segbench.report.provenance import provenance
 from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.sweep.manifest import write_manifest
-from segbench.sweep.run import plan
-from segbench.sweep.status import standings
+from segbench.sweep.plan import make_plan
+from segbench.sweep.status import read_status
 from tests.conftest import ROOT, WHOLE, segbench, tiny
 from tests.test_sweep import sweep
 
@@ -47,7 +47,7 @@ def test_a_narrower_call_adds_to_the_table(wide):
     assert "1 of 1 runs done" in out
     run(decoders=["nearest"], seeds=[1, 2])
     assert listed(folder) == [*names, "deconv-s0", "nearest-s2"]
-    assert [s.state for s in standings(folder)] == ["done"] * 6
+    assert [status.state for _, status in read_status(folder)] == ["done"] * 6
     assert decoders(folder) == ["bilinear", "nearest", "deconv"]
     table = make_table(folder)
     assert [note for note in table.notes if note.startswith("Missing: ")] == [
@@ -118,7 +118,7 @@ def done(make_config):
 
     def done(finish=True, **changes):
         config = make_config(**changes)
-        runs = plan(config)
+        runs = make_plan(config).runs
         write_manifest(config, runs)
         if finish:
             for run in runs:
@@ -161,7 +161,7 @@ def test_what_is_not_done_is_listed_by_its_own_call_only(done):
 
 def test_rows_of_an_older_version_do_not_match(done, make_config):
     done()
-    folder = plan(make_config())[0].folder.parent
+    folder = make_plan(make_config()).runs[0].folder.parent
     manifest = store.read_manifest(folder)
     for row in manifest["runs"]:
         del row["conditions"]

@@ -28,7 +28,7 @@ from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from tests.conftest import ROOT
 from tests.test_report import Reader
 from tests.test_sweep import sweep
@@ -255,7 +255,7 @@ def test_a_measure_that_is_gone_leaves_the_other_columns(folder, faulty, tmp_pat
 )
 def test_a_faulty_measure_is_named_before_anything_starts(make_config, faulty, name, said):
     with pytest.raises(UserError, match=said) as error:
-        plan(make_config(measures=[f"{faulty}:{name}"]))
+        make_plan(make_config(measures=[f"{faulty}:{name}"]))
     assert str(faulty) in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -265,7 +265,7 @@ def test_two_measures_of_one_name(make_config, faulty, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(FAULTY)
     with pytest.raises(UserError, match=r"both called 'Late'; rename one") as error:
-        plan(make_config(measures=[f"{faulty}:Late", f"{other}:Late"]))
+        make_plan(make_config(measures=[f"{faulty}:Late", f"{other}:Late"]))
     assert str(faulty) in str(error.value)
     assert str(other) in str(error.value)
     names = [m.name for m in load_measures([MeasureConfig(name="biou", params={"ratio": r}) for r in (0.02, 0.005)])]
@@ -274,7 +274,7 @@ def test_two_measures_of_one_name(make_config, faulty, tmp_path):
 
 def test_another_parameter_or_source_is_another_run(make_config, faulty, tmp_path):
     def key(*measures):
-        return plan(make_config(decoders=["nearest"], measures=list(measures)))[0].key
+        return make_plan(make_config(decoders=["nearest"], measures=list(measures))).runs[0].key
 
     mine = tmp_path / "mine.py"
     mine.write_text(FAULTY)

@@ -18,7 +18,8 @@ from segbench.launch import local
 from segbench.launch.local import Local
 from segbench.outcomes import Done, Ended, Failed, TooLarge
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan, run_sweep
+from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
 from segbench.training.work import work
 from tests.conftest import WHOLE
 from tests.test_sweep import same, sweep
@@ -115,10 +116,10 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear", "deconv"], launch={"on_oom": "split"})
-    runs = plan(config)
+    plan = make_plan(config)
     console = Console(file=io.StringIO(), width=200)
-    halving = _Sweep(runs, config, Local, console)
-    (whole,) = make_cohorts(runs, lambda run: 0)
+    halving = _Sweep(plan, Local, console)
+    (whole,) = plan.cohorts
     halving._ended(whole, Ended.lost(whole, Failure("killed", out_of_memory=True)))
     assert [[run.title for run in cohort.runs] for cohort in halving.again] == [["nearest", "bilinear"], ["deconv"]]
     assert halving.code == 0
@@ -189,7 +190,7 @@ def test_a_dead_loader_worker_fails_its_cohort_only(make_config, tmp_path, split
 def test_a_loader_worker_that_the_system_kills_for_memory_is_told_from_another(make_config, tmp_path, monkeypatch):
     (tmp_path / "dying.py").write_text(DYING_DATA)
     data = {"name": f"{tmp_path / 'dying.py'}:Dying", "dies": 0}
-    (cohort,) = make_cohorts(plan(make_config(data=data, launch={"workers": 1})), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config(data=data, launch={"workers": 1})).runs, lambda run: 0)
     kills = itertools.count()
     for count, memory in ((lambda: 0, False), (lambda: next(kills), True)):
         monkeypatch.setattr("segbench.training.work.oom_kills", count)
@@ -218,7 +219,7 @@ def test_a_run_that_will_be_tried_again_has_not_failed(make_config, tmp_path, on
     """Or another runner would take it for lost."""
     (tmp_path / "short.py").write_text(SHORT)
     config = make_config(decoders=["nearest", f"{tmp_path / 'short.py'}:Short"], launch={"on_oom": on_oom})
-    (cohort,) = make_cohorts(plan(config), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(config).runs, lambda run: 0)
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     nearest, short = cohort.runs
     assert ended.outcomes[nearest.key] == Done()

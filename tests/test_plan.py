@@ -17,17 +17,17 @@ from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, Trainer
 from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.launch import local
-from segbench.runs import Cohort, DecoderFacts, EncoderFacts, Facts, make_runs, run_key
-from segbench.sweep.estimate import _makespan, duration, estimate, look, size
+from segbench.runs import ClassFacts, Cohort, Facts, make_runs, run_key
+from segbench.sweep.estimate import _makespan, estimate
 from segbench.sweep.facts import resolve_accelerator
-from segbench.sweep.run import plan, resources
-from segbench.sweep.status import standings
+from segbench.sweep.plan import make_plan, resources
+from segbench.sweep.status import duration, read_status
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
 FACTS = Facts(
     "cpu", 0, "weights", ("a", "b"), ["Shapes", "source", "params", "train", "val"], 3, (4, 8, 16, 32),
-    {"bilinear": DecoderFacts("Bilinear", {"width": 8}, "source")}, [["MIoU", {}, "source"]],
+    {"bilinear": ClassFacts("Bilinear", {"width": 8}, "source")}, [["MIoU", {}, "source"]],
 )  # fmt: skip
 
 # For every field another value than the default (of `tiny`), and whether it changes the numbers of a run.
@@ -108,7 +108,7 @@ def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
         *({"decoders": {"bilinear": dataclasses.replace(FACTS.decoders["bilinear"], **change)}}
           for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
         {"measures": [["MIoU", {}, "other"]]},
-        {"encoder": EncoderFacts("E", {}, "source")},
+        {"encoder": ClassFacts("E", {}, "source")},
     ],
 )  # fmt: skip
 def test_what_names_stand_for_is_in_the_key(changes):
@@ -116,7 +116,7 @@ def test_what_names_stand_for_is_in_the_key(changes):
 
 
 def test_what_a_plugged_in_encoder_is_stands_in_the_key_and_not_where_its_file_lies():
-    plugin = EncoderFacts("Mine", {"width": 8}, "source")
+    plugin = ClassFacts("Mine", {"width": 8}, "source")
     own = lambda name="a.py:Mine", **changes: key(  # noqa: E731
         {"encoder.name": name}, dataclasses.replace(FACTS, encoder=dataclasses.replace(plugin, **changes))
     )
@@ -150,7 +150,7 @@ def test_what_a_folder_s_labels_mean_is_in_the_key(make_config, tmp_path):
     def keys(root="own", **params):
         data = {"name": "folder", "root": str(tmp_path / root), "classes": ["a", "b"], **params}
         config = build_config(tiny(runs_dir=str(tmp_path / "runs")) | {"data": data})
-        return [run.key for run in plan(config)]
+        return [run.key for run in make_plan(config).runs]
 
     base = keys()
     assert keys(void=7) != base
@@ -178,8 +178,7 @@ def test_plan_says_what_is_to_do_and_estimates_it(make_config, write_sweep, tmp_
 def test_an_estimate_is_near_the_truth(make_config):
     """Of memory and disk, which noise of the machine leaves alone; of time, that it is of the right order."""
     config = make_config(decoders=["nearest", "deconv"], recipe={"steps": 60, "crop": 96}, data={"val": 30})
-    planned, failing = look(config)
-    assert failing == []
+    planned = make_plan(config)
     found = estimate(planned)
     began = time.monotonic()
     results, code, _ = sweep(config)
@@ -189,7 +188,7 @@ def test_an_estimate_is_near_the_truth(make_config):
     assert code == 0
     kept = sum(p.stat().st_size for r in results.values() for p in r.folder.rglob("*") if p.is_file())
     assert 0.7 < found.kept_bytes / kept < 1.3
-    assert 0.7 < found.memory_bytes / results["nearest", 0].row["peak_memory_bytes"] < 1.3
+    assert 0.7 < found.memory_bytes / results["nearest", 0].row["values"]["memory"] < 1.3
     assert 0.3 < found.seconds / took < 3
 
 
@@ -228,7 +227,7 @@ def test_status_of_a_sweep_that_runs_was_killed_and_is_done(write_sweep, tmp_pat
     assert re.search(r"step \d+ of 24", said.stdout)
     process.kill()
     process.wait()
-    until(lambda: [s.state for s in standings(folder)] == ["stopped", "waiting"])  # the cohort notices, and saves
+    until(lambda: [s.state for _, s in read_status(folder)] == ["stopped", "waiting"])  # the cohort notices, and saves
     (tmp_path / "go").touch()
     assert segbench("sweep", path).returncode == 0
     said = segbench("status", folder)
@@ -236,7 +235,7 @@ def test_status_of_a_sweep_that_runs_was_killed_and_is_done(write_sweep, tmp_pat
 
 
 def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
-    runs = plan(make_config(decoders=["nearest", "bilinear", "deconv"]))
+    runs = make_plan(make_config(decoders=["nearest", "bilinear", "deconv"])).runs
     folder = runs[0].folder.parent
     store.write_json(
         folder / store.MANIFEST,
@@ -245,11 +244,11 @@ def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
     store.set_status(runs[0].folder, "running", phase="train", done=3, total=4)
     store.fail(runs[1].folder, store.Failure("broken"))
     store.write_json(runs[2].folder / store.RESULT, {"result_version": store.RESULT_VERSION, "checksum": "none"})
-    found = standings(folder)
-    assert [s.state for s in found] == ["killed", "failed", "damaged"]
+    found = [status for _, status in read_status(folder)]
+    assert [status.state for status in found] == ["killed", "failed", "damaged"]
     assert found[1].more.startswith("broken (")
     with store.locked(runs[0].folder):
-        assert standings(folder)[0].state == "running"
+        assert read_status(folder)[0][1].state == "running"
     assert json.loads((runs[0].folder / store.STATUS).read_text())["pid"] == os.getpid()
 
 
@@ -259,9 +258,8 @@ def test_the_last_cohort_to_end_ends_the_sweep():
     assert _makespan([], 2) == 0
 
 
-def test_words_for_times_and_sizes():
+def test_words_for_times():
     assert [duration(s) for s in (11.6, 200, 7512)] == ["12 s", "3 min 20 s", "2 h 5 min"]
-    assert [size(b) for b in (4200, 9.5e6, 1.62e9)] == ["4 kB", "9.5 MB", "1.6 GB"]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +325,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path, monkeypa
     held = [True]
     monkeypatch.setattr(store, "is_locked", lambda folder: held[0])
     monkeypatch.setattr(store, "newest_checkpoint", lambda folder: (held.__setitem__(0, False) or 0, None))
-    assert [s.state for s in standings(tmp_path)] == ["running"]
+    assert [status.state for _, status in read_status(tmp_path)] == ["running"]
 
 
 def test_as_many_cohorts_as_gpus():
@@ -337,11 +335,11 @@ def test_as_many_cohorts_as_gpus():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_elsewhere_need_not_be_here():
+def test_a_gpu_of_a_cluster_need_not_be_here():
     """A login node plans for nodes that have what it lacks."""
     trainer = TrainerConfig(accelerator="gpu")
-    assert resolve_accelerator(trainer, elsewhere=True) == "cuda"
+    assert resolve_accelerator(trainer, on_cluster=True) == "cuda"
     with pytest.raises(UserError, match="this machine has no 'gpu'"):
         resolve_accelerator(trainer)
     with pytest.raises(UserError, match="say cpu or gpu"):
-        resolve_accelerator(TrainerConfig(accelerator="auto"), elsewhere=True)
+        resolve_accelerator(TrainerConfig(accelerator="auto"), on_cluster=True)

@@ -11,7 +11,7 @@ from segbench.check import check_decoder
 from segbench.config import load_config
 from segbench.errors import UserError
 from segbench.export import load_run
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from tests.conftest import segbench
 from tests.test_sweep import sweep
 
@@ -205,7 +205,7 @@ def folder(tmp_path):
 @pytest.fixture
 def key(make_config):
     def key(decoder="nearest", **changes):
-        (run,) = plan(make_config(decoders=[decoder], **changes))
+        (run,) = make_plan(make_config(decoders=[decoder], **changes)).runs
         return run.key
 
     return key
@@ -285,7 +285,7 @@ def test_two_folders_with_a_helper_of_one_name(folder, key, make_config, tmp_pat
     (other / "near.py").write_text("")
     assert key(f"{other}/two.py:Two") != key(f"{folder}/mine.py:Mine")  # by itself each is as it was
     with pytest.raises(UserError, match="imports 'near'.*rename") as error:
-        plan(make_config(decoders=[f"{folder}/mine.py:Mine", f"{other}/two.py:Two"]))
+        make_plan(make_config(decoders=[f"{folder}/mine.py:Mine", f"{other}/two.py:Two"]))
     said = str(error.value)
     assert str(folder / "near.py") in said
     assert str(other / "near.py") in said

@@ -24,7 +24,8 @@ from segbench.config_file import load_config
 from segbench.errors import UserError
 from segbench.runs import make_cohorts
 from segbench.sweep.estimate import _memory
-from segbench.sweep.run import plan, run_sweep
+from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
 from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import all_same, in_terminal, in_training, slow_sweep, sweep
 
@@ -222,7 +223,7 @@ def test_a_task_that_a_cluster_tries_for_ever_is_given_up(make_config, monkeypat
     """By Ray's own default a task that it ended for lack of memory begins again without end, and nobody is told."""
     from segbench.launch.ray import RETRIES, _task
 
-    (cohort,) = make_cohorts(plan(make_config()), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config()).runs, lambda run: 0)
     board = SimpleNamespace(
         begin=SimpleNamespace(remote=lambda number: RETRIES + 2), tell=SimpleNamespace(remote=lambda *_: False)
     )

@@ -19,14 +19,14 @@ from segbench.outcomes import Done, Ended, Failed, Stopped
 from segbench.report.formats import as_csv
 from segbench.report.table import make_table
 from segbench.runs import Cohort, make_cohorts
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from segbench.training.work import work
 from tests.conftest import segbench
 from tests.test_sweep import same, sweep
 
 
 def folder_of(config, decoder="nearest"):
-    return next(run.folder for run in plan(config) if run.title == decoder)
+    return next(run.folder for run in make_plan(config).runs if run.title == decoder)
 
 
 def truncate(path):
@@ -127,7 +127,7 @@ def test_a_plug_in_that_changes_after_the_plan_is_not_trained_under_the_old_key(
     plugin = tmp_path / "fickle.py"
     plugin.write_text(FICKLE)
     config = make_config(decoders=[f"{plugin}:Fickle", "nearest"])
-    (cohort,) = make_cohorts(plan(config), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(config).runs, lambda run: 0)
     plugin.write_text(FICKLE.replace("pass", "other = True", 1))
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     fickle, nearest = cohort.runs
@@ -142,7 +142,7 @@ def test_a_plug_in_that_changes_after_the_plan_is_not_trained_under_the_old_key(
 def test_data_that_change_after_the_plan_are_not_trained_on_under_the_old_key(make_config, tmp_path):
     plugin = tmp_path / "fickle.py"
     plugin.write_text(FICKLE)
-    (cohort,) = make_cohorts(plan(make_config(data={"name": f"{plugin}:Data"})), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config(data={"name": f"{plugin}:Data"})).runs, lambda run: 0)
     plugin.write_text(FICKLE + "\n    other = True\n")
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     for outcome in ended.outcomes.values():
@@ -154,7 +154,7 @@ def test_data_that_change_after_the_plan_are_not_trained_on_under_the_old_key(ma
 
 def test_a_stop_at_any_time_changes_nothing(make_config, tmp_path):
     """After each step and each image of each evaluation, the one in mid-training included: the same files."""
-    planned = plan(make_config(evaluation={"every": 2}, recipe={"steps": 5}, decoders=["nearest", "deconv"]))
+    planned = make_plan(make_config(evaluation={"every": 2}, recipe={"steps": 5}, decoders=["nearest", "deconv"])).runs
 
     def run(name, stop_at):
         asked = [0]
@@ -218,7 +218,7 @@ def sweep_that_is_interrupted(make_config, finishes):
     from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest"])
-    runs = plan(config)
+    plan = make_plan(config)
 
     class Interrupted(Launcher):
         def start(self, cohort, place):
@@ -237,7 +237,7 @@ def sweep_that_is_interrupted(make_config, finishes):
             pass
 
     console = Console(file=io.StringIO(), width=200)
-    return _Sweep(runs, config, Interrupted, console).run(), console.file.getvalue().strip()
+    return _Sweep(plan, Interrupted, console).run(), console.file.getvalue().strip()
 
 
 def test_an_interrupt_while_the_last_cohort_ends_is_no_stop(make_config):
@@ -264,8 +264,8 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(make_config):
 
 
 def test_cohorts_are_formed_by_what_is_saved(make_config):
-    runs = plan(make_config(decoders=["nearest", "bilinear", "deconv"]))
+    runs = make_plan(make_config(decoders=["nearest", "bilinear", "deconv"])).runs
     cohorts = make_cohorts(runs, lambda run: 2 if run.title == "deconv" else 0)
     assert [(len(c.runs), c.start_step) for c in cohorts] == [(2, 0), (1, 2)]
     with pytest.raises(UserError):
-        plan(make_config(decoders=["nearest"], data={"size": -1}))
+        make_plan(make_config(decoders=["nearest"], data={"size": -1}))

@@ -16,7 +16,7 @@ from segbench.errors import Failure
 from segbench.launch.local import Local
 from segbench.outcomes import Busy, Done, Ended, Failed
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from segbench.training.work import work
 from tests.conftest import ROOT, WHOLE, until
 from tests.test_sweep import in_training, slow_sweep, sweep
@@ -74,10 +74,11 @@ def test_what_another_process_has_done_is_not_said_to_be_ours(make_config):
     from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear"])
+    plan = make_plan(config)
     sweep(config)
-    (cohort,) = make_cohorts(plan(config), lambda run: 0)
+    (cohort,) = plan.cohorts
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(cohort.runs, config, Local, console)
+    other = _Sweep(plan, Local, console)
     other._ended(cohort, Ended({cohort.runs[0].key: Busy(), cohort.runs[1].key: Done()}))
     assert other.open == {}
     assert console.file.getvalue() == "done seed 0: bilinear\n"
@@ -138,7 +139,7 @@ def test_only_one_of_many_holds_a_lock(tmp_path):
 
 
 def test_a_lock_that_cannot_be_made_fails_the_cohort_with_the_reason(make_config):
-    (cohort,) = make_cohorts(plan(make_config(decoders=["nearest", "bilinear"])), lambda run: 0)
+    (cohort,) = make_cohorts(make_plan(make_config(decoders=["nearest", "bilinear"])).runs, lambda run: 0)
     folder = cohort.runs[0].folder.parent
     folder.mkdir(parents=True)
     (folder / ".locks").touch()
@@ -152,10 +153,10 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest", "bilinear"])
-    runs = plan(config)
+    plan = make_plan(config)
+    runs, (cohort,) = plan.runs, plan.cohorts
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(runs, config, Local, console)
-    (cohort,) = make_cohorts(runs, lambda run: 0)
+    other = _Sweep(plan, Local, console)
     with store.locked(runs[0].folder):  # as another process has it
         other._ended(cohort, Ended.lost(cohort, Failure("killed")))
     assert list(other.open) == [runs[0].key]
@@ -168,10 +169,10 @@ def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):
     from segbench.sweep.run import _Sweep
 
     config = make_config(decoders=["nearest"])
-    runs = plan(config)
+    plan = make_plan(config)
     console = Console(file=io.StringIO(), width=200)
-    waiting = _Sweep(runs, config, Local, console)
-    store.fail(runs[0].folder, Failure("broken there"))
+    waiting = _Sweep(plan, Local, console)
+    store.fail(plan.runs[0].folder, Failure("broken there"))
     assert waiting._wait() == []
     assert waiting.code == 1
     assert "broken there (in another process)" in console.file.getvalue()

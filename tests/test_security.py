@@ -18,7 +18,7 @@ from segbench.config import EncoderConfig
 from segbench.config_file import build_config, load_config
 from segbench.encoders import build_encoder
 from segbench.errors import UserError
-from segbench.sweep.run import code_files
+from segbench.sweep.plan import code_files
 from tests.conftest import segbench, tiny, write_again
 from tests.test_sweep import sweep
 

@@ -18,7 +18,8 @@ from segbench import store
 from segbench.errors import UserError
 from segbench.registry import UPSAMPLERS
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan, run_sweep
+from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
 from tests.conftest import ROOT, WHOLE, until
 
 BUILT_IN = list(UPSAMPLERS.builtin())
@@ -205,7 +206,7 @@ def test_done_runs_are_skipped_and_only_the_missing_made(make_config):
 
 def test_the_key(make_config, tmp_path):
     """What changes numbers makes another run; names, order, place and workers do not."""
-    key = lambda **changes: {r.title: r.key for r in plan(make_config(**changes))}  # noqa: E731
+    key = lambda **changes: {r.title: r.key for r in make_plan(make_config(**changes)).runs}  # noqa: E731
     base = key()
     for changes in (
         {"recipe": {"lr": 0.1}}, {"recipe": {"steps": 5}}, {"seeds": [1]}, {"decoder_defaults": {"width": 4}},
@@ -232,12 +233,12 @@ def test_the_key(make_config, tmp_path):
 
 def test_the_same_decoder_twice_is_one_run(make_config):
     with pytest.raises(UserError, match="decoders a, bilinear are the same decoder"):
-        plan(make_config(decoders=["bilinear", {"name": "bilinear", "label": "a"}]))
+        make_plan(make_config(decoders=["bilinear", {"name": "bilinear", "label": "a"}]))
 
 
 def test_a_trainable_encoder_makes_cohorts_of_one(make_config):
     config = make_config(encoder={"trainable": True})
-    runs = plan(config)
+    runs = make_plan(config).runs
     assert [len(c.runs) for c in make_cohorts(runs, lambda run: 0)] == [1, 1]
     results, code, _ = sweep(config)
     assert code == 0

@@ -22,7 +22,7 @@ from segbench.report.compare import compare
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
-from segbench.runs import DecoderFacts, Facts, grid_names, make_cohorts, make_runs
+from segbench.runs import ClassFacts, Facts, grid_names, make_cohorts, make_runs
 from tests.conftest import tiny, write_again
 from tests.test_report import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
 
@@ -71,11 +71,11 @@ def test_cohorts_are_named_by_the_same_rule(tmp_path):
     config = build_config(tiny(runs_dir=str(tmp_path), decoders=["bilinear"], grid={**TWO_NAMES, "recipe.lr": [0.1]}))
     numbers = itertools.count()  # other encoder weights each time, so that no two runs are one
 
-    def probe(_):
-        bilinear = DecoderFacts("Bilinear", {}, "source")
+    def find_facts(_):
+        bilinear = ClassFacts("Bilinear", {}, "source")
         return Facts("cpu", 0, str(next(numbers)), ("a",), ["Shapes"], 3, (4, 8), {"bilinear": bilinear}, [])
 
-    cohorts = make_cohorts(make_runs(config, probe), lambda run: 0)
+    cohorts = make_cohorts(make_runs(config, find_facts), lambda run: 0)
     assert [c.name for c in cohorts] == [
         f"seed 0 data.name={d} encoder.name={e} lr=0.1" for d in ("shapes", "camvid") for e in ("tiny", "large")
     ]

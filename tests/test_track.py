@@ -7,7 +7,7 @@ from segbench.errors import UserError
 from segbench.measures.base import iou, mean_over_classes
 from segbench.outcomes import Done, Failed, Stopped
 from segbench.runs import make_cohorts
-from segbench.sweep.run import plan
+from segbench.sweep.plan import make_plan
 from segbench.training import tracking as track
 from segbench.training.work import work
 from tests.test_failures import FAILING
@@ -153,7 +153,7 @@ def ends(make_config, tmp_path, monkeypatch):
 
         monkeypatch.setitem(track.MAKERS, "csv", Timed)
         config = make_config(decoders=["nearest", f"{tmp_path / 'bad.py'}:{plugin}"], **changes)
-        (cohort,) = make_cohorts(plan(config), lambda run: 0)
+        (cohort,) = make_cohorts(make_plan(config).runs, lambda run: 0)
         ended = work(cohort, 1, lambda *_: None, should_stop)
         return {title: recorder.status for title, recorder in recorders.items()}, when, recorders, ended
 

@@ -54,7 +54,7 @@ class Launcher(ABC):
         self.launch, self.jobs, self.threads = launch, jobs, threads
 
     @classmethod
-    def elsewhere(cls, launch: LaunchConfig) -> bool:
+    def on_cluster(cls, launch: LaunchConfig) -> bool:
         """Whether cohorts run on machines with other devices than this one's, whose accelerator has to be named."""
         return False
 

@@ -1,46 +1,42 @@
-"""What a sweep will do and take, before it runs, and where it stands while it does. Imports no torch."""
+"""Estimates a sweep's time, memory and disk from short trials of its cohorts. Imports no torch, but in a trial."""
 
+import contextlib
 import heapq
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from rich.filesize import decimal
 
 from segbench import store
-from segbench.config import DecoderConfig, SweepConfig
-from segbench.config_file import expand_grid
-from segbench.errors import UserError
+from segbench.errors import Failure, UserError
 from segbench.launch import local
-from segbench.runs import Cohort, Run, make_cohorts
-from segbench.sweep.run import check_files, plan, resources, step_of
+from segbench.runs import Cohort, Run
+from segbench.sweep.files import KNOWN
+from segbench.sweep.plan import Plan
+from segbench.sweep.status import duration
 
-if TYPE_CHECKING:
-    from segbench.training.trial import Trial
+TRAIN_S, WARM_UP, FEWEST_STEPS, IMAGES = 10.0, 2, 3, 6  # of a trial
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a sweep consists of.
+class Trial(NamedTuple):
+    """What one cohort took, of which some seconds and a few images were tried."""
 
-    Attributes:
-        runs: all of them.
-        cohorts: of what is to do.
-        damaged: results that will be set aside and made again, in one line each.
-        jobs: cohorts at a time.
-        threads: of each.
-        planning_s: seconds that looking at it took, which a sweep takes too.
-    """
-
-    runs: list[Run]
-    cohorts: list[Cohort]
-    damaged: list[str]
-    jobs: int
-    threads: int
-    planning_s: float
+    start_s: float  # from its start to its first step: encoder, data, decoders
+    step_s: float  # for a training step of all decoders together
+    image_s: float  # for an evaluated image of all decoders together
+    memory_bytes: float  # the largest resident size of its process, its loader workers' added
+    gpu_bytes: float  # the most that torch had allocated on the GPU
+    kept_bytes: float  # of the finished run folders, without what grows with the images
+    image_bytes: float  # what they grow by with each image
+    checkpoint_bytes: float  # of all its runs, while it trains; 0 where it was too short for one
 
 
 @dataclass(frozen=True)
@@ -56,52 +52,13 @@ class Estimate:
     """
 
     seconds: float
-    memory_bytes: float
-    gpu_bytes: float
-    kept_bytes: float
-    running_bytes: float
+    memory_bytes: int
+    gpu_bytes: int
+    kept_bytes: int
+    running_bytes: int
 
 
-def look(config: SweepConfig) -> tuple[Plan | None, list[str]]:
-    """The plan of a sweep, and what fails its checks, in one line each; without a plan where all of it fails."""
-    began = time.monotonic()
-    failing: list[str] = []
-    try:
-        runs = plan(config)
-    except UserError as error:
-        whys = {decoder.title: _why_not(config, decoder) for decoder in config.decoders}
-        good = [decoder for decoder in config.decoders if not whys[decoder.title]]
-        if not good or len(good) == len(whys):  # the fault is not of some decoders
-            return None, [str(error)]
-        failing = [why for why in whys.values() if why]
-        runs = plan(config.model_copy(update={"decoders": good}))
-    folder = Path(config.runs_dir) / config.name
-    for _, variant in expand_grid(config):
-        try:
-            check_files(variant, folder)
-        except UserError as error:
-            failing.append(str(error))
-    todo, damaged = [], []
-    for run in runs:
-        try:
-            if store.read_row(run.folder) is not None:
-                continue
-        except store.Damaged as error:
-            damaged.append(f"{run.name}: {error}; it will be set aside, and the run made again")
-        todo.append(run)
-    jobs, threads = resources(config, runs[0].facts)
-    return Plan(runs, make_cohorts(todo, step_of), damaged, jobs, threads, time.monotonic() - began), failing
-
-
-def _why_not(config: SweepConfig, decoder: DecoderConfig) -> str:
-    try:
-        plan(config.model_copy(update={"decoders": [decoder], "baseline": None}))
-    except UserError as error:
-        return str(error)
-    return ""
-
-
-def estimate(planned: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
+def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
     """Try each kind of cohort for some seconds, as many at a time as the sweep will run, and reckon up.
 
     Args:
@@ -110,106 +67,134 @@ def estimate(planned: Plan, say: Callable[[str], None] = lambda what: None) -> E
     Raises:
         UserError: a run fails in its trial.
     """
-    trials: dict[tuple[str, ...], list[Trial]] = {}
-    for cohort in planned.cohorts:
-        kind = (repr(cohort.runs[0].variant), *(run.title for run in cohort.runs))
+    trials: dict[tuple[str, ...], Trial] = {}
+    at_once = min(plan.jobs, len(plan.cohorts))
+    seconds, memory, gpu, kept, running = [], [], [], 0.0, []
+    for cohort in plan.cohorts:
+        titles = [run.title for run in cohort.runs]
+        kind = (repr(cohort.runs[0].variant), *titles)
         if kind not in trials:
-            say(f"trying {cohort.name}: {', '.join(run.title for run in cohort.runs)}")
-            at_once = min(planned.jobs, len(planned.cohorts))
+            say(f"trying {cohort.name}: {', '.join(titles)}")
             gpus = [local.own_gpu(cohort, place) for place in range(at_once)]
             with ThreadPoolExecutor(at_once) as pool:
-                trials[kind] = list(pool.map(lambda g, c=cohort: local.call(_try, c, planned.threads, g), gpus))
-    seconds, memory, gpu, kept, running = [], [], [], 0.0, []
-    for cohort in planned.cohorts:
-        found = trials[(repr(cohort.runs[0].variant), *(run.title for run in cohort.runs))]
-
-        def mean(name: str, found: Sequence["Trial"] = found) -> float:
-            return sum(getattr(t, name) for t in found) / len(found)
-
-        config, images = cohort.runs[0].config, cohort.runs[0].facts.eval_images
+                found = pool.map(lambda gpu, c=cohort: local.call(trial, c, plan.threads, gpu), gpus)
+                trials[kind] = Trial(*map(fmean, zip(*found, strict=True)))
+        took, config, images = trials[kind], cohort.runs[0].config, cohort.runs[0].facts.eval_images
         steps, every = config.recipe.steps - cohort.start_step, config.evaluation.every
         counted = images * (1 + (steps // every if every else 0))
-        seconds.append(mean("start_s") + steps * mean("step_s") + counted * mean("image_s"))
-        memory.append(mean("memory_bytes"))
-        gpu.append(mean("gpu_bytes"))
-        kept += mean("kept_bytes") + images * mean("image_bytes")
-        running.append(mean("checkpoint_bytes"))
-    at_once = min(planned.jobs, len(seconds))
-    return Estimate(
-        planned.planning_s + _makespan(seconds, planned.jobs),
-        sum(sorted(memory)[-at_once:]),
-        max(gpu, default=0.0),
-        kept,
-        sum(sorted(running)[-at_once:]),
-    )
+        seconds.append(took.start_s + steps * took.step_s + counted * took.image_s)
+        memory.append(took.memory_bytes)
+        gpu.append(took.gpu_bytes)
+        kept += took.kept_bytes + images * took.image_bytes
+        running.append(took.checkpoint_bytes)
+    total_s = plan.planning_s + _makespan(seconds, plan.jobs)
+    most, most_running = (round(sum(sorted(sizes)[-at_once:])) for sizes in (memory, running))
+    return Estimate(total_s, most, round(max(gpu, default=0.0)), round(kept), most_running)
 
 
 def _makespan(seconds: Sequence[float], jobs: int) -> float:
     """When the last cohort ends, where each starts as soon as one before it has ended."""
     free = [0.0] * jobs
-    for duration in seconds:
-        heapq.heappush(free, heapq.heappop(free) + duration)
+    for cohort_s in seconds:
+        heapq.heappush(free, heapq.heappop(free) + cohort_s)
     return max(free)
 
 
-def _try(cohort: Cohort, threads: int, gpu: str | None) -> "Trial":
-    from segbench.training.trial import trial
+def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
+    """Train the cohort from its first step for some seconds and evaluate a few images, in a folder that is thrown away.
 
+    Args:
+        gpu: ``CUDA_VISIBLE_DEVICES`` of the process that this is called in; None to leave it.
+
+    Raises:
+        UserError: a run of it failed.
+    """
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
-    return trial(cohort, threads)
+    import torch
+
+    from segbench.training.cohort import run_cohort
+    from segbench.training.control import Stopped
+    from segbench.training.machine import peak_memory
+
+    times: dict[str, list[float]] = {"train": [], "evaluate": []}
+    failures: dict[str, Failure] = {}
+
+    def note(phase: str, done: int, total: int) -> None:
+        times[phase].append(time.perf_counter())
+
+    def enough() -> bool:
+        steps = times["train"]
+        done = len(steps) >= WARM_UP + FEWEST_STEPS and steps[-1] - steps[WARM_UP - 1] > TRAIN_S
+        return done and not times["evaluate"]
+
+    with tempfile.TemporaryDirectory(prefix="segbench-trial-") as place:
+        config = cohort.runs[0].config
+        quietly = config.model_copy(
+            update={
+                "launch": config.launch.model_copy(update={"trackers": []}),
+                "evaluation": config.evaluation.model_copy(update={"every": None}),
+            }
+        )
+        runs = [
+            replace(run, config=quietly, folder=Path(place) / f"{i}-{run.key}") for i, run in enumerate(cohort.runs)
+        ]
+        with contextlib.suppress(FileNotFoundError):  # which spares the cohort reading labels
+            shutil.copy(cohort.runs[0].folder.parent / KNOWN, place)
+        began = time.perf_counter()
+        checkpoint_bytes = 0
+        try:
+            run_cohort(Cohort(tuple(runs), 0), failures, note, enough, threads, IMAGES)
+        except Stopped:
+            checkpoint_bytes = _bytes(runs, store.CHECKPOINTS)
+            steps = len(times["train"])
+            short: dict[str, Any] = {"recipe": config.recipe.model_copy(update={"steps": steps})}
+            runs = [replace(run, config=quietly.model_copy(update=short)) for run in runs]
+            run_cohort(Cohort(tuple(runs), steps), failures, note, lambda: False, threads, IMAGES)
+        if failures:
+            raise UserError("; ".join(f"{run.name}: {failures[run.key].reason}" for run in runs if run.key in failures))
+        counts_bytes = _bytes(runs, store.COUNTS)
+        kept_bytes = _bytes(runs, "*") - counts_bytes
+    step_s = _mean_gap(times["train"], WARM_UP)
+    return Trial(
+        max(0.0, times["train"][0] - began - step_s),
+        step_s,
+        _mean_gap(times["evaluate"], 1),
+        peak_memory(config.launch.workers),
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        kept_bytes,
+        counts_bytes / len(times["evaluate"]),
+        checkpoint_bytes,
+    )
 
 
-def describe(config: SweepConfig, planned: Plan) -> str:
-    """Runs and cohorts, what is done and what is to do, in lines."""
-    done = len(planned.runs) - sum(len(c.runs) for c in planned.cohorts)
-    lines = [f"{config.name}: {len(planned.runs)} runs, {done} done, {len(planned.runs) - done} to do"]
-    lines += [f"  damaged {damage}" for damage in planned.damaged]
-    for cohort in planned.cohorts:
-        start = f", from step {cohort.start_step}" if cohort.start_step else ""
-        lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")
-    if planned.cohorts:
-        at_a_time = min(planned.jobs, len(planned.cohorts))
-        one = "1 cohort at a time" if at_a_time == 1 else f"{at_a_time} cohorts at a time"
-        where = "" if config.launch.launcher == "local" else f" on {config.launch.launcher}"
-        lines.append(f"{one}, {planned.threads} thread{'s' * (planned.threads > 1)} each{where}")
-    return "\n".join(lines)
+def _mean_gap(times: list[float], skip: int) -> float:
+    """Seconds from one time to the next, the first ``skip`` left out where there are more."""
+    skip = min(skip, len(times) - 1)
+    return (times[-1] - times[skip - 1]) / (len(times) - skip) if skip else 0.0
+
+
+def _bytes(runs: list[Run], pattern: str) -> int:
+    return sum(path.stat().st_size for run in runs for path in run.folder.glob(pattern) if path.is_file())
 
 
 def in_words(found: Estimate, folder: Path) -> str:
     """An estimate in lines, beside what this machine has."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
-    memory = _memory()
+    free, memory = shutil.disk_usage(there).free, _memory()
+    disk = f"{decimal(found.kept_bytes)}, and {decimal(found.running_bytes)} while it runs; {decimal(free)} are free"
     lines = [
         f"time    about {duration(found.seconds)}",
-        f"memory  about {size(found.memory_bytes)}" + (f" of {size(memory)}" if memory else ""),
-        f"disk    about {size(found.kept_bytes)}, and {size(found.running_bytes)} while it runs; {size(free)} are free",
+        f"memory  about {decimal(found.memory_bytes)}" + (f" of {decimal(memory)}" if memory else ""),
+        f"disk    about {disk}",
     ]
     if found.gpu_bytes:
-        lines.insert(2, f"GPU     about {size(found.gpu_bytes)} of each cohort, as torch allocates it")
+        lines.insert(2, f"GPU     about {decimal(found.gpu_bytes)} of each cohort, as torch allocates it")
     if memory and found.memory_bytes > memory:
         lines.append("more memory than there is: lower launch.jobs, recipe.batch_size or recipe.crop")
     if found.kept_bytes + found.running_bytes > free:
         lines.append("more disk than is free: make room, or set runs_dir to another disk")
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """Such as ``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
-
-
-def size(number: float) -> str:
-    """Bytes, such as ``1.2 GB``."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number / 1e3:.0f} kB"
 
 
 def _memory() -> int:

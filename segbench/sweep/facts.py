@@ -1,84 +1,123 @@
-"""Look at what a sweep names before it starts: encoder, decoders and data, built once, in a process of its own."""
+"""Build a sweep's encoders, decoders and data once, and record their facts: what its keys hold beside the config."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from segbench.build import Blueprint, look_up
+from segbench.build import look_up
 from segbench.columns import facts_of, load_measures, try_measure
-from segbench.config import DataConfig, EncoderConfig, SweepConfig, TrainerConfig
+from segbench.config import DataConfig, DecoderConfig, EncoderConfig, MeasureConfig, SweepConfig, TrainerConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder, plugin_class, plugin_params
-from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure
 from segbench.registry import DATASETS, check_params, source_hash
-from segbench.runs import DecoderFacts, EncoderFacts, Facts
-from segbench.store import explained
+from segbench.runs import ClassFacts, Facts
 from segbench.training.tracking import require
 
 
-def probe(config: SweepConfig, elsewhere: bool = False) -> Facts:
-    """Build what ``config`` names and look at it.
+class BuiltEncoder(NamedTuple):
+    """What is kept of an encoder that was built."""
+
+    weights_hash: str
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    plugin: ClassFacts | None
+
+
+class FactFinder:
+    """Finds the facts of a sweep's variants; what does not differ between them is built, opened and tried once.
 
     Args:
-        elsewhere: whether its cohorts run on machines of a cluster.
+        on_cluster: whether cohorts run on machines of a cluster.
+        partly: leave out decoders that fail, and keep why.
 
-    Raises:
-        UserError: anything that would make every run of the sweep fail.
+    Attributes:
+        failing: title of a decoder -> why it fails, in one line.
     """
-    require(config.launch.trackers)
-    accelerator = resolve_accelerator(config.trainer, elsewhere)
-    data = {which: open_data(config.data, which) for which in ("train", "val")}
-    for dataset in data.values():
-        if not dataset.labelled:
+
+    def __init__(self, on_cluster: bool = False, partly: bool = False) -> None:
+        self.on_cluster, self.partly = on_cluster, partly
+        self.failing: dict[str, str] = {}
+        self._found: dict[tuple[Any, str], Any] = {}
+
+    def once(self, find: Callable[..., Any], *of: Any) -> Any:
+        """``find(*of)``, called once for arguments that read alike."""
+        if (place := (find, repr(of))) not in self._found:
+            self._found[place] = find(*of)
+        return self._found[place]
+
+    def facts(self, config: SweepConfig) -> Facts:
+        """Of one variant.
+
+        Raises:
+            UserError: anything that would make its runs fail.
+        """
+        self.once(require, config.launch.trackers)
+        accelerator = self.once(resolve_accelerator, config.trainer, self.on_cluster)
+        data, found_of_data = self.once(open_both, config.data)
+        classes, weights = data["train"].classes, config.recipe.class_weights
+        if weights is not None and len(weights) != len(classes):
             raise UserError(
-                f"split '{dataset.split}' of '{config.data.name}' has no labels; `segbench export` predicts it"
+                f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes"
             )
-    classes = data["train"].classes
-    weights = config.recipe.class_weights
-    if weights is not None and len(weights) != len(classes):
-        raise UserError(
-            f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes"
+        encoder: BuiltEncoder = self.once(_build, config.encoder)
+        largest = max(encoder.strides)
+        if config.recipe.batch_size == 1 and max(config.recipe.crop) <= largest:
+            raise UserError(
+                f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride "
+                f"{largest}) one pixel, over which batch normalisation cannot train; take a larger crop or batch"
+            )
+        measures = self.once(_measure_facts, config.measures, len(classes))
+        decoders: dict[str, ClassFacts] = {}
+        shared = config.decoder_defaults, config.skeleton, encoder, len(classes)
+        for decoder in config.decoders:
+            try:
+                if decoder.title not in self.failing:
+                    decoders[decoder.title] = self.once(decoder_facts, decoder, *shared)
+            except UserError as error:
+                if not self.partly:
+                    raise
+                self.failing[decoder.title] = str(error)
+        gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
+        weights_hash, _, strides, plugin = encoder
+        return Facts(
+            accelerator, gpus, weights_hash, classes, found_of_data, images, strides, decoders, measures, plugin
         )
-    encoder = build_encoder(config.encoder)
-    largest = max(encoder.strides)
-    if config.recipe.batch_size == 1 and max(config.recipe.crop) <= largest:
-        raise UserError(
-            f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride {largest}) "
-            "one pixel, over which batch normalisation cannot train; take a larger crop or batch"
-        )
-    measures = load_measures(config.measures)
+
+
+def open_both(config: DataConfig) -> tuple[dict[str, Dataset], list[str]]:
+    """Both splits, and what stands for them in a run's key."""
+    splits = {which: open_data(config, which) for which in ("train", "val")}
+    for dataset in splits.values():
+        if not dataset.labelled:
+            raise UserError(f"split '{dataset.split}' of '{config.name}' has no labels; `segbench export` predicts it")
+    return splits, data_facts(config, splits)
+
+
+def _build(config: EncoderConfig) -> BuiltEncoder:
+    encoder = build_encoder(config)
+    return BuiltEncoder(encoder.weights_hash, encoder.channels, encoder.strides, encoder_facts(config))
+
+
+def _measure_facts(configs: Sequence[MeasureConfig], num_classes: int) -> list[list[Any]]:
+    measures = load_measures(configs)
     for measure in measures:
         if isinstance(measure, CountMeasure):
-            try_measure(measure, len(classes))
-    return Facts(
-        accelerator,
-        torch.cuda.device_count() if accelerator == "cuda" else 0,
-        encoder.weights_hash,
-        classes,
-        data_facts(config.data, data),
-        len(data["val"]),
-        encoder.strides,
-        {
-            d.title: _look_at(look_up(d, config.decoder_defaults, config.skeleton), encoder, len(classes))
-            for d in config.decoders
-        },
-        facts_of(measures),
-        encoder_facts(config.encoder),
-    )
+            try_measure(measure, num_classes)
+    return facts_of(measures)
 
 
-def encoder_facts(config: EncoderConfig) -> EncoderFacts | None:
+def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
     """What stands for a plugged-in encoder in a run's key beside its weights; None for one of SMP or timm."""
     cls = plugin_class(config)
-    return None if cls is None else EncoderFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
+    return None if cls is None else ClassFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
 
 
 def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
@@ -102,19 +141,19 @@ def _values(params: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
+def resolve_accelerator(trainer: TrainerConfig, on_cluster: bool = False) -> str:
     """``cpu``, ``cuda`` or ``mps`` for what the config asks.
 
     Args:
-        elsewhere: for machines of a cluster; where a GPU is asked for by name, they have it.
+        on_cluster: for machines of a cluster; where a GPU is asked for by name, they have it.
 
     Raises:
         UserError: an accelerator that this machine lacks; ``auto``, for other machines.
     """
     name = trainer.accelerator
-    if elsewhere and name == "auto":
+    if on_cluster and name == "auto":
         raise UserError("trainer.accelerator: what a cluster's machines have is not known here; say cpu or gpu")
-    if elsewhere and name in ("gpu", "cuda"):
+    if on_cluster and name in ("gpu", "cuda"):
         return "cuda"
     there = [
         n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found
@@ -125,50 +164,32 @@ def resolve_accelerator(trainer: TrainerConfig, elsewhere: bool = False) -> str:
     return wanted
 
 
-def _look_at(blueprint: Blueprint, encoder: Encoder, num_classes: int) -> DecoderFacts:
-    who = blueprint.who
+def decoder_facts(
+    config: DecoderConfig, defaults: Mapping[str, Any], skeleton: str, encoder: BuiltEncoder, num_classes: int
+) -> ClassFacts:
+    """Build a decoder and give it one image, in training and in eval mode.
+
+    Raises:
+        UserError: it fails, changes what it is given, or returns another shape than it should.
+    """
+    blueprint = look_up(config, defaults, skeleton)
     decoder = blueprint.build(encoder.channels, encoder.strides, num_classes, 0)
-    largest = max(encoder.strides)
-    size = (2 * largest, 3 * largest)
+    size = (2 * max(encoder.strides), 3 * max(encoder.strides))
     features, image = fake_inputs(encoder.channels, encoder.strides, size)
-    tensors = [*features, image]
     try:
         with torch.no_grad():
             logits = [decoder.train(mode)(list(features), image) for mode in (True, False)][-1]
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"{who} fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
-    if any(t._version for t in tensors):
-        raise UserError(f"{who} changes features or image in place, which others use too")
+        raise UserError(f"{blueprint.who} fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
+    if any(t._version for t in [*features, image]):
+        raise UserError(f"{blueprint.who} changes features or image in place, which others use too")
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
-        raise UserError(f"{who} returns {shape}; wanted logits of {(1, num_classes, *size)}")
+        raise UserError(f"{blueprint.who} returns {shape}; wanted logits of {(1, num_classes, *size)}")
     params = json.loads(json.dumps(blueprint.params, default=_plain))  # as it stands in keys and configs
-    return DecoderFacts(blueprint.class_name, params, blueprint.source)
+    return ClassFacts(blueprint.class_name, params, blueprint.source)
 
 
 def _plain(value: object) -> str:
     """A name for a value that JSON does not have, the same in every process."""
     return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
-
-
-def check_files(config: SweepConfig, marker: Path) -> None:
-    """Read every image of both splits once, so that a bad file is named before training and not in the midst of it.
-
-    ``marker`` remembers what was found good, by fingerprint.
-
-    Raises:
-        UserError: the first bad file.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    for which in ("train", "val"):
-        dataset = open_data(config.data, which)
-        done = marker.with_name(f"{marker.name}-{dataset.fingerprint()[:16]}")
-        if done.exists() or not dataset.from_files:
-            continue
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):
-                pass
-        with explained(done):
-            done.parent.mkdir(parents=True, exist_ok=True)
-            done.touch()

@@ -1,11 +1,10 @@
 """Run a sweep: plan, start what is missing, show progress, keep what ended."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import assert_never
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,47 +20,13 @@ from rich.progress import (
 
 from segbench import store
 from segbench.config import SweepConfig
-from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
-from segbench.launch import local
-from segbench.launch.base import Launcher, blamed, load, run_cohorts
+from segbench.launch.base import Launcher, load, run_cohorts
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
-from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
-from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.runs import Cohort, Run, make_cohorts
 from segbench.sweep.manifest import write_manifest
-
-
-def plan(config: SweepConfig) -> list[Run]:
-    """Every run of the sweep. Builds encoder and decoders once, in a process of its own, to see what they are.
-
-    Raises:
-        UserError: something that would make every run fail.
-    """
-    launcher = load(config.launch)
-    with blamed(config.launch, "elsewhere"):
-        elsewhere = launcher.elsewhere(config.launch)
-    return make_runs(config, lambda variant: local.call(_probe_there, variant, elsewhere))
-
-
-def _probe_there(config: SweepConfig, elsewhere: bool) -> Facts:
-    from segbench.sweep.facts import probe
-
-    return probe(config, elsewhere)
-
-
-def _check_files_there(config: SweepConfig, marker: Path) -> None:
-    from segbench.sweep.facts import check_files
-
-    check_files(config, marker)
-
-
-def check_files(config: SweepConfig, folder: Path) -> None:
-    """Read every image once, in a process of its own; ``folder`` is the sweep's, which remembers it.
-
-    Raises:
-        UserError: the first bad file.
-    """
-    local.call(_check_files_there, config, folder / ".checked")
+from segbench.sweep.plan import Plan, code_files, make_plan
+from segbench.sweep.status import last_said
 
 
 def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
@@ -76,21 +41,17 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     began = time.monotonic()
     for file in code_files(config, launches=True):
         console.print(f"runs the code in {escape(str(file))}", highlight=False, soft_wrap=True)
-    runs = plan(config)
-    folder = Path(config.runs_dir) / config.name
+    plan = make_plan(config)
+    runs, folder = plan.runs, plan.folder
     store.tidy_sweep(folder)
-    for damage in repair(runs):
-        console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
-    todo = [run for run in runs if not store.is_done(run.folder)]
-    for variant in {repr(run.variant): run.config for run in todo}.values():
-        check_files(variant, folder)
-    if damage := write_manifest(config, runs):
-        console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
-    say = f"[bold]{escape(config.name)}[/]: {len(runs)} runs, {len(runs) - len(todo)} done before, {len(todo)} to do"
-    console.print(say)
-    if not todo:
+    for damage in [*repair(plan), write_manifest(config, runs)]:
+        if damage:
+            console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
+    said = f"{len(runs)} runs, {len(runs) - len(plan.todo)} done before, {len(plan.todo)} to do"
+    console.print(f"[bold]{escape(config.name)}[/]: {said}")
+    if not plan.todo:
         return folder, 0
-    code = _Sweep(todo, config, load(config.launch), console).run()
+    code = _Sweep(plan, load(config.launch), console).run()
     write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
@@ -99,25 +60,13 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     return folder, code
 
 
-def code_files(config: SweepConfig, data_only: bool = False, launches: bool = False) -> list[Path]:
-    """The files that the config names as plug-ins, and that looking at it runs; its launcher's if it ``launches``."""
-    named = [LAUNCHERS.code_file(config.launch.launcher)] if launches else []
-    named += [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
-    if not data_only:
-        named += [ENCODERS.code_file(variant.encoder.name) for _, variant in expand_grid(config)]
-        own = [d.name for d in config.decoders if d.name not in UPSAMPLERS.builtin() | DECODERS.builtin()]
-        named += [kind.code_file(name) for name in own for kind in (UPSAMPLERS, DECODERS)]
-        named.append(DECODERS.code_file(config.skeleton))
-        named += [MEASURES.code_file(m.name) for m in config.measures]
-    return list(dict.fromkeys(path for path in named if path is not None))
-
-
-def repair(runs: Sequence[Run]) -> Iterator[str]:
+def repair(plan: Plan) -> Iterator[str]:
     """Clear away what killed processes left, and set damaged results and checkpoints aside; yields what was damaged.
 
     Runs that another process works on are left alone.
     """
-    for run in runs:
+    todo = {run.key for run in plan.todo}
+    for run in plan.runs:
         if not run.folder.is_dir():
             continue
         with store.locked(run.folder) as mine:
@@ -125,46 +74,34 @@ def repair(runs: Sequence[Run]) -> Iterator[str]:
                 continue
             store.tidy(run.folder)
             try:
-                if store.read_row(run.folder) is None:
+                if run.key in todo and store.read_row(run.folder) is None:
                     for path in store.damaged_checkpoints(run.folder):
                         yield f"{path} (its checksum differs): set aside; the run goes on from an older one, or anew"
             except store.Damaged as error:
                 yield f"{run.name}: {error}; set aside as {store.set_aside(run.folder)}, the run is made again"
 
 
-def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
-    """(cohorts at a time, threads of each), as the config says or as suits this machine.
-
-    On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); each GPU runs one
-    cohort at a time.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else max(1, facts.gpus))
-    return jobs, config.launch.threads or max(1, cores // jobs)
-
-
 class _Sweep:
     """The runs of a sweep that are to do, until each is done or has failed once."""
 
-    def __init__(self, todo: Sequence[Run], config: SweepConfig, launcher: type[Launcher], console: Console) -> None:
-        self.open = {run.key: run for run in todo}
-        self.launch, self.launcher, self.console = config.launch, launcher, console
-        self.jobs, self.threads = resources(config, todo[0].facts)
-        self.before = {run.key: _status(run) for run in todo}
+    def __init__(self, plan: Plan, launcher: type[Launcher], console: Console) -> None:
+        self.open = {run.key: run for run in plan.todo}
+        self.launch, self.launcher, self.console = plan.config.launch, launcher, console
+        self.cohorts, self.jobs, self.threads = plan.cohorts, plan.jobs, plan.threads
+        self.before = {run.key: last_said(run.folder) for run in plan.todo}
         self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
         self.code = 0
 
     def run(self) -> int:
         """Returns the exit code."""
-        cohorts = make_cohorts(list(self.open.values()), step_of)
-        jobs = self.jobs
+        cohorts, jobs = self.cohorts, self.jobs
         try:
             while self.open:
                 if cohorts and not self._round(cohorts, jobs) and self.open:
                     raise KeyboardInterrupt
                 cohorts, self.again = self.again, []
                 jobs = 1 if cohorts else self.jobs  # memory was too small: one after the other
-                cohorts = cohorts or make_cohorts(self._wait(), step_of)
+                cohorts = cohorts or make_cohorts(self._wait())
         except KeyboardInterrupt:
             self.console.print("[yellow]stopped[/]; the same command goes on from what is saved")
             return 130
@@ -177,7 +114,7 @@ class _Sweep:
             while self.open and not free:
                 for run in list(self.open.values()):
                     with store.locked(run.folder) as mine:
-                        found = _status(run)
+                        found = last_said(run.folder)
                         if store.is_done(run.folder):
                             self._settle(run)
                         elif mine and found.get("state") == "failed" and found != self.before[run.key]:
@@ -218,7 +155,7 @@ class _Sweep:
                 case TooLarge():
                     short.append(run)
                 case Failed(failure, user_error):
-                    found = _status(run)
+                    found = last_said(run.folder)
                     if found.get("state") != "failed" or found == self.before[run.key]:
                         _note(run, failure)
                     failed.setdefault((failure.reason, user_error), []).append(run)
@@ -230,7 +167,7 @@ class _Sweep:
         if short:
             middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
             parts = [part for part in (short[:middle], short[middle:]) if part]
-            self.again += [cohort for part in parts for cohort in make_cohorts(part, step_of)]
+            self.again += [cohort for part in parts for cohort in make_cohorts(part)]
             how = " and ".join(", ".join(run.name for run in part) for part in parts)
             self.console.print(f"[yellow]out of memory[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
         for (reason, user_error), members in failed.items():
@@ -280,11 +217,6 @@ class _Sweep:
             return run_cohorts(self.launcher, cohorts, launch, jobs, self.threads, on_progress, on_end)
 
 
-def step_of(run: Run) -> int:
-    """At which step it goes on."""
-    return store.newest_checkpoint(run.folder)[0]
-
-
 def _outcome(run: Run, ended: Ended) -> Outcome:
     """How it ended: a result that is there counts, whatever was said, and one that is not there does not."""
     nothing = Lost(Failure("the cohort ended without its result"))
@@ -301,9 +233,3 @@ def _note(run: Run, failure: Failure) -> bool:
             return False
         store.fail(run.folder, failure)
     return True  # on a full disk it is at least printed
-
-
-def _status(run: Run) -> dict[str, Any]:
-    with contextlib.suppress(UserError):
-        return store.read_json(run.folder / store.STATUS) or {}
-    return {}

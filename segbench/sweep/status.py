@@ -1,5 +1,6 @@
-"""Where a sweep stands, from its folder, while it runs or after it stopped. Imports no torch."""
+"""The status of each run, read from its folder. Imports no torch."""
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,59 +8,62 @@ from typing import Any
 
 from segbench import store
 from segbench.errors import UserError
-from segbench.sweep.estimate import duration
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Of one run.
+class RunStatus:
+    """How far a run is.
 
     Attributes:
         state: done, running, stopped, killed, failed, damaged, unreadable or waiting.
         more: what else is known.
+        step: that it goes on from.
     """
 
-    decoder: str
-    seed: int
-    variant: dict[str, Any]
     state: str
     more: str = ""
+    step: int = 0
 
 
-def standings(folder: Path) -> list[Standing]:
-    """Every run of a sweep's folder, in the order of the sweep.
+def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
+    """Every row of a sweep's manifest with the status of its run, in the order of the sweep.
 
     Raises:
         UserError: no sweep there.
     """
-    manifest = store.read_manifest(folder)
-    return [
-        Standing(planned["decoder"], planned["seed"], planned["variant"], *_standing(folder / planned["folder"]))
-        for planned in manifest["runs"]
-    ]
+    return [(row, run_status(folder / row["folder"])) for row in store.read_manifest(folder)["runs"]]
 
 
-def _standing(folder: Path) -> tuple[str, str]:
+def run_status(folder: Path) -> RunStatus:
+    """Of the run in ``folder``, which need not be there yet."""
     held = store.is_locked(folder)  # before the files, or a run that ends in between would look killed
     try:
-        row = store.read_row(folder)
-        status = store.read_json(folder / store.STATUS) or {}
-        step = store.newest_checkpoint(folder)[0]
+        if (row := store.read_row(folder)) is not None:
+            return RunStatus("done", f"at {row.get('finished')}")
+        status, step = last_said(folder), store.newest_checkpoint(folder)[0]
     except store.Damaged as error:
-        return "damaged", str(error)
+        return RunStatus("damaged", str(error))
     except UserError as error:
-        return "unreadable", str(error)
-    if row is not None:
-        return "done", f"at {row['finished']}"
+        return RunStatus("unreadable", str(error))
     saved = f"saved at step {step}" if step else "nothing saved"
     if held or store.is_locked(folder):
-        return "running", _progress(status) if status.get("state") == "running" else "starting"
-    state = status.get("state", "waiting")
-    if state == "running":
-        return "killed", saved
-    if state == "failed":
-        return "failed", f"{status.get('reason', '')} ({folder / store.TRACEBACK})"
-    return (state, saved) if state == "stopped" else ("waiting", "" if not step else saved)
+        return RunStatus("running", _progress(status) if status.get("state") == "running" else "starting", step)
+    match status.get("state", "waiting"):
+        case "running":
+            return RunStatus("killed", saved, step)
+        case "failed":
+            return RunStatus("failed", f"{status.get('reason', '')} ({folder / store.TRACEBACK})", step)
+        case "stopped":
+            return RunStatus("stopped", saved, step)
+    return RunStatus("waiting", saved if step else "", step)
+
+
+def last_said(folder: Path) -> dict[str, Any]:
+    """What the process that had the run last said of it; empty where nothing, or nothing that can be read."""
+    with contextlib.suppress(UserError):
+        if isinstance(said := store.read_json(folder / store.STATUS), dict):
+            return said
+    return {}
 
 
 def _progress(status: dict[str, Any]) -> str:
@@ -69,8 +73,10 @@ def _progress(status: dict[str, Any]) -> str:
     return f"{what} {done} of {total}, {ago} ago, by process {status.get('pid')} on {status.get('host')}"
 
 
-def summary(folder: Path, found: list[Standing]) -> str:
-    """How many runs stand where, in a line."""
-    states = [standing.state for standing in found]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states)))
-    return f"{folder.name}: {len(found)} runs: {counts}"
+def duration(seconds: float) -> str:
+    """Such as ``2 h 5 min``, ``3 min 20 s`` or ``12 s``."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

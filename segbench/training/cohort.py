@@ -26,6 +26,7 @@ from segbench.loading.pipeline import train_loader
 from segbench.measures.base import CountMeasure, Measure
 from segbench.runs import Cohort, Facts
 from segbench.sweep.facts import data_facts, encoder_facts
+from segbench.sweep.files import known_files
 from segbench.training.callbacks import Checkpoints, Evaluations, LiveLogs, Reports, evaluate_all
 from segbench.training.checkpoints import load_checkpoint
 from segbench.training.control import Control, Report, Stopped
@@ -111,7 +112,7 @@ def build(cohort: Cohort, control: Control, threads: int, images: int | None = N
     encoder = build_encoder(config.encoder).to(facts.accelerator)
     features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
     measures = load_measures(config.measures)
-    data = _data(config, facts, images)
+    data = _data(cohort, images)
     for what, planned, found in (
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
@@ -140,14 +141,18 @@ def build(cohort: Cohort, control: Control, threads: int, images: int | None = N
     return Built(config, facts, data, measures, module, hashes)
 
 
-def _data(config: SweepConfig, facts: Facts, images: int | None) -> dict[str, Dataset]:
+def _data(cohort: Cohort, images: int | None) -> dict[str, Dataset]:
     """``train`` and ``val``, from the cache where there is one; of ``val`` so many images.
 
     Raises:
         UserError: they are no longer what the runs' keys say.
     """
+    first = cohort.runs[0]
+    config, facts = first.config, first.facts
     data = {which: open_data(config.data, which) for which in ("train", "val")}
-    if data_facts(config.data, data) != facts.data:
+    with known_files(first.folder.parent):
+        found = data_facts(config.data, data)
+    if found != facts.data:
         raise UserError(CHANGED.format("the data"))
     if config.launch.cache:
         key = f"{store.RESULT_VERSION} {config.data.params} {facts.data}"

@@ -36,7 +36,7 @@ def work(
                 else:
                     outcomes[run.key] = Busy()
             # As planned, unless another process has brought some of them further.
-            for part in make_cohorts(mine, lambda run: store.newest_checkpoint(run.folder)[0]):
+            for part in make_cohorts(mine):
                 failures: dict[str, Failure] = {}
                 try:
                     run_cohort(part, failures, report, should_stop, threads)

@@ -1,0 +1,146 @@
+"""A sweep before it runs: what it consists of, what is done, what fails. Imports no torch."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from segbench.config import SweepConfig
+from segbench.config_file import expand_grid
+from segbench.errors import UserError
+from segbench.launch import local
+from segbench.launch.base import blamed, load
+from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
+from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.sweep.files import check_files, known_files
+from segbench.sweep.status import RunStatus, run_status
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep consists of, and what is to do.
+
+    Attributes:
+        runs: all of them; none where everything fails.
+        todo: those that are not done, among them those of which a result is damaged.
+        damaged: what is wrong with such results, in one line each.
+        cohorts: of what is to do.
+        failing: what fails, a decoder by itself or all of them, in one line each.
+        jobs: cohorts at a time.
+        threads: of each.
+        planning_s: seconds that planning took, which a sweep takes too.
+    """
+
+    config: SweepConfig
+    runs: list[Run]
+    todo: list[Run]
+    damaged: list[str]
+    cohorts: list[Cohort]
+    failing: list[str]
+    jobs: int
+    threads: int
+    planning_s: float
+
+    @property
+    def folder(self) -> Path:
+        return _folder(self.config)
+
+    def __str__(self) -> str:
+        """Runs and cohorts, what is done and what is to do, in lines."""
+        done = len(self.runs) - len(self.todo)
+        lines = [f"{self.config.name}: {len(self.runs)} runs, {done} done, {len(self.todo)} to do"]
+        lines += [f"  damaged {damage}; it will be set aside, and the run made again" for damage in self.damaged]
+        for cohort in self.cohorts:
+            start = f", from step {cohort.start_step}" if cohort.start_step else ""
+            lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")
+        if self.cohorts:
+            at_once = min(self.jobs, len(self.cohorts))
+            where = "" if self.config.launch.launcher == "local" else f" on {self.config.launch.launcher}"
+            threads = f"{self.threads} thread{'s' * (self.threads > 1)} each"
+            lines.append(f"{at_once} cohort{'s' * (at_once > 1)} at a time, {threads}{where}")
+        return "\n".join(lines)
+
+
+def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
+    """Build what the sweep names once, in a process of its own, read what is done, and read every image that is new.
+
+    Args:
+        partly: plan the decoders that work where others fail, and say in `Plan.failing` what does; else it is raised.
+
+    Raises:
+        UserError: something that would make every run fail; without ``partly``, a decoder that fails.
+    """
+    began = time.monotonic()
+    runs: list[Run] = []
+    statuses: dict[str, RunStatus] = {}
+    try:
+        launcher = load(config.launch)
+        with blamed(config.launch, "on_cluster"):
+            on_cluster = launcher.on_cluster(config.launch)
+        runs, statuses, failing = local.call(_look, config, on_cluster, partly)
+    except UserError as error:
+        if not partly:
+            raise
+        failing = [str(error)]
+    todo = [run for run in runs if statuses[run.key].state != "done"]
+    damaged = [f"{run.name}: {statuses[run.key].more}" for run in todo if statuses[run.key].state == "damaged"]
+    cohorts = make_cohorts(todo, lambda run: statuses[run.key].step)
+    jobs, threads = resources(config, runs[0].facts) if runs else (0, 0)
+    return Plan(config, runs, todo, damaged, cohorts, failing, jobs, threads, time.monotonic() - began)
+
+
+def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run], dict[str, RunStatus], list[str]]:
+    """Every run, its status by key, and what fails."""
+    from segbench.sweep.facts import FactFinder, open_both
+
+    finder = FactFinder(on_cluster, partly)
+    with known_files(_folder(config), keep=True) as known:
+        for _, variant in expand_grid(config):
+            finder.facts(variant)
+        failing = list(finder.failing.values())
+        if len(failing) == len(config.decoders):
+            return [], {}, failing
+        good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
+        runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
+        statuses = {run.key: run_status(run.folder) for run in runs}
+        for status in statuses.values():
+            if status.state == "unreadable":
+                raise UserError(status.more)
+        todo = [run for run in runs if statuses[run.key].state != "done"]
+        for section in {repr(run.config.data): run.config.data for run in todo}.values():
+            data, facts = finder.once(open_both, section)
+            try:
+                check_files(data, facts[-2:], known)
+            except UserError as error:
+                if not partly:
+                    raise
+                failing.append(str(error))
+    return runs, statuses, failing
+
+
+def _folder(config: SweepConfig) -> Path:
+    return Path(config.runs_dir) / config.name
+
+
+def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
+    """(cohorts at a time, threads of each), as the config says or as suits this machine.
+
+    On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); each GPU runs one
+    cohort at a time.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else max(1, facts.gpus))
+    return jobs, config.launch.threads or max(1, cores // jobs)
+
+
+def code_files(config: SweepConfig, data_only: bool = False, launches: bool = False) -> list[Path]:
+    """The files that the config names as plug-ins, and that looking at it runs; its launcher's if it ``launches``."""
+    named = [LAUNCHERS.code_file(config.launch.launcher)] if launches else []
+    named += [DATASETS.code_file(variant.data.name) for _, variant in expand_grid(config)]
+    if not data_only:
+        named += [ENCODERS.code_file(variant.encoder.name) for _, variant in expand_grid(config)]
+        own = [d.name for d in config.decoders if d.name not in UPSAMPLERS.builtin() | DECODERS.builtin()]
+        named += [kind.code_file(name) for name in own for kind in (UPSAMPLERS, DECODERS)]
+        named.append(DECODERS.code_file(config.skeleton))
+        named += [MEASURES.code_file(m.name) for m in config.measures]
+    return list(dict.fromkeys(path for path in named if path is not None))
