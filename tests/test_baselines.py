@@ -19,7 +19,7 @@ from segbench.report import table as tables
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from segbench.report.words import questions, verdict
-from tests.test_report import Reader, by_hand, fake_sweep, table_of
+from tests.fakes import Reader, by_hand, fake_sweep, table_of
 
 EFFECTS = {"bilinear": 0.0, "bilinear_conv": 0.05, "deconv": 0.15, "subpixel": 0.049}
 

@@ -30,7 +30,7 @@ from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.sweep.plan import make_plan
 from tests.conftest import ROOT
-from tests.test_report import Reader
+from tests.fakes import Reader
 from tests.test_sweep import sweep
 
 EXAMPLE = ROOT / "experiments/plug_in_a_measure/contour_distance.py"

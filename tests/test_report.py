@@ -1,10 +1,8 @@
-"""The report without a browser: numbers recomputed from the counts, words, hostile names, holes, gallery, figures."""
+"""The page without a browser: numbers recomputed from the counts, words, hostile names, holes, downloads."""
 
 import itertools
-import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -13,117 +11,24 @@ from scipy import stats as scipy_stats
 from segbench import store
 from segbench.cli import main
 from segbench.errors import UserError
-from segbench.measures.params import Params
 from segbench.report import figures, page, ranking, stats
-from segbench.report.analysis import Analysis
-from segbench.report.drawing import PALETTE, Look, settle, style
-from segbench.report.metrics import available
+from segbench.report.drawing import Look
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from tests.conftest import described_measures, write_again
-
-CLASSES = ["sky", "road", "pole", "never"]
-METRICS = ["miou", "biou@0.02", "accuracy", "bf1@3", "trimap@1", "trimap@2", "trimap@4"]
-HOSTILE = [
-    "<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "</script><script>document.title='x'</script>",
-    "$x_{a}$ _b", "_under", "long " * 12 + "w" * 200,
-]  # fmt: skip
-
-
-def counts_of(effect, seed, images, classes, noise, own):
-    """Counts of images that are hard or easy for every decoder alike; the last class is in none of them."""
-    shared, rng = np.random.default_rng(5), np.random.default_rng([seed, own])
-    truth = shared.integers(200, 900, (images, classes))
-    quality = (
-        shared.uniform(0.3, 0.6, (images, classes)) + effect + rng.normal(0, noise) + rng.normal(0, 0.004, truth.shape)
-    )
-    truth[:, -1] = 0
-    right = np.round(truth * quality.clip(0.01, 0.99)).astype(np.int64)
-    region = np.stack([right, truth - right // 4, truth], 1)  # (N, 3, K)
-    boundary = np.stack([right // 3, (truth - right // 4) // 2, truth // 2], 1)
-    contour = np.stack([right // 5, truth // 4, right // 6, truth // 4], 1)
-    trimap = {f"trimap@{width}": region // w for width, w in ((1, 8), (2, 4), (4, 2))}
-    sizes = np.full((images, 2), [150, 200])  # 0.02 of the diagonal are 5 px
-    confusion = np.zeros((classes, classes), np.int64)
-    own = {"biou@0.02": boundary, "bf1@3": contour, **trimap}
-    return {"region": region, "confusion": confusion, "sizes": sizes, **own}
-
-
-def write_run(folder, decoder, seed, counts, number, classes, **changes):
-    """A finished run as a cohort leaves it, without weights."""
-    run = folder / f"run{number}-s{seed}"
-    row = {
-        "result_version": store.RESULT_VERSION, "key": f"k{number}{seed}", "variant": {}, "data_fingerprints": ["d"],
-        "decoder": decoder, "seed": seed, "data": "shapes", "images": len(counts["region"]), "classes": list(classes),
-        "evaluation": {"flip": False}, "broken": {}, "measures": described_measures(*METRICS),
-        "encoder": "tiny", "encoder_hash": "e", "features_hash": "f", "steps": 40,
-        "encoder_trainable": False, "last_loss": 0.5, "evaluation_title": "", "train_shared_s": 1.0,
-        "values": {
-            "params": 1e6 * (number + 1), "macs": 1e9 * (3 - number % 3), "train": 3.0 + seed, "eval": 4.0 + number,
-            "memory": 1e9,
-        },
-        "eval_encoder_ms_per_image": 2.0, "finished": "2026-01-02T03:04:05+00:00", **changes,
-    }  # fmt: skip
-    run.mkdir(parents=True)
-    np.savez(run / "counts.npz", ids=np.array([f"image{i}" for i in range(len(counts["region"]))]), **counts)
-    lines = [f"{s},{2 / (s + 1) + 0.01 * seed},0.1," for s in range(1, 41)] + ["20,,,31.0"]
-    (run / "history.csv").write_text("step,loss,lr,val_miou\n" + "\n".join(lines) + "\n")
-    store.write_json(run / "environment.json", {"cpu": f"CPU {seed % 2}", "threads": 1, "versions": {"torch": "2.7"}})
-    store.write_result(run, row)
-    return {"key": row["key"], "decoder": decoder, "seed": seed, "variant": row["variant"], "folder": run.name}
-
-
-def fake_sweep(path, effects, seeds=(0, 1, 2), images=12, noise=0.002, classes=CLASSES, baseline="bilinear", **changes):
-    """A sweep's folder; ``effects``: decoder -> how much better it is, in IoU or so."""
-    runs = []
-    for number, (decoder, effect) in enumerate(effects.items()):
-        for seed in seeds:
-            counts = counts_of(effect, seed, images, len(classes), noise, number)
-            runs.append(write_run(path, decoder, seed, counts, number, classes, **changes))
-    config = {"name": "fake", "seeds": list(seeds), "baseline": baseline, "data": {"root": "/<data>"}}
-    store.write_json(path / "sweep.json", {"config": config, "runs": runs})
-    return path
-
-
-EFFECTS = {"bilinear": 0.0, "nearest": 0.001, "deconv": 0.15, "subpixel": -0.1}
-
-
-class Reader(HTMLParser):
-    """Elements, the JSON data, and the text of each table's cells."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.tables, self.data, self.words = [], [], "", []
-        self._script = self._cell = None
-        self.feed(text)
-        self.json = json.loads(self.data)
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append((tag, attrs))
-        if tag == "script":
-            self._script = attrs.get("type", "code")
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr" and self.tables:
-            self.tables[-1].append([])
-        elif tag in ("td", "th") and self.tables and self.tables[-1]:
-            self._cell = {"value": attrs.get("data-v"), "text": ""}
-            self.tables[-1][-1].append(self._cell)
-
-    def handle_endtag(self, tag):
-        if tag == "script":
-            self._script = None
-        elif tag in ("td", "th"):
-            self._cell = None
-
-    def handle_data(self, data):
-        if self._script == "application/json":
-            self.data += data
-        elif self._cell is not None:
-            self._cell["text"] += data
-        elif self._script is None:
-            self.words.append(data)
+from tests.fakes import (
+    CLASSES,
+    EFFECTS,
+    HOSTILE,
+    METRICS,
+    Reader,
+    by_hand,
+    counts_of,
+    fake_sweep,
+    iou_by_hand,
+    table_of,
+    write_run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -145,48 +50,6 @@ def read(written):
 def undrawn(monkeypatch):
     """Without figures, which take most of the time."""
     monkeypatch.setattr(page._Section, "draw", lambda self: None)
-
-
-def analyses(folder, group=0):
-    sweep = read_sweep(folder, True)
-    chosen = sweep.groups[group]
-    return {m.name: Analysis(chosen, m) for m in available(list(chosen.results.values()))}
-
-
-def iou_by_hand(counts):
-    """(3, K) -> percent by class, absent ones left out as NaN; written out anew."""
-    found = []
-    for right, predicted, truth in counts.T.tolist():
-        union = predicted + truth - right
-        found.append(100 * right / union if union else np.nan)
-    return np.array(found)
-
-
-def f1_by_hand(counts):
-    found = []
-    for near, predicted, hit, truth in counts.T.tolist():
-        precision, recall = (near / predicted, hit / truth) if truth else (np.nan, np.nan)
-        found.append(100 * 2 * precision * recall / (precision + recall))
-    return np.array(found)
-
-
-def by_hand(folder, name):
-    """decoder -> (S, K) percent, from the files alone."""
-    scores = {}
-    for path in sorted(folder.glob("*/counts.npz"), key=lambda p: p.parent.name):
-        row = json.loads((path.parent / "result.json").read_text())
-        counts = np.load(path)
-        if name == "accuracy":
-            total = counts["region"].sum(0)
-            values = np.array([100 * total[0].sum() / total[2].sum()])
-        elif name == "miou":
-            values = iou_by_hand(counts["region"].sum(0))
-        elif name == "bf1@3":
-            values = f1_by_hand(counts[name].sum(0))
-        else:
-            values = iou_by_hand(counts[name].sum(0))
-        scores.setdefault(row["decoder"], []).append(values)
-    return {d: np.array(v) for d, v in scores.items()}
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -254,13 +117,6 @@ def test_where_images_are_alike_the_intervals_are_students(tmp_path, undrawn):
         assert delta["p"] == pytest.approx(test.pvalue)
 
 
-def table_of(read, first):
-    """Row name -> cells of the table whose first heading is ``first``."""
-    table = next(t for t in read.tables if any(row and row[0]["text"].strip() == first for row in t))
-    start = next(i for i, row in enumerate(table) if row[0]["text"].strip() == first)
-    return [c["text"].strip() for c in table[start]], {row[0]["text"].strip(): row[1:] for row in table[start + 1 :]}
-
-
 def test_the_cells_show_the_numbers(read, folder):
     heads, rows = table_of(read, "decoder")
     assert heads == [
@@ -317,105 +173,6 @@ def test_downloads_are_the_tables_of_the_command_line(read, folder, capsys):
     names = [f"my-sweep-{m}-classes.{k}" for m in ("miou", "biou-0.02", "bf1-3") for k in ("csv", "tex")]
     assert set(names) < set(read.json["files"])
     assert read.json["files"]["my-sweep-bf1-3-classes.csv"].startswith("decoder,n,sky,sky sd")
-
-
-def drawn_bars(figure):
-    """(x, y, low, high) of every error bar, in the order of drawing; low and high along the bar."""
-    found = []
-    for container in figure.axes[0].containers:
-        line, _, (bars,) = container
-        along = 0 if container.has_xerr else 1
-        for x, y, segment in zip(*line.get_data(), bars.get_segments(), strict=True):
-            found.append((float(x), float(y), float(segment[0][along]), float(segment[1][along])))
-    return found
-
-
-def test_plots_show_the_numbers(folder, read):
-    found = analyses(folder)
-    a, numbers = found["biou@0.02"], read.json["sections"][0]["metrics"]["biou@0.02"]
-    look = Look(list(EFFECTS), "bilinear")
-    others = [d for d in EFFECTS if d != "bilinear"]
-    with style():
-        forest = figures.difference(a.against("bilinear"), look, others)
-        values = {d: 1e6 * (number + 1) for number, d in enumerate(EFFECTS)}
-        cost = figures.against_cost(a, look, list(EFFECTS), Params(), values)
-        classes = figures.per_class(a.against("bilinear"), look, others, [0, 1, 2])
-        widths = [found[f"trimap@{w}"] for w in (1, 2, 4)]
-        trimap = next(iter(figures.over(widths, look, "trimap", {"": "bilinear"}))).figure
-        ranks = figures.ranks(a, look)
-    deltas = [numbers["mean"][d]["deltas"]["bilinear"] for d in others]
-    assert drawn_bars(forest) == [pytest.approx((v["mean"], row, v["low"], v["high"])) for row, v in enumerate(deltas)]
-    scores = [numbers["mean"][d]["score"] for d in EFFECTS]
-    assert drawn_bars(cost) == [
-        pytest.approx((number + 1, v["mean"], v["low"], v["high"])) for number, v in enumerate(scores)
-    ]
-    expected = [numbers["classes"][c][d]["deltas"]["bilinear"] for d in others for c in CLASSES[:3]]
-    assert [(x, low, high) for x, _, low, high in drawn_bars(classes)] == [
-        pytest.approx((v["mean"], v["low"], v["high"])) for v in expected
-    ]
-    expected = [
-        read.json["sections"][0]["metrics"][f"trimap@{w}"]["mean"][d]["score"] for d in EFFECTS for w in (1, 2, 4)
-    ]
-    assert [bar[1:] for bar in drawn_bars(trimap)] == [
-        pytest.approx((v["mean"], v["low"], v["high"])) for v in expected
-    ]
-    places = read.json["sections"][0]["ranks"]["biou@0.02"]
-    order = sorted(places, key=lambda d: places[d]["rank"])
-    shown = [[float(v) for v in line.get_xdata()] for line in ranks.axes[0].lines]
-    assert shown == [v for d in order for v in ([places[d]["low"], places[d]["high"]], [places[d]["rank"]])]
-    assert [t.get_text() for t in ranks.axes[0].texts] == [f"best in {100 * places[d]['p_best']:.0f} %" for d in order]
-
-
-def test_curves_end_with_the_final_evaluation(folder):
-    sweep = read_sweep(folder)
-    look = Look(list(EFFECTS), "bilinear")
-    with style():
-        plot = next(figures.curves(list(sweep.groups[0].results.values()), look, ""))
-    loss, score = plot.figure.axes
-    assert len(loss.lines) == len(score.lines) == 12
-    assert list(loss.lines[0].get_xdata()) == list(range(1, 41))
-    finals = [np.nanmean(v) for values in by_hand(folder, "miou").values() for v in values]
-    for line, final in zip(score.lines, finals, strict=True):
-        assert list(line.get_xdata()) == [20, 40]
-        assert list(line.get_ydata()) == pytest.approx([31, final])
-
-
-def test_the_pareto_front_holds_what_nothing_beats():
-    points = {"a": (1, 5.0), "b": (2, 4.0), "c": (2, 7.0), "d": (3, 7.0), "e": (4, 9.0), "f": (1, 4.0)}
-    assert figures.pareto(points) == ["a", "c", "e"]
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        points = {str(i): tuple(map(float, rng.integers(0, 6, 2))) for i in range(8)}
-        front = figures.pareto(points)
-        for name, (cost, score) in points.items():
-            beaten = any(c <= cost and s >= score and (c, s) != (cost, score) for c, s in points.values())
-            assert beaten or any(points[f] == (cost, score) for f in front)
-            assert name not in front or not beaten
-
-
-def test_figures_are_files_at_paper_size(written, folder):
-    names = {p.name for p in (folder / "figures").iterdir()}
-    stems = [
-        f"{m}-{k}" for m in ("miou", "biou-0.02") for k in ("difference", "eval", "macs", "params", "classes", "ranks")
-    ]
-    stems += ["trimap", "trimap-difference", "training"]
-    assert names == {f"{s}.{kind}" for s in stems for kind in ("svg", "pdf")}
-    assert written.figures == len(stems)
-    for stem in stems:
-        pdf = (folder / "figures" / f"{stem}.pdf").read_bytes()
-        width = float(re.search(rb"/MediaBox \[ ?0 0 ([\d.]+)", pdf)[1])
-        assert width == pytest.approx(72 * 3.5)
-        assert b"/Type3" not in pdf
-        svg = (folder / "figures" / f"{stem}.svg").read_text()
-        assert float(re.search(r'<svg[^>]* width="([\d.]+)pt"', svg)[1]) == pytest.approx(72 * 3.5)
-
-
-def test_one_colour_for_a_decoder_everywhere(read):
-    look = Look(["a", "bilinear", *map(str, range(20))], "bilinear")
-    assert look.colour("bilinear") == PALETTE[0]
-    assert look.colour("a") == PALETTE[1]
-    pairs = [(look.colour(d), look.marker(d)) for d in look.place]
-    assert len(set(pairs)) == len(pairs)
 
 
 def test_the_page_fetches_nothing_and_is_small(written, read):
@@ -534,27 +291,6 @@ def test_hostile_names_stay_text(hostile):
     assert "alert(1)" in text
     for file in (hostile / "figures").glob("*.svg"):
         assert "<script" not in file.read_text()
-
-
-def test_inline_figures_are_well_formed_and_their_ids_are_their_own(written):
-    text = written.path.read_text()
-    assert len(re.findall(r"<svg[^>]*role=\"img\"", text)) == written.figures
-    ids = re.findall(r'\bid="([^"]+)"', text)
-    assert len(ids) == len(set(ids))
-    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'<use href="#([^"]+)"', text))
-    assert used <= set(ids)
-    assert "#1c1f24" not in text.split("</style>")[1]  # ink follows the theme
-
-
-def test_long_names_fit_into_figures():
-    look = Look(["bilinear", "x" * 300], "bilinear")
-    with style():
-        figure = figures.new_figure(2.0)
-        figure.add_subplot()
-        figures.legend(figure, look, ["bilinear", "x" * 300, "_hidden"][:2])
-        settle(figure)
-    texts = [t.get_text() for t in figure.legends[0].get_texts()]
-    assert texts == ["bilinear", "x" * 21 + "…"]
 
 
 def test_facts_that_differ_between_runs_are_counted(read):

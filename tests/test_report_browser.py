@@ -10,7 +10,7 @@ from segbench.config_file import build_config
 from segbench.report import page as report_page
 from segbench.report.page import write_report
 from tests.conftest import tiny
-from tests.test_report import EFFECTS, HOSTILE, fake_sweep
+from tests.fakes import EFFECTS, HOSTILE, fake_sweep
 from tests.test_sweep import sweep as run_sweep
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")

@@ -17,7 +17,7 @@ from segbench.report import gallery, page
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from tests.conftest import tiny
-from tests.test_report import CLASSES, EFFECTS, Reader, fake_sweep, iou_by_hand
+from tests.fakes import CLASSES, EFFECTS, Reader, fake_sweep, iou_by_hand
 from tests.test_sweep import sweep as run_sweep
 
 

@@ -6,7 +6,7 @@ from segbench.report.analysis import Analysis, Delta
 from segbench.report.metrics import available
 from segbench.report.runs import read_sweep
 from segbench.report.words import interval, verdict
-from tests.test_report import fake_sweep
+from tests.fakes import fake_sweep
 
 
 def say(tmp_path, effects, metric="biou@0.02", **options):

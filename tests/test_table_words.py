@@ -24,7 +24,7 @@ from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from segbench.runs import ClassFacts, Facts, grid_names, make_cohorts, make_runs
 from tests.conftest import tiny, write_again
-from tests.test_report import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
+from tests.fakes import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
 
 
 @pytest.fixture
