@@ -1,4 +1,4 @@
-"""A column of your own: ``measures: [experiments/plug_in_a_measure/contour_distance.py:ContourDistance]`` in a sweep."""
+"""A column of your own: ``measures: [PATH/contour_distance.py:ContourDistance]`` in a sweep."""
 
 from dataclasses import dataclass
 
