@@ -19,6 +19,7 @@ from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure
 from segbench.registry import DATASETS, check_params, source_hash
 from segbench.runs import ClassFacts, Facts
+from segbench.sweep.files import KnownFiles
 from segbench.training.tracking import require
 
 
@@ -37,13 +38,14 @@ class FactFinder:
     Args:
         on_cluster: whether cohorts run on machines of a cluster.
         partly: leave out decoders that fail, and keep why.
+        known: of the data's files, which is added to.
 
     Attributes:
         failing: title of a decoder -> why it fails, in one line.
     """
 
-    def __init__(self, on_cluster: bool = False, partly: bool = False) -> None:
-        self.on_cluster, self.partly = on_cluster, partly
+    def __init__(self, on_cluster: bool, partly: bool, known: KnownFiles) -> None:
+        self.on_cluster, self.partly, self.known = on_cluster, partly, known
         self.failing: dict[str, str] = {}
         self._found: dict[tuple[Any, str], Any] = {}
 
@@ -53,6 +55,16 @@ class FactFinder:
             self._found[place] = find(*of)
         return self._found[place]
 
+    def open_both(self, config: DataConfig) -> tuple[dict[str, Dataset], list[str]]:
+        """Both splits, and what stands for them in a run's key."""
+        splits = {which: open_data(config, which) for which in ("train", "val")}
+        for dataset in splits.values():
+            if not dataset.labelled:
+                raise UserError(
+                    f"split '{dataset.split}' of '{config.name}' has no labels; `segbench export` predicts it"
+                )
+        return splits, data_facts(config, splits, self.known)
+
     def facts(self, config: SweepConfig) -> Facts:
         """Of one variant.
 
@@ -61,7 +73,7 @@ class FactFinder:
         """
         self.once(require, config.launch.trackers)
         accelerator = self.once(resolve_accelerator, config.trainer, self.on_cluster)
-        data, found_of_data = self.once(open_both, config.data)
+        data, found_of_data = self.once(self.open_both, config.data)
         classes, weights = data["train"].classes, config.recipe.class_weights
         if weights is not None and len(weights) != len(classes):
             raise UserError(
@@ -92,15 +104,6 @@ class FactFinder:
         )
 
 
-def open_both(config: DataConfig) -> tuple[dict[str, Dataset], list[str]]:
-    """Both splits, and what stands for them in a run's key."""
-    splits = {which: open_data(config, which) for which in ("train", "val")}
-    for dataset in splits.values():
-        if not dataset.labelled:
-            raise UserError(f"split '{dataset.split}' of '{config.name}' has no labels; `segbench export` predicts it")
-    return splits, data_facts(config, splits)
-
-
 def _build(config: EncoderConfig) -> BuiltEncoder:
     encoder = build_encoder(config)
     return BuiltEncoder(encoder.weights_hash, encoder.channels, encoder.strides, encoder_facts(config))
@@ -120,10 +123,10 @@ def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
     return None if cls is None else ClassFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
 
 
-def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
+def data_facts(config: DataConfig, data: Mapping[str, Dataset], known: KnownFiles) -> list[str]:
     """What stands for the data in a run's key: their class, its source, its parameters, and the files of each split."""
     cls = type(data["train"])
-    return [cls.__name__, source_hash(cls), _data_params(config), *(d.fingerprint() for d in data.values())]
+    return [cls.__name__, source_hash(cls), _data_params(config), *map(known.fingerprint, data.values())]
 
 
 def _data_params(config: DataConfig) -> str:

@@ -12,7 +12,7 @@ from segbench.launch import local
 from segbench.launch.base import blamed, load
 from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
 from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
-from segbench.sweep.files import check_files, known_files
+from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
 
 
@@ -91,30 +91,34 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
 
 def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run], dict[str, RunStatus], list[str]]:
     """Every run, its status by key, and what fails."""
-    from segbench.sweep.facts import FactFinder, open_both
+    from segbench.sweep.facts import FactFinder
 
-    finder = FactFinder(on_cluster, partly)
-    with known_files(_folder(config), keep=True) as known:
-        for _, variant in expand_grid(config):
-            finder.facts(variant)
-        failing = list(finder.failing.values())
-        if len(failing) == len(config.decoders):
-            return [], {}, failing
-        good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
-        runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
-        statuses = {run.key: run_status(run.folder) for run in runs}
-        for status in statuses.values():
-            if status.state == "unreadable":
-                raise UserError(status.more)
-        todo = [run for run in runs if statuses[run.key].state != "done"]
-        for section in {repr(run.config.data): run.config.data for run in todo}.values():
-            data, facts = finder.once(open_both, section)
-            try:
-                check_files(data, facts[-2:], known)
-            except UserError as error:
-                if not partly:
-                    raise
-                failing.append(str(error))
+    folder = _folder(config)
+    known = KnownFiles.read(folder)
+    before = known.model_dump_json()
+    finder = FactFinder(on_cluster, partly, known)
+    for _, variant in expand_grid(config):
+        finder.facts(variant)
+    failing = list(finder.failing.values())
+    if len(failing) == len(config.decoders):
+        return [], {}, failing
+    good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
+    runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
+    statuses = {run.key: run_status(run.folder) for run in runs}
+    for status in statuses.values():
+        if status.state == "unreadable":
+            raise UserError(status.more)
+    todo = [run for run in runs if statuses[run.key].state != "done"]
+    for section in {repr(run.config.data): run.config.data for run in todo}.values():
+        data, facts = finder.once(finder.open_both, section)
+        try:
+            known.check(data, facts[-2:])
+        except UserError as error:
+            if not partly:
+                raise
+            failing.append(str(error))
+    if known.model_dump_json() != before:
+        known.write(folder)
     return runs, statuses, failing
 
 

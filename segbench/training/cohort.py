@@ -32,7 +32,7 @@ from segbench.loading.pipeline import train_loader
 from segbench.measures.base import CountMeasure, Measure, RunMeasure, Trained
 from segbench.runs import Cohort, Run, protocol, should_halve
 from segbench.sweep.facts import data_facts, encoder_facts
-from segbench.sweep.files import known_files
+from segbench.sweep.files import KnownFiles
 from segbench.training.checkpoints import load_checkpoint, save_checkpoint
 from segbench.training.evaluation import Evaluation, evaluate
 from segbench.training.lockstep import Lockstep, Member
@@ -91,12 +91,11 @@ def _run(
     facts = cohort.runs[0].facts
     measures = load_measures(config.measures)
     counted = [m for m in measures if isinstance(m, CountMeasure)]
-    with known_files(cohort.runs[0].folder.parent):
-        found_data = data_facts(config.data, data)
+    known = KnownFiles.read(cohort.runs[0].folder.parent)
     for what, planned, found in (
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
-        ("the data", facts.data, found_data),
+        ("the data", facts.data, data_facts(config.data, data, known)),
         ("the source of the measures", facts.measures, facts_of(measures)),
     ):
         if found != planned:
