@@ -19,15 +19,11 @@ SETTLED_NS = 2 * 10**9  # a younger file may change again within one tick of its
 
 
 class KnownFiles(BaseModel):
-    """Of data's files: what need not be read again.
+    """Of data's files: what need not be read again."""
 
-    Attributes:
-        hashes: path of a label file -> size, times of change of content and status (ns), SHA-256.
-        good: fingerprints of splits of which every image was read.
-    """
-
+    # Path of a label file -> size, times of change of content and status (ns), SHA-256.
     hashes: dict[str, tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]] = {}
-    good: list[str] = []
+    good: list[str] = []  # fingerprints of splits of which every image was read
 
     @classmethod
     def read(cls, folder: Path) -> "KnownFiles":

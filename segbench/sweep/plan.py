@@ -18,28 +18,17 @@ from segbench.sweep.status import RunStatus, run_status
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep consists of, and what is to do.
-
-    Attributes:
-        runs: all of them; none where everything fails.
-        todo: those that are not done, among them those of which a result is damaged.
-        damaged: what is wrong with such results, in one line each.
-        cohorts: of what is to do.
-        failing: what fails, a decoder by itself or all of them, in one line each.
-        jobs: cohorts at a time.
-        threads: of each.
-        planning_s: seconds that planning took, which a sweep takes too.
-    """
+    """What a sweep consists of, and what is to do."""
 
     config: SweepConfig
-    runs: list[Run]
-    todo: list[Run]
-    damaged: list[str]
-    cohorts: list[Cohort]
-    failing: list[str]
-    jobs: int
-    threads: int
-    planning_s: float
+    runs: list[Run]  # all of them; none where everything fails
+    todo: list[Run]  # those that are not done, among them those of which a result is damaged
+    damaged: list[str]  # what is wrong with such results, in one line each
+    cohorts: list[Cohort]  # of what is to do
+    failing: list[str]  # what fails, a decoder by itself or all of them, in one line each
+    jobs: int  # cohorts at a time
+    threads: int  # of each
+    planning_s: float  # which a sweep takes too
 
     @property
     def folder(self) -> Path:
@@ -71,8 +60,7 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
         UserError: something that would make every run fail; without ``partly``, a decoder that fails.
     """
     began = time.monotonic()
-    runs: list[Run] = []
-    statuses: dict[str, RunStatus] = {}
+    runs, statuses = list[Run](), dict[str, RunStatus]()
     try:
         launcher = load(config.launch)
         with blamed(config.launch, "on_cluster"):
