@@ -174,12 +174,9 @@ def should_halve(cohort: Cohort, failure: Failure) -> bool:
     return failure.out_of_memory and len(cohort.runs) > 1 and cohort.runs[0].config.launch.on_oom == "split"
 
 
-def saved_step(run: Run) -> int:
-    """The step at which it goes on: that of its newest whole checkpoint."""
-    return newest_checkpoint(run.folder)[0]
-
-
-def make_cohorts(runs: Sequence[Run], step_of: Callable[[Run], int] = saved_step) -> list[Cohort]:
+def make_cohorts(
+    runs: Sequence[Run], step_of: Callable[[Run], int] = lambda run: newest_checkpoint(run.folder)[0]
+) -> list[Cohort]:
     """Group runs that can share batches; ``step_of`` gives the step at which each goes on."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:

@@ -149,8 +149,9 @@ def test_a_source_that_changes_after_the_plan_is_not_trained_under_the_old_key(m
     (cohort,) = make_cohorts(make_plan(make_config(encoder=own(name=f"{plugin}:OwnEncoder"))).runs, lambda run: 0)
     plugin.write_text(plugin.read_text() + "\n# another source\n")
     ended = work(cohort, 1, lambda *_: None, lambda: False)
-    assert ended.user_error
-    assert "the source of encoder 'OwnEncoder' changed after the sweep was planned" in ended.died.reason
+    for outcome in ended.outcomes.values():
+        assert outcome.user_error
+        assert "the source of encoder 'OwnEncoder' changed after the sweep was planned" in outcome.failure.reason
 
 
 def test_a_run_is_not_predicted_with_another_source(make_config, tmp_path):

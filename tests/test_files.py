@@ -11,7 +11,7 @@ from PIL import Image
 
 from segbench.config import DataConfig
 from segbench.data import base, open_data
-from segbench.sweep.files import KNOWN, known_files
+from segbench.sweep.files import KNOWN, SETTLED_NS, KnownFiles
 from segbench.sweep.plan import make_plan
 from segbench.training.work import work
 from tests.conftest import segbench, tiny
@@ -38,12 +38,12 @@ class Counted(Folder):
 
 
 def write_labels(path, value=1):
-    Image.fromarray(np.full((64, 64), value, np.uint8)).save(path)
+    Image.fromarray(np.full((64, 64), value, np.uint8)).save(path, compress_level=0)  # of one size whatever the value
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """The section ``data`` of a data set of five files, older than `base.SETTLED_NS`; its label files."""
+    """The section ``data`` of a data set of five files, older than `SETTLED_NS`; its label files."""
     monkeypatch.setattr(base, "_read_whole", base._read_whole)  # which the plug-in below replaces
     root = tmp_path / "own"
     for which, number in (("train", 3), ("val", 2)):
@@ -52,7 +52,7 @@ def own(tmp_path, monkeypatch):
         for i in range(number):
             Image.fromarray(np.full((64, 64, 3), i, np.uint8)).save(root / f"images/{which}/{i}.png")
             write_labels(root / f"masks/{which}/{i}.png")
-    time.sleep(base.SETTLED_NS / 1e9 + 0.1)
+    time.sleep(SETTLED_NS / 1e9 + 0.1)
     (tmp_path / "counted.py").write_text(COUNTED.format(log=str(tmp_path / "log")))
     data = {"name": f"{tmp_path}/counted.py:Counted", "root": str(root), "classes": ["a", "b"]}
     return data, sorted(root.glob("masks/*/*"))
@@ -98,7 +98,7 @@ def test_a_young_file_is_read_each_time(make, own, hashed):
 
 
 def other_size(path):
-    Image.fromarray(np.zeros((64, 64), np.uint8)).save(path, pnginfo=None, compress_level=0)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(path, compress_level=9)
 
 
 def other_content(path):
@@ -118,7 +118,8 @@ def test_a_label_file_that_changes_after_the_plan_is_noticed(make, own, hashed, 
     change(own[1][1])
     ended = work(plan.cohorts[0], 1, lambda *_: None, lambda: False)
     assert hashed() == {str(own[1][1]): 1}
-    assert "the data changed after the sweep was planned" in ended.died.reason
+    (outcome,) = ended.outcomes.values()
+    assert "the data changed after the sweep was planned" in outcome.failure.reason
     again = make_plan(config)
     assert again.runs[0].key != plan.runs[0].key
     assert again.failing == []
@@ -168,12 +169,14 @@ def test_images_are_read_once_and_a_bad_one_is_named_by_plan_and_sweep(own, tmp_
     assert segbench("sweep", path).returncode == 2
     image.write_bytes(whole)
     assert segbench("plan", path, "--no-trial").returncode == 0
-    with known_files(tmp_path / "runs/tiny") as known:
-        assert len(known.good) == 2
+    assert len(KnownFiles.read(tmp_path / "runs/tiny").good) == 2
 
 
-def test_outside_of_a_sweep_nothing_is_remembered(own, hashed):
-    data = open_data(DataConfig(**own[0]), "val")
+def test_a_fingerprint_of_known_files_is_the_data_set_s_own(own):
+    data, known = open_data(DataConfig(**own[0]), "val"), KnownFiles()
     before = data.fingerprint()
+    assert known.fingerprint(data) == before
+    assert [*known.hashes] == [str(path) for path in own[1][-2:]]
+    assert known.fingerprint(data) == before
     other_content(own[1][-1])
-    assert data.fingerprint() != before
+    assert known.fingerprint(data) == data.fingerprint() != before

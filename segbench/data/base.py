@@ -7,10 +7,8 @@ import io
 import os
 import stat
 import struct
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,11 +23,6 @@ VOID = 255
 Image.MAX_IMAGE_PIXELS = 2**30  # as OpenCV's limit for the image beside the labels; Pillow's default is for uploads
 Pixels = npt.NDArray[np.uint8]
 Pair = tuple[str, Path, Path | None]  # id, image, labels
-
-# Path of a label file -> size, times of change of content and status (ns), SHA-256. Where a sweep sets it, a file that
-# is still so is not read again for its hash.
-known_hashes: ContextVar[dict[str, tuple[int, int, int, str]] | None] = ContextVar("known_hashes", default=None)
-SETTLED_NS = 2 * 10**9  # a younger file may change again within one tick of its file system's clock
 
 
 class SizeMismatch(UserError):
@@ -315,24 +308,8 @@ def hash_files(pairs: Sequence[Pair]) -> str:
             raise UserError(f"no file {image}")
         digest.update(f"{name}\0{status.st_size}\0".encode())
         if labels is not None:
-            digest.update(_hash_labels(labels))
+            digest.update(hashlib.sha256(_read_whole(labels)).digest())
     return digest.hexdigest()
-
-
-def _hash_labels(path: Path) -> bytes:
-    """SHA-256 of the file, from `known_hashes` where its size and times are those of then."""
-    known, status = known_hashes.get(), file_status(path)
-    if known is None or status is None:
-        return hashlib.sha256(_read_whole(path)).digest()
-    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    there = known.get(str(path))
-    if there is not None and there[:3] == stamp:
-        return bytes.fromhex(there[3])
-    settled = time.time_ns() - max(stamp[1:]) > SETTLED_NS
-    digest = hashlib.sha256(_read_whole(path))
-    if settled:
-        known[str(path)] = (*stamp, digest.hexdigest())
-    return digest.digest()
 
 
 def _read_whole(path: Path) -> bytes:

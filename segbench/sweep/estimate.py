@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -39,23 +39,14 @@ class Trial(NamedTuple):
     checkpoint_bytes: float  # of all its runs, while it trains; 0 where it was too short for one
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What is left of a sweep will take about this, on this machine.
+class Estimate(NamedTuple):
+    """What is left of a sweep will take about this, on this machine."""
 
-    Attributes:
-        seconds: from the command to its table.
-        memory_bytes: resident, of all cohorts that run at a time.
-        gpu_bytes: of one cohort, as torch allocates them.
-        kept_bytes: on the disk in the end.
-        running_bytes: on the disk beside that, while cohorts run: their checkpoints.
-    """
-
-    seconds: float
-    memory_bytes: int
-    gpu_bytes: int
-    kept_bytes: int
-    running_bytes: int
+    seconds: float  # from the command to its table
+    memory_bytes: int  # resident, of all cohorts that run at a time
+    gpu_bytes: int  # of one cohort, as torch allocates them
+    kept_bytes: int  # on the disk in the end
+    running_bytes: int  # on the disk beside that, while cohorts run: their checkpoints
 
 
 def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
@@ -130,15 +121,10 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
 
     with tempfile.TemporaryDirectory(prefix="segbench-trial-") as place:
         config = cohort.runs[0].config
-        quietly = config.model_copy(
-            update={
-                "launch": config.launch.model_copy(update={"trackers": []}),
-                "evaluation": config.evaluation.model_copy(update={"every": None}),
-            }
-        )
-        runs = [
-            replace(run, config=quietly, folder=Path(place) / f"{i}-{run.key}") for i, run in enumerate(cohort.runs)
-        ]
+        launch = config.launch.model_copy(update={"trackers": []})
+        evaluation = config.evaluation.model_copy(update={"every": None})
+        quietly = config.model_copy(update={"launch": launch, "evaluation": evaluation})
+        runs = [replace(run, config=quietly, folder=Path(place) / run.folder.name) for run in cohort.runs]
         with contextlib.suppress(FileNotFoundError):  # which spares the cohort reading labels
             shutil.copy(cohort.runs[0].folder.parent / KNOWN, place)
         began = time.perf_counter()
@@ -155,17 +141,11 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
             raise UserError("; ".join(f"{run.name}: {failures[run.key].reason}" for run in runs if run.key in failures))
         counts_bytes = _bytes(runs, store.COUNTS)
         kept_bytes = _bytes(runs, "*") - counts_bytes
-    step_s = _mean_gap(times["train"], WARM_UP)
-    return Trial(
-        max(0.0, times["train"][0] - began - step_s),
-        step_s,
-        _mean_gap(times["evaluate"], 1),
-        peak_memory(config.launch.workers),
-        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
-        kept_bytes,
-        counts_bytes / len(times["evaluate"]),
-        checkpoint_bytes,
-    )
+    step_s, image_s = _mean_gap(times["train"], WARM_UP), _mean_gap(times["evaluate"], 1)
+    start_s, image_bytes = max(0.0, times["train"][0] - began - step_s), counts_bytes / len(times["evaluate"])
+    gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    memory_bytes = peak_memory(config.launch.workers)
+    return Trial(start_s, step_s, image_s, memory_bytes, gpu_bytes, kept_bytes, image_bytes, checkpoint_bytes)
 
 
 def _mean_gap(times: list[float], skip: int) -> float:

@@ -19,6 +19,7 @@ from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure
 from segbench.registry import DATASETS, check_params, source_hash
 from segbench.runs import ClassFacts, Facts
+from segbench.sweep.files import KnownFiles
 from segbench.training.tracking import require
 
 
@@ -37,13 +38,14 @@ class FactFinder:
     Args:
         on_cluster: whether cohorts run on machines of a cluster.
         partly: leave out decoders that fail, and keep why.
+        known: of the data's files, which is added to.
 
     Attributes:
         failing: title of a decoder -> why it fails, in one line.
     """
 
-    def __init__(self, on_cluster: bool = False, partly: bool = False) -> None:
-        self.on_cluster, self.partly = on_cluster, partly
+    def __init__(self, on_cluster: bool, partly: bool, known: KnownFiles) -> None:
+        self.on_cluster, self.partly, self.known = on_cluster, partly, known
         self.failing: dict[str, str] = {}
         self._found: dict[tuple[Any, str], Any] = {}
 
@@ -53,6 +55,15 @@ class FactFinder:
             self._found[place] = find(*of)
         return self._found[place]
 
+    def open_both(self, config: DataConfig) -> tuple[dict[str, Dataset], list[str]]:
+        """Both splits, and what stands for them in a run's key."""
+        splits = {which: open_data(config, which) for which in ("train", "val")}
+        for dataset in splits.values():
+            if not dataset.labelled:
+                split = f"split '{dataset.split}' of '{config.name}'"
+                raise UserError(f"{split} has no labels; `segbench export` predicts it")
+        return splits, data_facts(config, splits, self.known)
+
     def facts(self, config: SweepConfig) -> Facts:
         """Of one variant.
 
@@ -61,12 +72,11 @@ class FactFinder:
         """
         self.once(require, config.launch.trackers)
         accelerator = self.once(resolve_accelerator, config.trainer, self.on_cluster)
-        data, found_of_data = self.once(open_both, config.data)
+        data, of_data = self.once(self.open_both, config.data)
         classes, weights = data["train"].classes, config.recipe.class_weights
         if weights is not None and len(weights) != len(classes):
-            raise UserError(
-                f"recipe.class_weights has {len(weights)} values; '{config.data.name}' has {len(classes)} classes"
-            )
+            there = f"'{config.data.name}' has {len(classes)} classes"
+            raise UserError(f"recipe.class_weights has {len(weights)} values; {there}")
         encoder: BuiltEncoder = self.once(_build, config.encoder)
         largest = max(encoder.strides)
         if config.recipe.batch_size == 1 and max(config.recipe.crop) <= largest:
@@ -87,18 +97,7 @@ class FactFinder:
                 self.failing[decoder.title] = str(error)
         gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
         weights_hash, _, strides, plugin = encoder
-        return Facts(
-            accelerator, gpus, weights_hash, classes, found_of_data, images, strides, decoders, measures, plugin
-        )
-
-
-def open_both(config: DataConfig) -> tuple[dict[str, Dataset], list[str]]:
-    """Both splits, and what stands for them in a run's key."""
-    splits = {which: open_data(config, which) for which in ("train", "val")}
-    for dataset in splits.values():
-        if not dataset.labelled:
-            raise UserError(f"split '{dataset.split}' of '{config.name}' has no labels; `segbench export` predicts it")
-    return splits, data_facts(config, splits)
+        return Facts(accelerator, gpus, weights_hash, classes, of_data, images, strides, decoders, measures, plugin)
 
 
 def _build(config: EncoderConfig) -> BuiltEncoder:
@@ -120,16 +119,12 @@ def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
     return None if cls is None else ClassFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
 
 
-def data_facts(config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
+def data_facts(config: DataConfig, data: Mapping[str, Dataset], known: KnownFiles) -> list[str]:
     """What stands for the data in a run's key: their class, its source, its parameters, and the files of each split."""
     cls = type(data["train"])
-    return [cls.__name__, source_hash(cls), _data_params(config), *(d.fingerprint() for d in data.values())]
-
-
-def _data_params(config: DataConfig) -> str:
-    """Hash of the data set's parameters: of a file what it holds, of a folder nothing, which `fingerprint` sees to."""
-    params = check_params(DATASETS, config.name, DATASETS.load(config.name), config.params)
-    return hashlib.sha256(json.dumps(_values(params), sort_keys=True).encode()).hexdigest()
+    params = _values(check_params(DATASETS, config.name, DATASETS.load(config.name), config.params))
+    hashed = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+    return [cls.__name__, source_hash(cls), hashed, *map(known.fingerprint, data.values())]
 
 
 def _values(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,9 +150,8 @@ def resolve_accelerator(trainer: TrainerConfig, on_cluster: bool = False) -> str
         raise UserError("trainer.accelerator: what a cluster's machines have is not known here; say cpu or gpu")
     if on_cluster and name in ("gpu", "cuda"):
         return "cuda"
-    there = [
-        n for n, found in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available())) if found
-    ]
+    devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = [device for device, found in devices.items() if found]
     wanted = {"auto": (there or ["cpu"])[0], "gpu": (there or ["cuda"])[0]}.get(name, name)
     if wanted != "cpu" and wanted not in there:
         raise UserError(f"trainer.accelerator: this machine has no '{name}'; use cpu or auto")

@@ -1,68 +1,79 @@
 """What a sweep's folder remembers of the data's files, so that they are read once. Imports no torch."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from segbench.data.base import Dataset, known_hashes
+from segbench.data import base
+from segbench.data.base import Dataset, PairedFiles
 from segbench.store import write_atomic
 
 KNOWN = ".files.json"
+SETTLED_NS = 2 * 10**9  # a younger file may change again within one tick of its file system's clock
 
 
 class KnownFiles(BaseModel):
-    """``hashes`` as in `segbench.data.base.known_hashes`; ``good``: fingerprints of splits that were read whole."""
+    """Of data's files: what need not be read again."""
 
+    # Path of a label file -> size, times of change of content and status (ns), SHA-256.
     hashes: dict[str, tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]] = {}
-    good: list[str] = []
+    good: list[str] = []  # fingerprints of splits of which every image was read
 
+    @classmethod
+    def read(cls, folder: Path) -> "KnownFiles":
+        """What a sweep's folder remembers; nothing where its file is damaged or cannot be read."""
+        with suppress(OSError, ValidationError):
+            checksum, _, text = (folder / KNOWN).read_bytes().partition(b"\n")
+            if checksum == _checksum(text):
+                return cls.model_validate_json(text)
+        return cls()
 
-@contextmanager
-def known_files(folder: Path, keep: bool = False) -> Iterator[KnownFiles]:
-    """Within it a label file is read for its hash only where it is not as the sweep's ``folder`` remembers it.
+    def write(self, folder: Path) -> None:
+        text = self.model_dump_json().encode()
+        write_atomic(folder / KNOWN, lambda file: file.write(_checksum(text) + b"\n" + text), durable=False)
 
-    Args:
-        keep: write what was learnt, unless an exception ends it.
+    def fingerprint(self, dataset: Dataset) -> str:
+        """``dataset.fingerprint()``; of paired files only those labels are read that are not as they were."""
+        if not isinstance(dataset, PairedFiles) or type(dataset).fingerprint is not PairedFiles.fingerprint:
+            return dataset.fingerprint()
+        digest = hashlib.sha256()  # as `hash_files`, whose source is part of every key
+        for name, image, labels in dataset.pairs:
+            if labels is None or (status := base.file_status(image)) is None:
+                return dataset.fingerprint()
+            digest.update(f"{name}\0{status.st_size}\0".encode() + self._hash_labels(labels))
+        return digest.hexdigest()
 
-    Raises:
-        UserError: it cannot be written. One that is damaged, or that cannot be read, is ignored.
-    """
-    path, known = folder / KNOWN, KnownFiles()
-    with suppress(OSError, ValidationError):
-        checksum, _, text = path.read_bytes().partition(b"\n")
-        if checksum == _checksum(text):
-            known = KnownFiles.model_validate_json(text)
-    before = known.model_dump_json()
-    token = known_hashes.set(known.hashes)
-    try:
-        yield known
-    finally:
-        known_hashes.reset(token)
-    after = known.model_dump_json()
-    if keep and after != before:
-        data = after.encode()
-        write_atomic(path, lambda file: file.write(_checksum(data) + b"\n" + data), durable=False)
+    def _hash_labels(self, path: Path) -> bytes:
+        status, now = base.file_status(path), time.time_ns()
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0, now)
+        there = self.hashes.get(str(path))
+        if there is not None and there[:3] == stamp:
+            return bytes.fromhex(there[3])
+        digest = hashlib.sha256(base._read_whole(path))
+        if now - max(stamp[1:]) > SETTLED_NS:
+            self.hashes[str(path)] = (*stamp, digest.hexdigest())
+        return digest.digest()
+
+    def check(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> None:
+        """Read every image of both splits once, so that a bad file is named before training and not in the midst of it.
+
+        Raises:
+            UserError: the first bad file.
+        """
+        for dataset, fingerprint in zip(data.values(), fingerprints, strict=True):
+            if not dataset.from_files or fingerprint in self.good:
+                continue
+            with ThreadPoolExecutor() as pool:
+                for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):
+                    pass
+            self.good.append(fingerprint)
 
 
 def _checksum(text: bytes) -> bytes:
     return hashlib.sha256(text).hexdigest().encode()
-
-
-def check_files(data: Mapping[str, Dataset], fingerprints: list[str], known: KnownFiles) -> None:
-    """Read every image of both splits once, so that a bad file is named before training and not in the midst of it.
-
-    Raises:
-        UserError: the first bad file.
-    """
-    for dataset, fingerprint in zip(data.values(), fingerprints, strict=True):
-        if not dataset.from_files or fingerprint in known.good:
-            continue
-        with ThreadPoolExecutor() as pool:
-            for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):
-                pass
-        known.good.append(fingerprint)

@@ -12,34 +12,23 @@ from segbench.launch import local
 from segbench.launch.base import blamed, load
 from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
 from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
-from segbench.sweep.files import check_files, known_files
+from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep consists of, and what is to do.
-
-    Attributes:
-        runs: all of them; none where everything fails.
-        todo: those that are not done, among them those of which a result is damaged.
-        damaged: what is wrong with such results, in one line each.
-        cohorts: of what is to do.
-        failing: what fails, a decoder by itself or all of them, in one line each.
-        jobs: cohorts at a time.
-        threads: of each.
-        planning_s: seconds that planning took, which a sweep takes too.
-    """
+    """What a sweep consists of, and what is to do."""
 
     config: SweepConfig
-    runs: list[Run]
-    todo: list[Run]
-    damaged: list[str]
-    cohorts: list[Cohort]
-    failing: list[str]
-    jobs: int
-    threads: int
-    planning_s: float
+    runs: list[Run]  # all of them; none where everything fails
+    todo: list[Run]  # those that are not done, among them those of which a result is damaged
+    damaged: list[str]  # what is wrong with such results, in one line each
+    cohorts: list[Cohort]  # of what is to do
+    failing: list[str]  # what fails, a decoder by itself or all of them, in one line each
+    jobs: int  # cohorts at a time
+    threads: int  # of each
+    planning_s: float  # which a sweep takes too
 
     @property
     def folder(self) -> Path:
@@ -71,8 +60,7 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
         UserError: something that would make every run fail; without ``partly``, a decoder that fails.
     """
     began = time.monotonic()
-    runs: list[Run] = []
-    statuses: dict[str, RunStatus] = {}
+    runs, statuses = list[Run](), dict[str, RunStatus]()
     try:
         launcher = load(config.launch)
         with blamed(config.launch, "on_cluster"):
@@ -91,30 +79,34 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
 
 def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run], dict[str, RunStatus], list[str]]:
     """Every run, its status by key, and what fails."""
-    from segbench.sweep.facts import FactFinder, open_both
+    from segbench.sweep.facts import FactFinder
 
-    finder = FactFinder(on_cluster, partly)
-    with known_files(_folder(config), keep=True) as known:
-        for _, variant in expand_grid(config):
-            finder.facts(variant)
-        failing = list(finder.failing.values())
-        if len(failing) == len(config.decoders):
-            return [], {}, failing
-        good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
-        runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
-        statuses = {run.key: run_status(run.folder) for run in runs}
-        for status in statuses.values():
-            if status.state == "unreadable":
-                raise UserError(status.more)
-        todo = [run for run in runs if statuses[run.key].state != "done"]
-        for section in {repr(run.config.data): run.config.data for run in todo}.values():
-            data, facts = finder.once(open_both, section)
-            try:
-                check_files(data, facts[-2:], known)
-            except UserError as error:
-                if not partly:
-                    raise
-                failing.append(str(error))
+    folder = _folder(config)
+    known = KnownFiles.read(folder)
+    before = known.model_dump_json()
+    finder = FactFinder(on_cluster, partly, known)
+    for _, variant in expand_grid(config):
+        finder.facts(variant)
+    failing = list(finder.failing.values())
+    if len(failing) == len(config.decoders):
+        return [], {}, failing
+    good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
+    runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
+    statuses = {run.key: run_status(run.folder) for run in runs}
+    for status in statuses.values():
+        if status.state == "unreadable":
+            raise UserError(status.more)
+    todo = [run for run in runs if statuses[run.key].state != "done"]
+    for section in {repr(run.config.data): run.config.data for run in todo}.values():
+        data, facts = finder.once(finder.open_both, section)
+        try:
+            known.check(data, facts[-2:])
+        except UserError as error:
+            if not partly:
+                raise
+            failing.append(str(error))
+    if known.model_dump_json() != before:
+        known.write(folder)
     return runs, statuses, failing
 
 

@@ -181,14 +181,8 @@ class _Sweep:
 
     def _round(self, cohorts: Sequence[Cohort], jobs: int) -> bool:
         """Run cohorts, with progress bars; False where it was interrupted."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
+        counts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        columns = *counts, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
         with Progress(*columns, console=self.console, transient=True, speed_estimate_period=300) as progress:
             steps = {id(c): c.runs[0].config.recipe.steps - c.start_step for c in cohorts}
             images = {id(c): c.runs[0].facts.eval_images for c in cohorts}

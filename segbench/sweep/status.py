@@ -12,17 +12,11 @@ from segbench.errors import UserError
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        state: done, running, stopped, killed, failed, damaged, unreadable or waiting.
-        more: what else is known.
-        step: that it goes on from.
-    """
-
-    state: str
-    more: str = ""
-    step: int = 0
+    state: str  # done, running, stopped, killed, failed, damaged, unreadable or waiting
+    more: str = ""  # what else is known
+    step: int = 0  # that it goes on from
 
 
 def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
@@ -48,14 +42,9 @@ def run_status(folder: Path) -> RunStatus:
     saved = f"saved at step {step}" if step else "nothing saved"
     if held or store.is_locked(folder):
         return RunStatus("running", _progress(status) if status.get("state") == "running" else "starting", step)
-    match status.get("state", "waiting"):
-        case "running":
-            return RunStatus("killed", saved, step)
-        case "failed":
-            return RunStatus("failed", f"{status.get('reason', '')} ({folder / store.TRACEBACK})", step)
-        case "stopped":
-            return RunStatus("stopped", saved, step)
-    return RunStatus("waiting", saved if step else "", step)
+    failed = f"{status.get('reason', '')} ({folder / store.TRACEBACK})"
+    ended = {"running": ("killed", saved), "failed": ("failed", failed), "stopped": ("stopped", saved)}
+    return RunStatus(*ended.get(str(status.get("state")), ("waiting", saved if step else "")), step)
 
 
 def last_said(folder: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from segbench.loading.pipeline import train_loader
 from segbench.measures.base import CountMeasure, Measure
 from segbench.runs import Cohort, Facts
 from segbench.sweep.facts import data_facts, encoder_facts
-from segbench.sweep.files import known_files
+from segbench.sweep.files import KnownFiles
 from segbench.training.callbacks import Checkpoints, Evaluations, LiveLogs, Reports, evaluate_all
 from segbench.training.checkpoints import load_checkpoint
 from segbench.training.control import Control, Report, Stopped
@@ -150,9 +150,7 @@ def _data(cohort: Cohort, images: int | None) -> dict[str, Dataset]:
     first = cohort.runs[0]
     config, facts = first.config, first.facts
     data = {which: open_data(config.data, which) for which in ("train", "val")}
-    with known_files(first.folder.parent):
-        found = data_facts(config.data, data)
-    if found != facts.data:
+    if data_facts(config.data, data, KnownFiles.read(first.folder.parent)) != facts.data:
         raise UserError(CHANGED.format("the data"))
     if config.launch.cache:
         key = f"{store.RESULT_VERSION} {config.data.params} {facts.data}"
