@@ -21,17 +21,17 @@ from segbench.store import explained
 from segbench.track import require
 
 
-def probe(config: SweepConfig, elsewhere: bool = False) -> Facts:
+def probe(config: SweepConfig, on_cluster: bool = False) -> Facts:
     """Build what ``config`` names and look at it.
 
     Args:
-        elsewhere: whether its cohorts run on machines of a cluster.
+        on_cluster: whether its cohorts run on machines of a cluster.
 
     Raises:
         UserError: anything that would make every run of the sweep fail.
     """
     require(config.launch.trackers)
-    accelerator = resolve_accelerator(config.trainer, elsewhere)
+    accelerator = resolve_accelerator(config.trainer, on_cluster)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for dataset in data.values():
         if not dataset.labelled:

@@ -23,7 +23,7 @@ from segbench import store
 from segbench.config import SweepConfig, expand_grid
 from segbench.errors import Failure, UserError
 from segbench.launch import local
-from segbench.launch.base import Launcher, blamed, load, run_cohorts
+from segbench.launch.base import Launcher, as_user_error, load, run_cohorts
 from segbench.manifest import write_manifest
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
 from segbench.plan import Cohort, Facts, Run, make_cohorts, make_runs
@@ -37,15 +37,15 @@ def plan(config: SweepConfig) -> list[Run]:
         UserError: something that would make every run fail.
     """
     launcher = load(config.launch)
-    with blamed(config.launch, "elsewhere"):
-        elsewhere = launcher.elsewhere(config.launch)
-    return make_runs(config, lambda variant: local.call(_probe_there, variant, elsewhere))
+    with as_user_error(config.launch, "on_cluster"):
+        on_cluster = launcher.on_cluster(config.launch)
+    return make_runs(config, lambda variant: local.call(_probe_there, variant, on_cluster))
 
 
-def _probe_there(config: SweepConfig, elsewhere: bool) -> Facts:
+def _probe_there(config: SweepConfig, on_cluster: bool) -> Facts:
     from segbench.probe import probe
 
-    return probe(config, elsewhere)
+    return probe(config, on_cluster)
 
 
 def _check_files_there(config: SweepConfig, marker: Path) -> None:

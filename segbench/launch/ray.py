@@ -85,7 +85,7 @@ class Ray(Launcher):
         self.stopping = False
 
     @classmethod
-    def elsewhere(cls, launch: LaunchConfig) -> bool:
+    def on_cluster(cls, launch: LaunchConfig) -> bool:
         return launch.address is not None
 
     @contextmanager

@@ -103,7 +103,7 @@ class Slurm(Launcher):
         self.stopping = False
 
     @classmethod
-    def elsewhere(cls, launch: LaunchConfig) -> bool:
+    def on_cluster(cls, launch: LaunchConfig) -> bool:
         return launch.slurm.cluster != "local"
 
     @contextlib.contextmanager
