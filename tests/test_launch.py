@@ -16,7 +16,7 @@ from segbench import store
 from segbench.config import LaunchConfig
 from segbench.config_file import build_config, load_config
 from segbench.errors import UserError
-from segbench.launch.base import KILLS, Launcher, Progress, run_until
+from segbench.launch.base import KILLS, Launcher, Progress, load, run_until
 from segbench.outcomes import Done, Ended, Failed, Stopped
 from segbench.registry import LAUNCHERS
 from segbench.sweep.plan import code_files, make_plan
@@ -103,6 +103,22 @@ def test_what_does_not_stop_is_killed_after_the_grace(write_sweep, tmp_path, nam
     (tmp_path / "go").touch()
     _, code, out = sweep(load_config(path, ["launch.launcher=local"]))
     assert code == 0, out
+
+
+def test_an_installed_package_announces_a_launcher(tmp_path, monkeypatch):
+    info = tmp_path / "announcing-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: announcing\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[segbench.launch]\nmine = announcing_launcher:Mine\n")
+    (tmp_path / "announcing_launcher.py").write_text(
+        "from segbench.launch.local import Local\nclass Mine(Local):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = build_config(tiny(launch={"launcher": "mine"}))
+    assert load(config.launch).__name__ == "Mine"
+    assert code_files(config, launches=True) == [tmp_path / "announcing_launcher.py"]
+    with pytest.raises(UserError, match="there is: local, mine, ray, slurm"):
+        load(LaunchConfig(launcher="mist"))
 
 
 # The loop

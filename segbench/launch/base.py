@@ -107,7 +107,7 @@ def caught_signals() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def blamed(launch: LaunchConfig, method: str) -> Iterator[None]:
+def as_user_error(launch: LaunchConfig, method: str) -> Iterator[None]:
     """Turn what a method of the launcher raises into a `UserError` that names both."""
     try:
         yield
@@ -151,11 +151,11 @@ def run_cohorts(
     """
     params = check_params(LAUNCHERS, launch.launcher, cls, launch.params)
     with contextlib.ExitStack() as stack:
-        with blamed(launch, "its constructor"):
+        with as_user_error(launch, "its constructor"):
             launcher = cls(cohorts, launch, jobs, threads, **params)
             if launcher.jobs < 1:
                 raise UserError(f"launcher '{launch.launcher}': jobs should be 1 or more, not {launcher.jobs}")
-        with blamed(launch, "opened"):
+        with as_user_error(launch, "opened"):
             stack.enter_context(launcher.opened())
         caught = stack.enter_context(caught_signals())
         return run_until(caught, launcher, cohorts, on_progress, on_end)
@@ -214,7 +214,7 @@ def run_until(
                     else:
                         end(one, Ended.alike(one.cohort, Stopped()))
             if running:
-                with blamed(launcher.launch, "wait"):
+                with as_user_error(launcher.launch, "wait"):
                     launcher.wait([one.handle for one in running])
             for one in list(running):
                 news = ask(one, "poll", one.handle)

@@ -9,7 +9,7 @@ from segbench.config import SweepConfig
 from segbench.config_file import expand_grid
 from segbench.errors import UserError
 from segbench.launch import local
-from segbench.launch.base import blamed, load
+from segbench.launch.base import as_user_error, load
 from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
 from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
 from segbench.sweep.files import KnownFiles
@@ -63,7 +63,7 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
     runs, statuses = list[Run](), dict[str, RunStatus]()
     try:
         launcher = load(config.launch)
-        with blamed(config.launch, "on_cluster"):
+        with as_user_error(config.launch, "on_cluster"):
             on_cluster = launcher.on_cluster(config.launch)
         runs, statuses, failing = local.call(_look, config, on_cluster, partly)
     except UserError as error:
