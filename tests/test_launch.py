@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -335,7 +336,7 @@ def test_the_launchers_of_clusters_are_extras(monkeypatch, name, package):
 
 def test_launchers_are_listed_and_their_files_named():
     out = segbench("list").stdout
-    assert "launchers\n  local        Cohorts as processes of this machine" in out
+    assert re.search(r"launchers\n  local +Cohorts as processes of this machine", out)
     config = build_config(tiny(launch={"launcher": f"{OWN}:Subprocesses"}))
     assert code_files(config, launches=True) == [OWN]
     assert code_files(config) == []  # an export, or a report, launches nothing
