@@ -216,7 +216,7 @@ def test_the_metric_of_the_plots(visit, report):
     page = visit(report)
     plots = page.locator("#g0-plots .plot:visible")
     before = plots.evaluate_all("p => p.map(x => x.dataset.figure)")
-    assert "biou-0.02-time" in before
+    assert "biou-0.02-eval" in before
     assert "trimap" in before
     page.locator("#g0-plots").get_by_text("mIoU", exact=True).first.click()
     after = plots.evaluate_all("p => p.map(x => x.dataset.figure)")

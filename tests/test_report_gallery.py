@@ -37,7 +37,7 @@ def test_the_choice_of_images_is_what_the_rule_says(folder):
     chosen, rule = gallery.choose(group)
     scores = []  # (D, N): by hand, image by image
     for n in range(4):
-        runs = [np.load(folder / f"run{n}-s{s}" / "counts.npz")["boundary"][:, 0] for s in range(3)]
+        runs = [np.load(folder / f"run{n}-s{s}" / "counts.npz")["biou@0.02"] for s in range(3)]
         scores.append([np.mean([np.nanmean(iou_by_hand(r[i])) for r in runs]) for i in range(12)])
     scores = np.array(scores)
     assert gallery.per_image(group) * 100 == pytest.approx(scores)
@@ -53,7 +53,7 @@ def test_the_choice_of_images_is_what_the_rule_says(folder):
     assert lower_median in left
     assert places[2] == lower_median
     truth = np.load(folder / "run0-s0" / "counts.npz")
-    shares = truth["boundary"][:, 0, 2].sum(0)[:3] / truth["region"][:, 2].sum(0)[:3]
+    shares = truth["biou@0.02"][:, 2].sum(0)[:3] / truth["region"][:, 2].sum(0)[:3]
     thin = int(np.argmax(shares))
     assert f"thin classes ({CLASSES[thin]})" in rule
     pixels = truth["region"][:, 2, thin]
