@@ -1,7 +1,6 @@
 """The measures of a sweep, loaded, tried and held to their contract. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,8 +108,3 @@ def try_measure(measure: CountMeasure, num_classes: int) -> None:
             raise ValueError(f"score gives {found}; it says that its bounds are {low:g} to {high:g}")
     except Exception as error:  # a plug-in can raise anything
         raise UserError(f"{said(measure)} does not keep the contract: {brief(error)}") from error
-
-
-def code_files(configs: Iterable[MeasureConfig]) -> list[Path | None]:
-    """The files that loading these measures runs; None for built-in ones."""
-    return [MEASURES.code_file(config.name) for config in configs]
