@@ -347,7 +347,7 @@ def announce(monkeypatch, *entries):
     found = importlib.metadata.EntryPoints(
         importlib.metadata.EntryPoint(name, value, ENCODERS.package) for name, value in entries
     )
-    monkeypatch.setattr(importlib.metadata, "entry_points", found.select)
+    monkeypatch.setattr("segbench.registry.entry_points", found.select)
 
 
 def test_an_installed_package_can_bring_one(monkeypatch):
@@ -377,6 +377,7 @@ def test_the_list_of_encoders(monkeypatch, capsys, bad):
 
 
 def test_an_encoder_without_parameters_is_one_too(bad, make_config):
-    results, code, out = sweep(make_config(encoder={"name": f"{bad}:NoWeights"}, decoders=["bilinear"]))
+    encoder = {"name": f"{bad}:NoWeights", "weights": "default"}
+    results, code, out = sweep(make_config(encoder=encoder, decoders=["bilinear"]))
     assert code == 0, out
     assert results["bilinear", 0].row["encoder"] == "NoWeights"

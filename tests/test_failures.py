@@ -177,7 +177,7 @@ def test_a_really_full_disk(tmp_path):
 
 def test_a_folder_that_cannot_be_written(make_config, tmp_path):
     (tmp_path / "runs").write_text("a file is in the way")
-    with pytest.raises(UserError, match=r"cannot write .*sweep\.json: (Not a directory|File exists)"):
+    with pytest.raises(UserError, match=r"cannot read .*runs.*: Not a directory"):
         sweep(make_config())
 
 

@@ -230,5 +230,5 @@ def test_the_windows_of_one_view_are_in_memory_at_a_time(pixels):
     image = pixels[0].permute(1, 2, 0).numpy()
     [(_, found)] = predict(own, {"it": Looks()}, image, EvaluationConfig(mode="slide", window=12, flip=True))
     assert found.error is None
-    assert len(made) == 2 * 6
-    assert max(alive) == 6
+    assert len(made) == 2 * 12
+    assert max(alive) == 12

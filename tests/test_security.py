@@ -316,7 +316,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path, change):
 )
 def test_a_result_vouches_for_its_own_files_only(tmp_path, files):
     """What it names is read for its checksum."""
-    row = {"result_version": store.RESULT_VERSION} | ({} if files is None else {"files": files})
+    row = {"result_version": store.RESULT_VERSION, "layout": store.LAYOUT} | ({} if files is None else {"files": files})
     store.write_json(tmp_path / store.RESULT, row | {"checksum": store._checksum(row)})
     with pytest.raises(store.Damaged, match="vouches for other files"):
         store.read_row(tmp_path)
