@@ -229,7 +229,7 @@ def test_a_sweep_on_the_four_real_voc_pairs(voc_root, make_config):
     results, code, out = sweep(config)
     assert code == 0, out
     counts = results["bilinear", 0].counts
-    assert counts["widths_px"].tolist() == [[12]]  # 375x500 at 0.02
+    assert counts["sizes"].tolist() == [[375, 500]]
     truth = np.asarray(Image.open(VOC("val", voc_root).pairs[0][2]))
     wanted = np.bincount(truth[truth != VOID], minlength=21)
     np.testing.assert_array_equal(counts["region"][0, 2], wanted)
