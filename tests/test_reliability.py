@@ -237,7 +237,11 @@ def sweep_that_is_interrupted(make_config, finishes):
             pass
 
     console = Console(file=io.StringIO(), width=200)
-    return _Sweep(plan, Interrupted, console).run(), console.file.getvalue().strip()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        return _Sweep(plan, Interrupted, console).run(), console.file.getvalue().strip()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_while_the_last_cohort_ends_is_no_stop(make_config):
