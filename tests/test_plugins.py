@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from segbench.check import check_decoder
-from segbench.config import load_config
+from segbench.config_file import load_config
 from segbench.errors import UserError
 from segbench.export import load_run
 from segbench.sweep.plan import make_plan
