@@ -97,13 +97,9 @@ def read_json(path: Path) -> Any:
         UserError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:  # which says nothing of what is in it
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        return None if (data := _read(path)) is None else json.loads(data)
     except ValueError as error:
-        raise Damaged(f"{path} cannot be read ({error}); remove it to have it made again") from None
+        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -146,14 +142,9 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         UserError: another version made it, or a file cannot be read.
     """
     path = folder / RESULT
-    try:
-        row = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    row = read_json(path)
+    if row is None and not path.exists():
         return None
-    except OSError as error:  # which says nothing of what is in it
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise Damaged(f"{path} is damaged ({error})") from None
     if not isinstance(row, dict) or "result_version" not in row:
         raise Damaged(f"{path} is damaged (it is no result)")
     if row.pop("checksum", None) != _checksum(row):
@@ -212,20 +203,20 @@ def write_checkpoint(folder: Path, step: int, data: memoryview) -> None:
 
 def newest_checkpoint(folder: Path) -> tuple[int, Path | None]:
     """The last step that was saved whole and its file; 0 and None where there is none."""
-    for path in sorted(folder.glob(CHECKPOINTS), reverse=True):
-        _, step, checksum = path.stem.split("-")
-        if (_sha256(path) or "").startswith(checksum):
-            return int(step), path
-    return 0, None
+    whole = (path for path in sorted(folder.glob(CHECKPOINTS), reverse=True) if _is_whole(path))
+    path = next(whole, None)
+    return (int(path.stem.split("-")[1]), path) if path else (0, None)
 
 
 def damaged_checkpoints(folder: Path) -> list[Path]:
     """Set checkpoints aside whose contents do not fit their names; returns their new places."""
-    damaged = [
-        path for path in folder.glob(CHECKPOINTS) if not (_sha256(path) or "").startswith(path.stem.split("-")[2])
-    ]
     with explained(folder):
+        damaged = [path for path in folder.glob(CHECKPOINTS) if not _is_whole(path)]
         return [path.rename(path.with_name(f"damaged-{path.name}")) for path in damaged]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (_sha256(checkpoint) or "").startswith(checkpoint.stem.split("-")[2])
 
 
 def tidy(folder: Path) -> None:
@@ -233,12 +224,8 @@ def tidy(folder: Path) -> None:
 
     For the holder of the lock.
     """
-    leftovers = [
-        *folder.glob(".*.tmp"),
-        *folder.glob("live/.*.tmp"),
-        *(folder.glob(f"*{CHECKPOINTS}") if is_done(folder) else ()),
-    ]
-    for path in leftovers:
+    patterns = [".*.tmp", "live/.*.tmp"] + [f"*{CHECKPOINTS}"] * is_done(folder)
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         path.unlink(missing_ok=True)
 
 
@@ -318,15 +305,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         UserError: no sweep there, or a file that cannot be read.
     """
     path = folder / MANIFEST
-    manifest = read_json(path)
-    if manifest is None:
-        raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
     try:
+        if (manifest := read_json(path)) is None:
+            raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
         names = [planned["folder"] for planned in manifest["runs"]]
-        if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
-            raise Damaged(f"{path} names folders outside of the sweep's")
-    except (TypeError, KeyError):
+        outside = any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names)
+    except (Damaged, TypeError, KeyError):
         raise Damaged(f"{path} is damaged; the sweep's command makes it again") from None
+    if outside:
+        raise Damaged(f"{path} names folders outside of the sweep's")
     return dict(manifest)
 
 
@@ -349,15 +336,14 @@ def _checksum(row: dict[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str | None:
-    """None where there is no such file.
+    """None where there is no such file; a `UserError` where it cannot be read."""
+    return None if (data := _read(path)) is None else hashlib.sha256(data).hexdigest()
 
-    Raises:
-        UserError: it cannot be read.
-    """
+
+def _read(path: Path) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except OSError as error:  # which says nothing of what is in it
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None

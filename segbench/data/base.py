@@ -8,7 +8,7 @@ import os
 import stat
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -299,8 +299,12 @@ def _is_turned(path: Path) -> bool:
         return False
 
 
-def hash_files(pairs: Sequence[Pair]) -> str:
-    """Hash over (id, image, labels): ids, the sizes of the image files in bytes, and the content of the label files."""
+def hash_files(pairs: Sequence[Pair], hash_labels: Callable[[Path], bytes] | None = None) -> str:
+    """Hash over (id, image, labels): ids, the sizes of the image files in bytes, and the content of the label files.
+
+    Args:
+        hash_labels: path -> SHA-256 of a label file; default: of what is read from it.
+    """
     digest = hashlib.sha256()
     for name, image, labels in pairs:
         status = file_status(image)
@@ -308,8 +312,13 @@ def hash_files(pairs: Sequence[Pair]) -> str:
             raise UserError(f"no file {image}")
         digest.update(f"{name}\0{status.st_size}\0".encode())
         if labels is not None:
-            digest.update(hashlib.sha256(_read_whole(labels)).digest())
+            digest.update((hash_labels or hash_file)(labels))
     return digest.hexdigest()
+
+
+def hash_file(path: Path) -> bytes:
+    """SHA-256 of an image file; a `UserError` that names it where it is missing, empty or truncated."""
+    return hashlib.sha256(_read_whole(path)).digest()
 
 
 def _read_whole(path: Path) -> bytes:

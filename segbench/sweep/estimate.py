@@ -180,14 +180,9 @@ def in_words(found: Estimate, folder: Path) -> str:
 def _memory() -> int:
     """Bytes of this machine, or what its control group may use; 0 where that is not said."""
     found = []
+    with contextlib.suppress(OSError, ValueError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
             found.append(int(Path(path).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    try:
-        with open("/proc/meminfo") as file:
-            found.append(1024 * int(next(line.split()[1] for line in file if line.startswith("MemTotal:"))))
-    except (OSError, StopIteration):
-        pass
     return min(found, default=0)

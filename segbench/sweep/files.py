@@ -42,12 +42,7 @@ class KnownFiles(BaseModel):
         """``dataset.fingerprint()``; of paired files only those labels are read that are not as they were."""
         if not isinstance(dataset, PairedFiles) or type(dataset).fingerprint is not PairedFiles.fingerprint:
             return dataset.fingerprint()
-        digest = hashlib.sha256()  # as `hash_files`, whose source is part of every key
-        for name, image, labels in dataset.pairs:
-            if labels is None or (status := base.file_status(image)) is None:
-                return dataset.fingerprint()
-            digest.update(f"{name}\0{status.st_size}\0".encode() + self._hash_labels(labels))
-        return digest.hexdigest()
+        return base.hash_files(dataset.pairs, self._hash_labels)
 
     def _hash_labels(self, path: Path) -> bytes:
         status, now = base.file_status(path), time.time_ns()
@@ -55,10 +50,10 @@ class KnownFiles(BaseModel):
         there = self.hashes.get(str(path))
         if there is not None and there[:3] == stamp:
             return bytes.fromhex(there[3])
-        digest = hashlib.sha256(base._read_whole(path))
+        digest = base.hash_file(path)
         if now - max(stamp[1:]) > SETTLED_NS:
-            self.hashes[str(path)] = (*stamp, digest.hexdigest())
-        return digest.digest()
+            self.hashes[str(path)] = (*stamp, digest.hex())
+        return digest
 
     def check(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> None:
         """Read every image of both splits once, so that a bad file is named before training and not in the midst of it.

@@ -88,9 +88,9 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run
     for _, variant in expand_grid(config):
         finder.facts(variant)
     failing = list(finder.failing.values())
-    if len(failing) == len(config.decoders):
-        return [], {}, failing
     good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
+    if not good:
+        return [], {}, failing
     runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
     statuses = {run.key: run_status(run.folder) for run in runs}
     for status in statuses.values():
