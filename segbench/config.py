@@ -26,7 +26,12 @@ def once(values: list[Any]) -> list[Any]:
 
 
 Distinct = Annotated[list[T], Field(min_length=1), once]
-OneOrTwo = Annotated[Distinct[str], Field(max_length=2), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
+OneOrTwo = Annotated[
+    list[str],
+    Field(min_length=1, max_length=2),
+    once,
+    BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
+]
 
 
 class Section(BaseModel):
