@@ -210,14 +210,12 @@ def source_hash(cls: type[Any]) -> str:
     Of a plug-in, the modules of its own folder or package that its file imports count too, directly or not. They are
     found by reading the source: an import within a function counts, one of a computed name does not.
     """
-    digest = hashlib.sha256()
     files = [
         Path(inspect.getsourcefile(base) or "").resolve()
         for base in cls.__mro__
         if base.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
     ]
-    for file in files:
-        digest.update(file.read_bytes())
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     package, *rest = cls.__module__.split(".")
     if package != __package__:
         depth = len(rest) + (files[0].name == "__init__.py")
