@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ from segbench.config import DecoderConfig
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import hash_tensors
 from segbench.errors import UserError, brief
-from segbench.registry import DECODERS, UPSAMPLERS, fit_params, row_kind, source_hash
+from segbench.registry import DECODERS, fit_params, row_kind, source_hash
 from segbench.registry import parameters as parameters_of
 from segbench.upsamplers.base import check_declared, starts_as
 
@@ -30,25 +30,15 @@ class Blueprint:
 
     Attributes:
         who: what errors call it, such as ``upsampler 'deconv'``.
-        upsampler: its class; None for a decoder of its own.
-        upsampler_params: the values of all its parameters.
-        decoder: the skeleton's class, or its own.
-        decoder_params: the values of all its parameters.
+        classes: the upsampler's and the skeleton's, or the decoder's own.
+        params: the values of all their parameters.
+        make: the decoder's class with all bound but what `build` is given.
     """
 
     who: str
-    upsampler: type[nn.Module] | None
-    upsampler_params: dict[str, Any]
-    decoder: type[Decoder]
-    decoder_params: dict[str, Any]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return self.upsampler_params | self.decoder_params
-
-    @property
-    def classes(self) -> list[type[nn.Module]]:
-        return [self.decoder] if self.upsampler is None else [self.upsampler, self.decoder]
+    classes: tuple[type[nn.Module], ...]
+    params: dict[str, Any]
+    make: Callable[..., Decoder]
 
     @property
     def class_name(self) -> str:
@@ -76,19 +66,19 @@ class Blueprint:
         Raises:
             UserError: a constructor raises, ``starts_as`` is no known word, or a skeleton names nothing in common.
         """
-        given = {"upsampler": functools.partial(self.upsampler, **self.upsampler_params)} if self.upsampler else {}
         torch.manual_seed(derived_seed(seed, "upsampler"))
         try:
-            decoder = self.decoder(channels, strides, num_classes, **given, **self.decoder_params)
+            decoder = self.make(channels, strides, num_classes)
         except Exception as error:  # a plug-in can raise anything
             raise UserError(f"{self.who} cannot be built: {brief(error)}") from error
         parts = decoder.skeleton()
-        if given and not parts:
-            raise UserError(f"skeleton {self.decoder.__name__} names no part in skeleton(), to start equal with others")
+        if len(self.classes) > 1 and not parts:
+            name = self.classes[-1].__name__
+            raise UserError(f"skeleton {name} names no part in skeleton(), to start equal with others")
         for part, top in parts.items():
-            for name, layer in top.named_modules():
+            for name, layer in top.named_modules(prefix=part):
                 if callable(reset := getattr(layer, "reset_parameters", None)):
-                    torch.manual_seed(derived_seed(seed, "skeleton", f"{part}.{name}".rstrip(".")))
+                    torch.manual_seed(derived_seed(seed, "skeleton", name))
                     reset()
         try:
             for step in decoder.upsampling():
@@ -111,46 +101,40 @@ def look_up(
         UserError: a class cannot be loaded or is of no use here, or a parameter does not fit it.
     """
     kind = row_kind(config.name)
-    cls = kind.load(config.name)
+    cls: Any = kind.load(config.name)
     who = f"{kind.label} '{config.name}'"
     own = parameters_of(cls, kind.given)
-    if kind is UPSAMPLERS:
-        frame, known = _frame(skeleton)
-        if lacks := sorted(kind.given - parameters_of(cls, frozenset()).keys()):
-            raise UserError(
-                f"{who}: its constructor lacks {', '.join(lacks)}; it should be __init__(self, channels, scale, "
-                "guide_channels), with parameters of its own behind"
-            )
-        try:
-            check_declared(cls)
-        except ValueError as error:
-            raise UserError(f"{who}: {error}") from None
-        if both := own.keys() & known.keys():
-            raise UserError(f"{who} and the skeleton '{skeleton}' both have a parameter '{min(both)}'; rename one")
-    elif "upsampler" in own:
-        raise UserError(f"{config.name} is a skeleton: name an upsampler, or set skeleton: {config.name}")
-    else:
-        frame, known, own = cls, own, {}
-    takes = own | known
-    params = fit_params(who, takes, {k: v for k, v in defaults.items() if k in takes} | config.params)
-    upsampler = cls if kind is UPSAMPLERS else None
-    return Blueprint(who, upsampler, {k: params[k] for k in own}, frame, {k: params[k] for k in known})
-
-
-def _frame(skeleton: str) -> tuple[type[Decoder], dict[str, Any]]:
-    """The skeleton's class and its parameters beside the upsampler."""
+    if kind is DECODERS:
+        if "upsampler" in own:
+            raise UserError(f"{config.name} is a skeleton: name an upsampler, or set skeleton: {config.name}")
+        params = fit_params(who, own, {k: v for k, v in defaults.items() if k in own} | config.params)
+        return Blueprint(who, (cls,), params, functools.partial(cls, **params))
     try:
-        frame = DECODERS.load(skeleton)
+        frame: Any = DECODERS.load(skeleton)
     except UserError as error:
         raise UserError(f"skeleton: {error}") from error
     known = parameters_of(frame, DECODERS.given)
     if known.pop("upsampler", None) is None:
         raise UserError(f"skeleton: decoder '{skeleton}' takes no upsampler: its constructor has no such argument")
-    return frame, known
+    if lacks := sorted(kind.given - parameters_of(cls, frozenset()).keys()):
+        raise UserError(
+            f"{who}: its constructor lacks {', '.join(lacks)}; it should be __init__(self, channels, scale, "
+            "guide_channels), with parameters of its own behind"
+        )
+    try:
+        check_declared(cls)
+    except ValueError as error:
+        raise UserError(f"{who}: {error}") from None
+    if both := own.keys() & known.keys():
+        raise UserError(f"{who} and the skeleton '{skeleton}' both have a parameter '{min(both)}'; rename one")
+    takes = own | known
+    params = fit_params(who, takes, {k: v for k, v in defaults.items() if k in takes} | config.params)
+    upsampler = functools.partial(cls, **{k: params[k] for k in own})
+    make = functools.partial(frame, upsampler=upsampler, **{k: params[k] for k in known})
+    return Blueprint(who, (cls, frame), params, make)
 
 
 def skeleton_hash(decoder: Decoder) -> str | None:
     """Hash of the weights that it has in common with others; None for a decoder that has nothing in common."""
-    parts = decoder.skeleton()
-    tensors = {f"{part}.{name}": t for part, top in parts.items() for name, t in top.state_dict().items()}
+    tensors = {k: t for part, top in decoder.skeleton().items() for k, t in top.state_dict(prefix=f"{part}.").items()}
     return hash_tensors(tensors) if tensors else None

@@ -339,7 +339,8 @@ def _list(args: argparse.Namespace) -> int:
         for name in names:
             try:
                 (kind,) = kinds or [registry.row_kind(name)]
-                registry.refuse_twice(name, *(rows if kind in rows else kinds))
+                if ":" not in name:
+                    registry.find(name, *(rows if kind in rows else kinds), builtin_wins=False)
                 cls = kind.load(name)
                 print(f"  {name}  {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
             except UserError as error:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from segbench.config import MeasureConfig
+from segbench.config import PluginConfig
 from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, RunMeasure, Sample, spelled
 from segbench.registry import MEASURES, check_params, source_hash
 
 
-def load_measures(configs: Sequence[MeasureConfig]) -> list[Measure]:
+def load_measures(configs: Sequence[PluginConfig]) -> list[Measure]:
     """The standard measures and those that ``configs`` name, in the order of the table's columns.
 
     Raises:
@@ -69,9 +69,7 @@ def counts_of(measure: CountMeasure, sample: Sample) -> Ints:
         ValueError: they are no non-negative integers, or of another shape.
     """
     counts = np.asarray(measure.count(sample))
-    classes = sample.truth.num_classes if measure.per_class else 1
-    if measure_counts_regions(measure):
-        classes = sample.truth.num_classes
+    classes = sample.truth.num_classes if measure.per_class or measure_counts_regions(measure) else 1
     if not np.issubdtype(counts.dtype, np.integer) or counts.ndim != 2 or counts.shape[1] != classes:
         raise ValueError(f"count gives {counts.dtype} {counts.shape}; wanted integers (C, {classes})")
     if counts.size and counts.min() < 0:

@@ -1,16 +1,37 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+T = TypeVar("T")
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 # No control characters, line breaks or bidirectional marks.
 PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 OneLine = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
-Size = Annotated[tuple[PositiveInt, PositiveInt], Field(description="(height, width) in pixels")]
+Size = Annotated[
+    tuple[PositiveInt, PositiveInt],
+    BeforeValidator(lambda v: (v, v) if isinstance(v, int) else v),
+    Field(description="(height, width) in pixels"),
+]
+
+
+@AfterValidator
+def once(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"{values} holds one twice")
+    return values
+
+
+Distinct = Annotated[list[T], Field(min_length=1), once]
+OneOrTwo = Annotated[
+    list[str],
+    Field(min_length=1, max_length=2),
+    once,
+    BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
+]
 
 
 class Section(BaseModel):
@@ -30,7 +51,23 @@ class DataConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class EncoderConfig(Section):
+class PluginConfig(Section):
+    """A plug-in by name or ``path/to/file.py:Class``, with its parameters; or the name alone."""
+
+    name: OneLine
+    params: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def title(self) -> str:
+        return self.name.rpartition(":")[2]
+
+
+class EncoderConfig(PluginConfig):
     """A pyramid encoder and where its weights come from: SMP's or timm's by name, or a plug-in."""
 
     name: OneLine = Field("tf_efficientnet_lite0", description="SMP's, timm's or a plug-in's, or path/to/file.py:Class")
@@ -46,38 +83,23 @@ class EncoderConfig(Section):
         None, description="levels to use; default: every level of stride 4 and more"
     )
 
-    @property
-    def title(self) -> str:
-        return self.name.rpartition(":")[2]
 
+class DecoderConfig(PluginConfig):
+    """An upsampler or decoder, and its label in tables."""
 
-class DecoderConfig(Section):
-    """An upsampler or decoder by name or ``path/to/file.py:Class``, with its parameters and its label in tables."""
-
-    name: OneLine
-    params: dict[str, Any] = {}
     label: Annotated[str, Field(pattern=f"^{PRINTABLE}*$", description="text of one line")] = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
     @property
     def title(self) -> str:
-        return self.label or self.name.rpartition(":")[2]
+        return self.label or super().title
 
 
-class MeasureConfig(Section):
-    """A measure by registered name or as ``path/to/file.py:Class``, with its parameters."""
-
-    name: OneLine
-    params: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+@AfterValidator
+def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
+    titles = [d.title for d in decoders]
+    if twice := [t for t in titles if titles.count(t) > 1]:
+        raise ValueError(f"two are called '{min(twice)}'; give one of them a label")
+    return decoders
 
 
 class RecipeConfig(Section):
@@ -99,11 +121,6 @@ class RecipeConfig(Section):
     clip_norm: Positive | None = Field(None, description="largest gradient norm, for each decoder by itself")
     class_weights: list[NonNegative] | None = Field(None, description="one weight per class in the cross-entropy")
 
-    @field_validator("crop", mode="before")
-    @classmethod
-    def _square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) else value
-
     @model_validator(mode="after")
     def _consistent(self) -> "RecipeConfig":
         if self.scale[0] > self.scale[1]:
@@ -120,24 +137,12 @@ class EvaluationConfig(Section):
     window: Size | None = Field(None, description="slide only")
     stride: Size | None = Field(None, description="slide only; default: two thirds of the window")
     flip: bool = Field(False, description="test-time augmentation: average with the mirror image")
-    scales: list[Positive] = Field([1.0], min_length=1, description="test-time augmentation: average over these sizes")
+    scales: Distinct[Positive] = Field([1.0], description="test-time augmentation: average over these sizes")
     padding: Literal["mean", "replicate"] = Field(
         "mean",
         description="below and to the right, up to a multiple of the largest stride: the mean colour or the edge",
     )
     every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
-
-    @field_validator("window", "stride", mode="before")
-    @classmethod
-    def _square(cls, value: Any) -> Any:
-        return (value, value) if isinstance(value, int) else value
-
-    @field_validator("scales")
-    @classmethod
-    def _once(cls, value: list[float]) -> list[float]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{value} holds one twice")
-        return value
 
     @model_validator(mode="after")
     def _windows(self) -> "EvaluationConfig":
@@ -238,43 +243,26 @@ class SweepConfig(Section):
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
-    decoders: list[DecoderConfig] = Field(
-        min_length=1, description="upsamplers, each on the skeleton, and decoders of their own"
+    decoders: Annotated[list[DecoderConfig], Field(min_length=1), distinct_titles] = Field(
+        description="upsamplers, each on the skeleton, and decoders of their own"
     )
     skeleton: OneLine = Field("pyramid", description="the decoder class that the upsamplers stand in, by name or file")
     decoder_defaults: dict[str, Any] = Field(
         {}, description="parameters for every decoder that takes them, such as width: 32"
     )
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field([0], min_length=1)
+    seeds: Distinct[Annotated[int, Field(ge=0, lt=2**31)]] = [0]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]"
     )
     recipe: RecipeConfig
     evaluation: EvaluationConfig = EvaluationConfig()
-    measures: list[MeasureConfig] = Field(
+    measures: list[PluginConfig] = Field(
         [], description="beside the standard ones, such as {name: biou, params: {ratio: 0.005}} or my.py:Class"
     )
     trainer: TrainerConfig = TrainerConfig()
     launch: LaunchConfig = LaunchConfig()
-    baseline: Annotated[list[str], Field(min_length=1, max_length=2)] | None = Field(
+    baseline: OneOrTwo | None = Field(
         None,
         description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
     runs_dir: OneLine = "runs"
-
-    @field_validator("baseline", mode="before")
-    @classmethod
-    def _one_baseline(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _distinct(self) -> "SweepConfig":
-        titles = [d.title for d in self.decoders]
-        twice = sorted({t for t in titles if titles.count(t) > 1})
-        if twice:
-            raise ValueError(f"decoders: two are called '{twice[0]}'; give one of them a label")
-        if len(set(self.baseline or ())) < len(self.baseline or ()):
-            raise ValueError(f"baseline: {self.baseline} holds one twice")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds: {self.seeds} holds one twice")
-        return self

@@ -1,13 +1,14 @@
 """A sweep file with its overrides and its grid -> validated configs; mistakes are named by line. Imports no torch."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from segbench.config import DecoderConfig, MeasureConfig, SweepConfig
+from segbench.config import SweepConfig
 from segbench.errors import UserError, suggest
 from segbench.registry import validation_message
 
@@ -22,14 +23,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     path = Path(path)
     try:
         text = path.read_text("utf-8")
+        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader), path))
+        values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"config {path} is not UTF-8 text") from None
-    try:
-        node = yaml.compose(text, yaml.SafeLoader)
-        lines = {".".join(place): line for place, line in _lines(node, path)} if node else {}
-        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -45,34 +44,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     given = parse_overrides(overrides)
     for key, value in given.items():
         _assign(values, key, value)
-        lines = {place: line for place, line in lines.items() if place != key and not place.startswith(f"{key}.")}
+        lines = {place: line for place, line in lines.items() if not _within(key, place)}
     config = build_config(values, str(path), lines)
     titles = [d.title for d in config.decoders]
-    if "baseline" in given or "decoders" not in given:  # else a narrower call, which adds to what the file names
-        for baseline in config.baseline or ():
-            if baseline not in titles:
-                raise UserError(
-                    f"{path}: baseline: there is no '{baseline}'{suggest(baseline, titles)} among the decoders"
-                )
+    missing = [baseline for baseline in config.baseline or () if baseline not in titles]
+    if missing and ("baseline" in given or "decoders" not in given):  # else a narrower call adds to what the file names
+        near = suggest(missing[0], titles)
+        raise UserError(f"{path}: baseline: there is no '{missing[0]}'{near} among the decoders")
     return config
 
 
 def build_config(values: dict[str, Any], source: str = "config", lines: dict[str, int] | None = None) -> SweepConfig:
     """Validate plain values; ``source`` and ``lines`` (dotted key -> line number) say where they came from."""
     try:
-        config = SweepConfig.model_validate(values)
+        return SweepConfig.model_validate(values)
     except ValidationError as error:
         messages = [_explain(e, source, lines or {}) for e in error.errors()]
         raise UserError("; ".join(dict.fromkeys(messages))) from None
-    return config
 
 
 def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConfig]]:
     """Each combination of the ``grid`` lists, with the config that it makes (its own grid empty)."""
-    combinations: list[dict[str, Any]] = [{}]
-    for key, options in config.grid.items():
-        combinations = [{**c, key: option} for c in combinations for option in options]
-    for combination in combinations:
+    for options in itertools.product(*config.grid.values()):
+        combination = dict(zip(config.grid, options, strict=True))
         values = config.model_dump() | {"grid": {}}
         for key, value in combination.items():
             if key.split(".")[0] not in ("data", "encoder", "recipe", "evaluation", "trainer"):
@@ -83,23 +77,26 @@ def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConf
         yield combination, build_config(values, "grid")
 
 
-def _lines(node: yaml.Node, path: Path, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Dotted place -> line, of every node; a key that stands twice in one mapping is an error."""
-    yield place, node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                continue  # loading it says what is wrong
-            if key.value in seen:
-                raise UserError(f"{path}, line {line}: '{key.value}' stands twice")
-            seen.add(key.value)
-            for inner, inner_line in _lines(value, path, (*place, str(key.value))):
-                yield inner, line if len(inner) == len(place) + 1 else inner_line
+def _lines(node: yaml.Node | None, path: Path, within: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted place, line) of every key and of what lists hold; a key that stands twice in one mapping is an error."""
+    inner = []
+    if isinstance(node, yaml.MappingNode):  # of keys that are no scalars, loading says what is wrong
+        inner = [(key.value, key, value) for key, value in node.value if isinstance(key, yaml.ScalarNode)]
     elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            yield from _lines(value, path, (*place, str(i)))
+        inner = [(str(i), value, value) for i, value in enumerate(node.value)]
+    seen: set[str] = set()
+    for name, start, value in inner:
+        line = start.start_mark.line + 1
+        if name in seen:
+            raise UserError(f"{path}, line {line}: '{name}' stands twice")
+        seen.add(name)
+        yield f"{within}{name}", line
+        yield from _lines(value, path, f"{within}{name}.")
+
+
+def _within(key: str, place: str) -> bool:
+    """Whether a dotted place is that key or below it."""
+    return f"{place}.".startswith(f"{key}.")
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -113,8 +110,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError:
             raise UserError(f"override '{item}': '{text}' is not a YAML value") from None
         for other, old in given.items():
-            same = other == key and old != value
-            if same or other.startswith(f"{key}.") or key.startswith(f"{other}."):
+            if (_within(key, other) or _within(other, key)) and (key, value) != (other, old):
                 raise UserError(f"overrides contradict each other: {other}={old} and {key}={value}")
         given[key] = value
     return given
@@ -124,37 +120,26 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     here: Any = values
     for i, part in enumerate(parents):
-        here = here[int(part)] if isinstance(here, list) and part.isdigit() and int(part) < len(here) else here
-        if isinstance(here, dict):
-            here = here.setdefault(part, {})
-        if not isinstance(here, dict | list):
-            raise UserError(f"override '{dotted}': {'.'.join(parents[: i + 1])} is a value, not a section")
-    if isinstance(here, list):
-        raise UserError(f"override '{dotted}': give the whole list, {'.'.join(parents)}=[...]")
+        here = here.setdefault(part, {})
+        place = ".".join(parents[: i + 1])
+        if isinstance(here, list):
+            raise UserError(f"override '{dotted}': give the whole list, {place}=[...]")
+        if not isinstance(here, dict):
+            raise UserError(f"override '{dotted}': {place} is a value, not a section")
     here[last] = value
 
 
 def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
-    loc = [part for part in error["loc"] if not str(part).startswith("function-")]
-    place = ".".join(str(part) for part in loc)
+    place = ".".join(map(str, error["loc"]))
     where = f"{source}, line {lines[place]}" if place in lines else source
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(loc[:-1])
-        section = ".".join(str(part) for part in loc[:-1])
-        there = f"; {section or 'the top level'} has: {', '.join(known)}"
-        return f"{where}: unknown key '{place}'{suggest(str(loc[-1]), known)}{there}"
-    return f"{where}: {validation_message({**error, 'loc': loc})}"
-
-
-def _known_keys(loc: Sequence[Any]) -> list[str]:
-    model: type[BaseModel] = SweepConfig
-    for part in loc:
-        if isinstance(part, int):
-            continue
-        if part in ("decoders", "measures"):
-            model = DecoderConfig if part == "decoders" else MeasureConfig
-        else:
-            annotation = model.model_fields[str(part)].annotation
-            assert isinstance(annotation, type)
-            model = annotation
-    return list(model.model_fields)
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {validation_message(error)}"
+    *section, key = error["loc"]
+    model: Any = SweepConfig
+    for part in section:
+        if isinstance(part, str):  # else a place in a list, whose annotation names what it holds
+            annotation = model.model_fields[part].annotation
+            model, *_ = get_args(annotation) or [annotation]
+    known = list(model.model_fields)
+    there = f"{'.'.join(map(str, section)) or 'the top level'} has: {', '.join(known)}"
+    return f"{where}: unknown key '{place}'{suggest(str(key), known)}; {there}"

@@ -129,7 +129,10 @@ class Third(Half):
         ),
         (["decoders=[{name: bilinear, params: {output_stride: 9}}]"], r"output_stride must be from 1 to the finest"),
         (["decoders=[nowhere.py:X]"], r"no such file: nowhere\.py"),
-        (["decoders=[{tmp}/broken.py:X]"], r"does not import: ValueError: at import \(.*broken\.py, line 1\)"),
+        (
+            ["decoders=[{tmp}/broken.py:X]"],
+            r"^segbench: upsampler or decoder '.*X' does not import: ValueError: at import \(.*broken\.py, line 1\)",
+        ),
         (["decoders=[{tmp}/plain.py:Plain]"], r"is no subclass of torch\.nn\.Module"),
         (["decoders=[{tmp}/plain.py:Plan]"], r"has no class 'Plan' \(did you mean 'Plain'\?\); it has: Plain"),
         (["decoders=[{tmp}/plain.py]"], r"write .*plain\.py:ClassName for a class in a file"),

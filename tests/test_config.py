@@ -21,6 +21,11 @@ def test_name_is_that_of_the_file(tmp_path):
     assert load_config(write(tmp_path, GOOD)).name == "my_sweep"
 
 
+def test_a_name_alone_is_a_plug_in_without_parameters(tmp_path):
+    config = load_config(write(tmp_path, GOOD), ["encoder=resnet18", "measures=[biou]"])
+    assert [(c.name, c.params) for c in (config.encoder, *config.measures)] == [("resnet18", {}), ("biou", {})]
+
+
 def test_overrides_are_yaml_values(tmp_path):
     config = load_config(
         write(tmp_path, GOOD),
@@ -91,6 +96,8 @@ def test_a_narrower_call_need_not_have_the_file_s_baselines(tmp_path):
         ("data: {{ROOT}}\n", [], r"is not valid YAML"),
         (GOOD, ["decoders=[{name: a, parms: {}}]"], r"unknown key 'decoders\.0\.parms' \(did you mean 'params'\?\)"),
         (GOOD, ["seeds=[1,1]"], r"seeds: \[1, 1\] holds one twice"),
+        (GOOD + "seeds: [1, 1]\n", [], r"line 4: seeds: \[1, 1\] holds one twice"),
+        (GOOD, ["decoders.0.label=x"], r"give the whole list, decoders=\[\.\.\.\]"),
         (
             GOOD,
             ["recipe.steps=1", "recipe.steps=2"],

@@ -16,7 +16,7 @@ import segbench
 from segbench import store
 from segbench.cli import main
 from segbench.columns import load_measures, make_measure
-from segbench.config import MeasureConfig
+from segbench.config import PluginConfig
 from segbench.decoders.base import Decoder
 from segbench.errors import UserError
 from segbench.measures.base import CountMeasure, RunMeasure, Sample, Trained, check_labels
@@ -268,7 +268,7 @@ def test_two_measures_of_one_name(make_config, faulty, tmp_path):
         make_plan(make_config(measures=[f"{faulty}:Late", f"{other}:Late"]))
     assert str(faulty) in str(error.value)
     assert str(other) in str(error.value)
-    names = [m.name for m in load_measures([MeasureConfig(name="biou", params={"ratio": r}) for r in (0.02, 0.005)])]
+    names = [m.name for m in load_measures([PluginConfig(name="biou", params={"ratio": r}) for r in (0.02, 0.005)])]
     assert sorted(n for n in names if n.startswith("biou")) == ["biou@0.005", "biou@0.02"]
 
 

@@ -79,8 +79,8 @@ def test_one_file_is_an_upsampler_a_decoder_or_a_skeleton(make_config, tmp_path)
     assert shared["nearest"] == shared["Blur"] != shared["wide"]
     assert shared["Coarsest"] is None
     # three steps of 8 channels between the levels, two of 7 logits to image size
-    assert rows["Blur"]["parameters"] - rows["nearest"]["parameters"] == 3 * 8 + 2 * 7
-    assert rows["Coarsest"]["parameters"] == 320 * 7 * 9 + 7
+    assert rows["Blur"]["values"]["params"] - rows["nearest"]["values"]["params"] == 3 * 8 + 2 * 7
+    assert rows["Coarsest"]["values"]["params"] == 320 * 7 * 9 + 7
     assert load_config(results["wide", 0].folder / "config.yaml").decoders[0].params == {
         "size": 5, "width": 4, "output_stride": 1,
     }  # fmt: skip
@@ -89,8 +89,8 @@ def test_one_file_is_an_upsampler_a_decoder_or_a_skeleton(make_config, tmp_path)
     results, code, out = sweep(config)
     assert code == 0, out
     assert len({result.row["skeleton_hash"] for result in results.values()} | {None}) == 2
-    assert results["nearest", 0].row["parameters"] == 24 * 7 + 7
-    assert results["deconv", 0].row["parameters"] == 24 * 7 + 7 + 2 * (7 * 7 * 16 + 7)
+    assert results["nearest", 0].row["values"]["params"] == 24 * 7 + 7
+    assert results["deconv", 0].row["values"]["params"] == 24 * 7 + 7 + 2 * (7 * 7 * 16 + 7)
     assert load_run(results["Blur", 0].folder).decoder.steps[0].gain.shape == (7, 1, 1)
 
 

@@ -351,7 +351,8 @@ def test_an_upsampler_that_lacks_what_it_declares_is_told_in_one_line(tmp_path, 
     (tmp_path / "own.py").write_text(DECLARED)
     with pytest.raises(UserError, match=said) as caught:
         look_up(DecoderConfig(name=name)).build((4, 8), (4, 8), 3, 0)
-    assert str(caught.value).startswith(f"upsampler '{name}'")
+    who = "upsampler or decoder" if cls == "Plain" else "upsampler"
+    assert str(caught.value).startswith(f"{who} '{name}'")
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from segbench.build import look_up
 from segbench.columns import facts_of, load_measures, try_measure
-from segbench.config import DataConfig, DecoderConfig, EncoderConfig, MeasureConfig, SweepConfig, TrainerConfig
+from segbench.config import DataConfig, DecoderConfig, EncoderConfig, PluginConfig, SweepConfig, TrainerConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.decoders.base import fake_inputs
@@ -105,7 +105,7 @@ def _build(config: EncoderConfig) -> BuiltEncoder:
     return BuiltEncoder(encoder.weights_hash, encoder.channels, encoder.strides, encoder_facts(config))
 
 
-def _measure_facts(configs: Sequence[MeasureConfig], num_classes: int) -> list[list[Any]]:
+def _measure_facts(configs: Sequence[PluginConfig], num_classes: int) -> list[list[Any]]:
     measures = load_measures(configs)
     for measure in measures:
         if isinstance(measure, CountMeasure):
