@@ -163,7 +163,7 @@ def ends(make_config, tmp_path, monkeypatch):
 def test_a_run_that_fails_in_mid_training_is_closed_as_failed_then(ends):
     statuses, when, recorders, _ = ends("Raises")
     assert statuses == {"nearest": "success", "Raises": "failed"}
-    assert when == {"Raises": 2, "nearest": 4 + 3}  # questions whether to stop: at once, and after all
+    assert when == {"Raises": 1, "nearest": 4 + 3}  # questions whether to stop: in its second step, and after all
     assert len(recorders["Raises"].rows) == 1
 
 

@@ -3,6 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Collection
+from typing import Any
+
+import pytorch_lightning as pl
 
 from segbench import store
 from segbench.errors import Failure
@@ -17,34 +20,31 @@ class Stopped(Exception):
     """The runner asked to stop; the state is saved."""
 
 
-class Control:
-    """Of one cohort.
+class Control(pl.Callback):
+    """Of one cohort; after each step it ends the runs that failed in it.
 
-    Args:
-        cohort: whose locks the caller holds.
-        failures: run key -> why; a run that fails is added here.
-        report: called with phase, steps or images done, and their total.
-        should_stop: asked after each step and each evaluated image.
-        trackers: the live view of its runs.
+    Args: as `segbench.training.cohort.run_cohort` takes them.
     """
 
     def __init__(
-        self,
-        cohort: Cohort,
-        failures: dict[str, Failure],
-        report: Report,
-        should_stop: Callable[[], bool],
-        trackers: Trackers,
+        self, cohort: Cohort, failures: dict[str, Failure], report: Report, should_stop: Callable[[], bool]
     ) -> None:
         self.cohort, self.runs = cohort, {run.key: run for run in cohort.runs}
-        self.failures, self.trackers = failures, trackers
-        self._report, self._should_stop = report, should_stop
-        self.stop_asked, self._noted = False, -math.inf
+        self.config, self.facts = cohort.runs[0].config, cohort.runs[0].facts
+        self.failures, self.trackers = failures, Trackers(self.config.launch.trackers)
+        self._report, self._should_stop, self._noted = report, should_stop, -math.inf
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        for key, member in pl_module.members.items():
+            if member.failure is not None and key not in self.failures:
+                self.fail(key, member.failure)
+        self.tell("train", pl_module.steps_done, self.config.recipe.steps)
 
     def tell(self, phase: str, done: int, total: int) -> None:
-        """Report, and every few seconds note it in the folders of the runs that go on."""
+        """Report, and every few seconds note it in the folders of the runs that go on; raises `Stopped` if asked to."""
         self._report(phase, done, total)
         self.note(phase, done, total)
+        self.check()
 
     def note(self, phase: str, done: int, total: int) -> None:
         if time.monotonic() - self._noted < STATUS_S:
@@ -54,10 +54,10 @@ class Control:
             if key not in self.failures:
                 store.set_status(run.folder, "running", phase=phase, done=done, total=total)
 
-    def stopping(self) -> bool:
-        """Whether the runner has asked to stop."""
-        self.stop_asked = self.stop_asked or self._should_stop()
-        return self.stop_asked
+    def check(self, *_: int) -> None:
+        """Raise `Stopped` if the runner asks for it."""
+        if self._should_stop():
+            raise Stopped
 
     def fail(self, key: str, failure: Failure) -> None:
         """End a run that failed, or leave it to a smaller cohort."""

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
-from segbench.training.prediction import ChangedInPlace, call_decoder, pad_to_stride
+from segbench.training.prediction import ChangedInPlace, call_decoder, now, pad_to_stride, versions
 from segbench.upsamplers.base import crop
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
@@ -38,16 +37,20 @@ class Member:
     """One run of the cohort while it trains.
 
     Attributes:
+        hashes: of what it starts from, for its row.
         history: rows of step, loss (mean since the last row) and lr.
+        losses: of the steps since the last row.
         train_s: seconds in its own forward, backward and optimizer.
         failure: once it failed; it then takes no further part.
     """
 
     decoder: nn.Module
+    hashes: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
     train_s: float = 0.0
     failure: Failure | None = None
-    losses: list[float] = field(default_factory=list)
+    optimizer: torch.optim.Optimizer = field(init=False)
 
     @property
     def last_loss(self) -> float | None:
@@ -83,9 +86,7 @@ class Lockstep(pl.LightningModule):
 
     Args:
         encoder: shared; trainable only in a cohort of one.
-        members: run key -> `Member`.
-        recipe: as in the config.
-        seed: of the runs.
+        members: by run key.
         start_step: the first step to train, above 0 after a resume.
         lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
     """
@@ -93,7 +94,7 @@ class Lockstep(pl.LightningModule):
     def __init__(
         self,
         encoder: Encoder,
-        members: Mapping[str, Member],
+        members: dict[str, Member],
         recipe: RecipeConfig,
         seed: int,
         start_step: int = 0,
@@ -103,33 +104,30 @@ class Lockstep(pl.LightningModule):
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
-        self.encoder, self.members, self.recipe, self.seed = encoder, dict(members), recipe, seed
-        self.decoders = nn.ModuleDict({key: m.decoder for key, m in self.members.items()})
-        self.steps_done, self.lr_factor_encoder = start_step, lr_factor_encoder
-        self.shared_s = 0.0
+        self.encoder, self.members, self.recipe, self.seed = encoder, members, recipe, seed
+        self.decoders = nn.ModuleDict({key: m.decoder for key, m in members.items()})
+        self.steps_done, self.shared_s = start_step, 0.0
         self.row_every = max(1, recipe.steps // 200)
         self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.optimizer_states: dict[str, Any] = {}
+        for member in members.values():
+            groups = [g | {"factor": 1.0} for g in parameter_groups(member.decoder, recipe.weight_decay)]
+            if encoder.trainable:
+                own = parameter_groups(encoder, recipe.weight_decay)
+                groups += [g | {"factor": lr_factor_encoder} for g in own]
+            if recipe.optimizer == "adamw":
+                member.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+            else:
+                member.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+    @property
+    def alive(self) -> dict[str, Member]:
+        """The members that have not failed."""
+        return {key: member for key, member in self.members.items() if member.failure is None}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        optimizers = []
-        for key, member in self.members.items():
-            r = self.recipe
-            groups = [g | {"factor": 1.0} for g in parameter_groups(member.decoder, r.weight_decay)]
-            if self.encoder.trainable:
-                own = parameter_groups(self.encoder, r.weight_decay)
-                groups += [g | {"factor": self.lr_factor_encoder} for g in own]
-            optimizer: torch.optim.Optimizer = (
-                torch.optim.AdamW(groups, lr=r.lr)
-                if r.optimizer == "adamw"
-                else torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-            )
-            if key in self.optimizer_states:
-                optimizer.load_state_dict(self.optimizer_states[key])
-            optimizers.append(optimizer)
-        return optimizers
+        return [member.optimizer for member in self.members.values()]
 
     def on_train_start(self) -> None:
         self.encoder.train()  # stays in eval mode where it is frozen
@@ -138,32 +136,21 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         features, image = self._encode(images)
-        versions = [t._version for t in (*features, image)]
-        optimizers: Any = self.optimizers(use_pl_optimizer=True)
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        before = versions(*features, image)
         self._tick()
-        for member, optimizer in zip(self.members.values(), optimizers, strict=True):
-            if member.failure is not None:
-                continue
+        for member in self.alive.values():
             try:
-                self._train(member, optimizer, features, image, labels)
+                self._train(member, features, image, labels)
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 member.failure = Failure.of(error)
-            changed = versions != [t._version for t in (*features, image)]
-            if changed and member.failure is None:
-                name = type(member.decoder).__name__
-                member.failure = Failure.of(
-                    ChangedInPlace(f"{name} changes the features in place in its backward pass")
-                )
-            if member.failure is not None:
-                optimizer.zero_grad(set_to_none=True)
-                optimizer.state.clear()  # memory that the others can use
+                member.optimizer.zero_grad(set_to_none=True)
+                member.optimizer.state.clear()  # memory that the others can use
             member.train_s += self._tick(own=True)
-            if changed:  # the others go on with fresh ones
+            if versions(*features, image) != before:  # the others go on with fresh ones
                 features, image = self._encode(images)
-                versions = [t._version for t in (*features, image)]
+                before = versions(*features, image)
         self.steps_done += 1
-        if all(m.failure is not None for m in self.members.values()):
+        if not self.alive:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -175,8 +162,8 @@ class Lockstep(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         return self.encoder(image), image
 
-    def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
-        factor = lr_factor(self.recipe, self.steps_done)
+    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
+        optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
         torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done))
@@ -188,11 +175,15 @@ class Lockstep(pl.LightningModule):
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss
             raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
+        before = versions(*features, image)
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        if versions(*features, image) != before:
+            name = type(member.decoder).__name__
+            raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
         if self.recipe.clip_norm is not None:
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm, error_if_nonfinite=False)
+            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
             if not torch.isfinite(norm):
                 raise Diverged(
                     f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
@@ -213,9 +204,7 @@ class Lockstep(pl.LightningModule):
 
     def _tick(self, own: bool = False) -> float:
         """Seconds since the last tick; those that belong to no member go to ``shared_s``."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        elapsed, self._clock = now - self._clock, now
+        before, self._clock = self._clock, now(self.device)
+        elapsed = self._clock - before
         self.shared_s += 0.0 if own else elapsed
         return elapsed

@@ -1,9 +1,11 @@
 """What a run was made on: versions, hardware, memory."""
 
 import platform
+import re
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +13,20 @@ import torch
 
 import segbench
 
+LIBRARIES = "torch pytorch_lightning segmentation_models_pytorch timm albumentations cv2 numpy torchvision"
+
 
 def environment(threads: int, accelerator: str) -> dict[str, Any]:
     """Versions, hardware, threads and the state of the project's git checkout."""
-    names = (
-        "torch",
-        "pytorch_lightning",
-        "segmentation_models_pytorch",
-        "timm",
-        "albumentations",
-        "cv2",
-        "numpy",
-        "torchvision",
-    )
-    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in names if n in sys.modules}
-    here = Path(segbench.__file__).parent
-    git: dict[str, str | None] = {}
-    for what, asked in (("commit", ["rev-parse", "HEAD"]), ("changes", ["status", "--porcelain", "--", str(here)])):
-        try:
-            command = ["git", "--no-optional-locks", "-C", str(here), *asked]  # a commit at the same time goes on
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-            git[what] = None
-        else:
-            git[what] = done.stdout.strip()
+    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in LIBRARIES.split() if n in sys.modules}
+    here = str(Path(segbench.__file__).parent)
     return {
         "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
         "cpu": _cpu_name(),
         "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
         "threads": threads,
         "platform": platform.platform(),
-        "git": git,
+        "git": {"commit": _git(here, "rev-parse", "HEAD"), "changes": _git(here, "status", "--porcelain", "--", here)},
     }
 
 
@@ -52,9 +37,15 @@ def peak_memory(workers: int) -> int:
     return unit * (own + workers * child)
 
 
+def _git(here: str, *asked: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", here, *asked]  # a commit at the same time goes on
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
+            return found[1].strip()
+    return platform.processor()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,10 @@ def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) 
         ChangedInPlace: it changed one of them, which is then spoilt for other decoders.
         ValueError: it returns something else than (B, K, H, W).
     """
-    shared = {**{f"features[{i}]": f for i, f in enumerate(features)}, "the image": image}
-    versions = {name: tensor._version for name, tensor in shared.items()}
+    names = [*(f"features[{i}]" for i in range(len(features))), "the image"]
+    before = versions(*features, image)
     logits = decoder(list(features), image)
-    changed = [name for name, tensor in shared.items() if tensor._version != versions[name]]
+    changed = [name for name, a, b in zip(names, before, versions(*features, image), strict=True) if a != b]
     if changed:
         raise ChangedInPlace(
             f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
@@ -43,6 +44,11 @@ def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) 
     if not isinstance(logits, Tensor) or logits.ndim != 4 or (*shape[:1], *shape[2:]) != (batch, height, width):
         raise ValueError(f"{type(decoder).__name__} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
     return logits
+
+
+def versions(*shared: Tensor) -> list[int]:
+    """How often each has been changed in place."""
+    return [tensor._version for tensor in shared]
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,14 @@ class Prediction:
     """What a decoder makes of an image.
 
     Attributes:
-        scores: (K, H, W) at the labels' size; None once it failed.
+        scores: (K, H, W) tensor at the labels' size; None once it failed.
         labels: (H, W) uint8, their argmax.
         seconds: from features to labels.
         encoder_s: seconds of the encoder, which all decoders share.
         error: that it raised.
     """
 
-    scores: Tensor | None = None
+    scores: Any = 0.0
     labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
     seconds: float = 0.0
     encoder_s: float = 0.0
@@ -100,8 +106,7 @@ def predict(
     """
     device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
-    flips = (False, True) if protocol.flip else (False,)
-    views = [(scale, flipped) for scale in protocol.scales for flipped in flips]
+    views = [(scale, flipped) for scale in protocol.scales for flipped in (False, True)[: 1 + protocol.flip]]
     open_ = {key: Prediction() for key in decoders}
     encoder_s = 0.0
     for number, (scale, flipped) in enumerate(views, 1):
@@ -114,7 +119,7 @@ def predict(
             mine = open_[key]
             clock = now(device)
             shared = [t for w in windows for t in (*w.features, w.image)]
-            versions = [t._version for t in shared]
+            before = versions(*shared)
             try:
                 if mine.error is None:
                     logits = _of_view(decoder, windows, (image.shape[-2], image.shape[-1]))
@@ -123,7 +128,7 @@ def predict(
             except Exception as error:  # a plug-in can raise anything
                 mine.error, mine.scores = error, None
             mine.seconds += now(device) - clock
-            if versions != [t._version for t in shared]:
+            if versions(*shared) != before:
                 windows = encode(encoder, image, protocol)  # the others go on with fresh ones
             if number == len(views):
                 mine.encoder_s = encoder_s
@@ -132,11 +137,7 @@ def predict(
 
 def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None:
     """Add a view's logits (K, H, W); with ``name``, the image's, it is the last and the prediction is made whole."""
-    if views == 1:
-        mine.scores = logits
-    else:
-        probabilities = logits.softmax(0)
-        mine.scores = probabilities if mine.scores is None else mine.scores.add_(probabilities)
+    mine.scores = logits if views == 1 else mine.scores + logits.softmax(0)
     if name is not None:
         mine.scores = mine.scores / views if views > 1 else mine.scores
         if not torch.isfinite(mine.scores).all():
@@ -159,8 +160,7 @@ def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
     ``mode``: ``mean`` with zeros, the mean colour of a normalised image; ``replicate`` with the edge.
     """
     height, width = images.shape[-2:]
-    by = (0, -width % stride, 0, -height % stride)
-    return F.pad(images, by) if mode == "mean" else F.pad(images, by, mode)
+    return F.pad(images, (0, -width % stride, 0, -height % stride), "constant" if mode == "mean" else mode)
 
 
 def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tuple[slice, slice]]:
@@ -169,9 +169,8 @@ def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tup
         return [(slice(0, size[0]), slice(0, size[1]))]
     along = []
     for length, window, step in zip(size, protocol.window, protocol.steps_px, strict=True):
-        number = max(0, -(-(length - window) // step)) + 1
-        starts = [max(0, min(i * step, length - window)) for i in range(number)]
-        along.append([slice(start, min(start + window, length)) for start in starts])
+        last = max(0, length - window)
+        along.append([slice(start, min(start + window, length)) for start in (*range(0, last, step), last)])
     return [(rows, columns) for rows in along[0] for columns in along[1]]
 
 
@@ -183,8 +182,7 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
         logits = crop(call_decoder(decoder, window.features, window.image), (height, width))
         if len(windows) == 1:
             return logits
-        if total is None:
-            total = logits.new_zeros(*logits.shape[:2], *size)
+        total = logits.new_zeros(*logits.shape[:2], *size) if total is None else total
         total[..., window.rows, window.columns] += logits
         times[window.rows, window.columns] += 1
     assert total is not None
@@ -192,8 +190,11 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    same = tuple(images.shape[-2:]) == tuple(size)
-    return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
+    return (
+        images
+        if tuple(images.shape[-2:]) == size
+        else F.interpolate(images, size, mode="bilinear", align_corners=False)
+    )
 
 
 def now(device: torch.device) -> float:

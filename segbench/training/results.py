@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +12,11 @@ from safetensors.torch import save
 
 from segbench import store
 from segbench.columns import described, said
-from segbench.encoders.base import Encoder
 from segbench.errors import brief
 from segbench.measures.base import Measure, RunMeasure, Trained
 from segbench.runs import Run, protocol
 from segbench.training.evaluation import Evaluation
-from segbench.training.lockstep import Member
+from segbench.training.lockstep import Lockstep
 from segbench.training.machine import peak_memory
 
 
@@ -30,28 +29,21 @@ def run_config(run: Run) -> dict[str, Any]:
     return values | {"seeds": [run.seed], "baseline": None}  # which is another run
 
 
-def write_run(
-    run: Run,
-    member: Member,
-    encoder: Encoder,
-    measures: Sequence[Measure],
-    result: Evaluation,
-    more: Mapping[str, Any],
-) -> None:
-    """Write the run's files, ``result.json`` last, whose row takes in ``more``."""
-    arrays: dict[str, Any] = result.arrays()
+def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: Evaluation) -> None:
+    """Write the files of a trained and evaluated run, ``result.json`` last."""
+    member, encoder, arrays = module.members[run.key], module.encoder, result.arrays()
     weights = member.decoder.state_dict()
     if encoder.trainable:
         weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
     store.write_atomic(run.folder / store.WEIGHTS, lambda file: file.write(save(tensors)))
     store.write_text(run.folder / store.HISTORY, _history(member.history))
-    store.write_atomic(
-        run.folder / store.COUNTS, lambda file: np.savez_compressed(file, ids=np.array(result.ids), **arrays)
-    )
+    store.write_atomic(run.folder / store.COUNTS, lambda file: np.savez_compressed(file, **arrays))
     facts = run.facts.decoders[run.title]
-    eval_ms = 1000 * float(np.mean(result.seconds))
-    values, broken = _measured(member, encoder, measures, eval_ms, run.config.launch.workers)
+    eval_ms, encoder_ms, count_ms = (1000 * np.mean(result.seconds, 0)).tolist()
+    memory = peak_memory(run.config.launch.workers)
+    trained = Trained(member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory)
+    values, broken = _measured(trained, measures)
     row = {
         "key": run.key,
         "result_version": store.RESULT_VERSION,
@@ -60,7 +52,7 @@ def write_run(
         "variant": run.variant,
         "data": run.config.data.name,
         "classes": run.facts.classes,
-        "images": len(result.ids),
+        "images": len(result.seconds),
         "data_fingerprints": run.facts.data,
         "encoder": run.config.encoder.title,
         "encoder_source": run.facts.encoder.source if run.facts.encoder else None,
@@ -75,9 +67,12 @@ def write_run(
         "decoder_source": facts.source,
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
-        "eval_count_ms_per_image": 1000 * float(np.mean(result.count_seconds)),
+        "train_shared_s": module.shared_s,
+        "eval_encoder_ms_per_image": encoder_ms,
+        "eval_count_ms_per_image": count_ms,
+        "cohort_size": len(module.members),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **more,
+        **member.hashes,
     }
     store.set_status(run.folder, "done")
     (run.folder / store.TRACEBACK).unlink(missing_ok=True)
@@ -85,22 +80,17 @@ def write_run(
     store.tidy(run.folder)
 
 
-def _measured(
-    member: Member, encoder: Encoder, measures: Sequence[Measure], eval_ms: float, workers: int
-) -> tuple[dict[str, float], dict[str, str]]:
+def _measured(run: Trained, measures: Sequence[Measure]) -> tuple[dict[str, float], dict[str, str]]:
     """Name -> value of what is measured once of a run, and name -> why of what failed."""
-    run = Trained(
-        member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, peak_memory(workers)
-    )
     values, broken = {}, {}
     for measure in measures:
         if isinstance(measure, RunMeasure):
             try:
-                values[measure.name] = float(measure.measure(run))
-                if math.isnan(values[measure.name]):
+                value = float(measure.measure(run))
+                if math.isnan(value):
                     raise ValueError("it gives NaN")
+                values[measure.name] = value
             except Exception as error:  # a plug-in can raise anything
-                values.pop(measure.name, None)
                 broken[measure.name] = f"{said(measure)} fails: {brief(error)}"
     return values, broken
 
