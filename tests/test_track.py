@@ -245,7 +245,7 @@ def test_a_full_disk_for_the_note_is_no_failure_either(tmp_path, monkeypatch, hi
     monkeypatch.setattr(store, "write_text", full)
     trackers = started(tmp_path, "csv")
     trackers.update("k", history)
-    assert trackers.loggers == {}
+    assert trackers.loggers["k"] == {}
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_starts(make_config, monkeypatch):

@@ -25,12 +25,10 @@ from segbench.measures.base import Measure
 from segbench.runs import Cohort
 from segbench.sweep.facts import data_facts, encoder_facts
 from segbench.sweep.files import KnownFiles
-from segbench.training.checkpoints import Checkpoints, load_checkpoint
-from segbench.training.control import Control, Report, Stopped
+from segbench.training.control import Checkpoints, Control, Report, Stopped, load_checkpoint
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.lockstep import Lockstep, Member
-from segbench.training.machine import environment
-from segbench.training.results import run_config, write_run
+from segbench.training.results import environment, run_config, write_run
 
 CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"
 
@@ -68,15 +66,16 @@ def run_cohort(
     quiet()
     torch.set_num_threads(threads)
     control = Control(cohort, failures, report, should_stop)
-    with control.trackers:
+    try:
         built = build(control, threads, images)
-        try:
-            train(built, control)
-            results = measure(built, control)
-        except Stopped:
-            control.stopped(built.module.alive, built.module.steps_done)
-            raise
-        write(built, control, results)
+        train(built, control)
+        write(built, control, measure(built, control))
+    except Stopped:
+        control.stopped(built.module.alive, step=built.module.steps_done)
+        raise
+    finally:
+        for key in control.runs:
+            control.trackers.close(key, "failed")  # what is still open
 
 
 def build(control: Control, threads: int, images: int | None) -> Built:
@@ -113,11 +112,10 @@ def build(control: Control, threads: int, images: int | None) -> Built:
         store.write_yaml(run.folder / store.CONFIG, run_config(run))
         store.write_json(run.folder / store.ENVIRONMENT, made_on)
         control.trackers.start(run)
-    start, factor = control.cohort.start_step, config.encoder.lr_factor
-    module = Lockstep(encoder, members, config.recipe, first.seed, start, factor)
-    for key in members if start else ():
+    module = Lockstep(encoder, members, config.recipe, first.seed, config.encoder.lr_factor)
+    for key in members if control.cohort.start_step else ():
         load_checkpoint(control.runs[key], module)
-    control.note("train", start, config.recipe.steps)
+    control.note("train", module.steps_done, config.recipe.steps)
     return Built(data, measures, module)
 
 
@@ -132,9 +130,7 @@ def train(built: Built, control: Control) -> None:
         devices=1,
         plugins=[LightningEnvironment()],  # also within a job of a cluster, which Lightning would take over
         callbacks=callbacks,
-        precision=config.trainer.precision,
-        deterministic=config.trainer.deterministic,
-        benchmark=config.trainer.benchmark,
+        **config.trainer.model_dump(exclude={"accelerator"}),
         max_epochs=1,  # the loader holds every batch of the recipe
         logger=False,
         enable_checkpointing=False,
@@ -151,8 +147,7 @@ def measure(built: Built, control: Control) -> dict[str, Evaluation]:
     if not module.alive:
         return {}
     module.to(control.facts.accelerator)
-    told = partial(control.tell, "evaluate", total=len(data))
-    return evaluate(module, module.alive, data, built.measures, control.config, told)
+    return evaluate(control, module, data, built.measures, partial(control.tell, "evaluate", total=len(data)))
 
 
 def write(built: Built, control: Control, results: Mapping[str, Evaluation]) -> None:

@@ -1,15 +1,18 @@
-"""How a cohort speaks with its runner while it works: how far it is, whether to stop, which of its runs failed."""
+"""Between the steps of a cohort: it speaks with its runner, ends runs that failed, and saves the others."""
 
+import io
 import math
 import time
 from collections.abc import Callable, Collection
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from segbench import store
-from segbench.errors import Failure
-from segbench.runs import Cohort, should_halve
+from segbench.errors import Failure, UserError, brief
+from segbench.runs import Cohort, Run, should_halve
+from segbench.training.lockstep import Lockstep
 from segbench.training.tracking import Trackers
 
 Report = Callable[[str, int, int], None]  # phase (train or evaluate), done, total
@@ -21,10 +24,7 @@ class Stopped(Exception):
 
 
 class Control(pl.Callback):
-    """Of one cohort; after each step it ends the runs that failed in it.
-
-    Args: as `segbench.training.cohort.run_cohort` takes them.
-    """
+    """Tells the runner how far a cohort is, and ends its runs; the arguments are those of `run_cohort`."""
 
     def __init__(
         self, cohort: Cohort, failures: dict[str, Failure], report: Report, should_stop: Callable[[], bool]
@@ -41,36 +41,87 @@ class Control(pl.Callback):
         self.tell("train", pl_module.steps_done, self.config.recipe.steps)
 
     def tell(self, phase: str, done: int, total: int) -> None:
-        """Report, and every few seconds note it in the folders of the runs that go on; raises `Stopped` if asked to."""
+        """Report, and every few seconds note it; raises `Stopped` where the runner asks for that."""
         self._report(phase, done, total)
         self.note(phase, done, total)
         self.check()
 
     def note(self, phase: str, done: int, total: int) -> None:
+        """Leave word in the folders of the runs that go on, unless that has just been done."""
         if time.monotonic() - self._noted < STATUS_S:
             return
         self._noted = time.monotonic()
-        for key, run in self.runs.items():
-            if key not in self.failures:
-                store.set_status(run.folder, "running", phase=phase, done=done, total=total)
+        for key in self.runs.keys() - self.failures.keys():
+            store.set_status(self.runs[key].folder, "running", phase=phase, done=done, total=total)
 
     def check(self, *_: int) -> None:
-        """Raise `Stopped` if the runner asks for it."""
+        """Raise `Stopped` where the runner asks for that."""
         if self._should_stop():
             raise Stopped
 
     def fail(self, key: str, failure: Failure) -> None:
         """End a run that failed, or leave it to a smaller cohort."""
         self.failures[key] = failure
-        again = should_halve(self.cohort, failure)
-        self.trackers.close(key, "stopped" if again else "failed")
-        if again:
-            store.set_status(self.runs[key].folder, "stopped", reason=failure.reason)
+        if should_halve(self.cohort, failure):
+            self.stopped([key], reason=failure.reason)
         else:
+            self.trackers.close(key, "failed")
             store.fail(self.runs[key].folder, failure)
 
-    def stopped(self, keys: Collection[str], step: int) -> None:
-        """These runs were stopped at that step."""
+    def stopped(self, keys: Collection[str], **details: Any) -> None:
+        """These runs are to be gone on with, for instance from a step."""
         for key in keys:
             self.trackers.close(key, "stopped")
-            store.set_status(self.runs[key].folder, "stopped", step=step)
+            store.set_status(self.runs[key].folder, "stopped", **details)
+
+
+class Checkpoints(pl.Callback):
+    """Saves the runs' states now and then, at a stop, at the end, and before each evaluation."""
+
+    def __init__(self, control: Control) -> None:
+        self.runs, self.config = control.runs, control.config
+        self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        step, every = pl_module.steps_done, self.config.evaluation.every
+        due = time.monotonic() - self.last > 60 * self.config.launch.checkpoint_minutes
+        if due or step == self.config.recipe.steps or (every and step % every == 0):
+            self._save(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Stopped):
+            self._save(pl_module)
+
+    def _save(self, module: Lockstep) -> None:
+        """All that a bit-equal resume needs; the rest is a function of seed and step."""
+        for key, member in module.alive.items():
+            state = {
+                "decoder": member.decoder.state_dict(),
+                "encoder": module.encoder.state_dict() if module.encoder.trainable else None,
+                "optimizer": member.optimizer.state_dict(),
+                "history": member.history,
+                "losses": member.losses,
+                "train_s": member.train_s,
+                "shared_s": module.shared_s,
+            }
+            buffer = io.BytesIO()  # torch.save hides what a full disk says
+            torch.save(state, buffer)
+            store.write_checkpoint(self.runs[key].folder, module.steps_done, buffer.getbuffer())
+        self.last = time.monotonic()
+
+
+def load_checkpoint(run: Run, module: Lockstep) -> None:
+    """Set the run's member to its newest checkpoint; a `UserError` where that is not tensors and plain data."""
+    step, path = store.newest_checkpoint(run.folder)
+    assert path is not None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways
+        raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
+    member = module.members[run.key]
+    member.decoder.load_state_dict(state["decoder"])
+    member.optimizer.load_state_dict(state["optimizer"])
+    if state["encoder"] is not None:
+        module.encoder.load_state_dict(state["encoder"])
+    member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]
+    module.steps_done, module.shared_s = step, state["shared_s"]

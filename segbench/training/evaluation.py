@@ -1,20 +1,19 @@
 """Whole-image inference -> integer counts per image: the one evaluation, in training and for the final figures."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 
 from segbench.columns import counts_of, measure_counts_regions, said
-from segbench.config import SweepConfig
 from segbench.data.base import Dataset
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, Sample, check_labels, mean_over_classes
 from segbench.training.control import Control
-from segbench.training.lockstep import Lockstep, Member
+from segbench.training.lockstep import Lockstep
 from segbench.training.prediction import Prediction, predict
 
 
@@ -76,27 +75,19 @@ class Evaluation:
 
 
 def evaluate(
-    module: Lockstep,
-    members: Mapping[str, Member],
-    data: Dataset,
-    measures: Iterable[Measure],
-    config: SweepConfig,
-    after_image: Callable[[int], None],
+    control: Control, module: Lockstep, data: Dataset, measures: Iterable[Measure], after_image: Callable[[int], None]
 ) -> dict[str, Evaluation]:
-    """Count the predictions of members on every image of a split, at full resolution.
+    """Count the predictions of every run that has not failed on every image of a split, at full resolution.
 
-    Logits are brought to the labels' size before the argmax, and each image is counted once. A
-    decoder that raises ends its own evaluation only.
-
-    Args:
-        after_image: called with the number of images done.
+    Logits are brought to the labels' size before the argmax, and each image is counted once; ``after_image`` is called
+    with the number of images done. A decoder that raises ends its own evaluation only.
     """
-    was_training = module.training
+    config, was_training = control.config, module.training
     module.eval()
-    results = {key: Evaluation(measures) for key in members}
+    results = {key: Evaluation(measures) for key in module.alive}
     for index, pixels, labels in evaluation_images(data, config.launch.workers):
         name, truth = data.ids[index], check_labels(labels, len(data.classes))
-        decoders = {key: members[key].decoder for key, result in results.items() if result.failure is None}
+        decoders = {key: module.members[key].decoder for key, result in results.items() if result.failure is None}
         for key, made in predict(module.encoder, decoders, pixels, config.evaluation, f"image {name}"):
             results[key].add(name, truth, made)
         after_image(index + 1)
@@ -121,9 +112,9 @@ class Evaluations(pl.Callback):
         every = config.evaluation.every
         if not every or step % every or not 0 < step < config.recipe.steps:
             return
-        members = pl_module.alive
-        results = evaluate(pl_module, members, self.data, self.measures, config, self.control.check)
+        results = evaluate(self.control, pl_module, self.data, self.measures, self.control.check)
         for key, result in results.items():
             if result.failure is None:
-                members[key].history.append({"step": step, **result.headline()})
-                self.control.trackers.update(key, members[key].history)
+                history = pl_module.members[key].history
+                history.append({"step": step, **result.headline()})
+                self.control.trackers.update(key, history)

@@ -34,22 +34,14 @@ def lr_factor(recipe: RecipeConfig, step: int) -> float:
 
 @dataclass
 class Member:
-    """One run of the cohort while it trains.
-
-    Attributes:
-        hashes: of what it starts from, for its row.
-        history: rows of step, loss (mean since the last row) and lr.
-        losses: of the steps since the last row.
-        train_s: seconds in its own forward, backward and optimizer.
-        failure: once it failed; it then takes no further part.
-    """
+    """One run of the cohort while it trains."""
 
     decoder: nn.Module
-    hashes: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    train_s: float = 0.0
-    failure: Failure | None = None
+    hashes: dict[str, Any] = field(default_factory=dict)  # of what it starts from, for its row
+    history: list[dict[str, float]] = field(default_factory=list)  # rows of step, lr and loss (mean since the last row)
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row
+    train_s: float = 0.0  # seconds in its own forward, backward and optimizer
+    failure: Failure | None = None  # once it failed; it then takes no further part
     optimizer: torch.optim.Optimizer = field(init=False)
 
     @property
@@ -62,7 +54,7 @@ class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, factor: float = 1.0) -> list[dict[str, Any]]:
     """The parameters of a decoder or encoder as groups of an optimizer: those that decay, and those that do not.
 
     Biases and normalisation (torch's layers, and whatever has one dimension) do not, as is usual; nor do the kernels of
@@ -74,8 +66,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ids |= {id(p) for name, p in module.named_parameters() if p.ndim <= 1 or name.endswith("bias")}
     decayed = [p for p in module.parameters() if id(p) not in ids]
     kept = [p for p in module.parameters() if id(p) in ids]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups = ((decayed, weight_decay), (kept, 0.0))
+    return [{"params": params, "weight_decay": decay, "factor": factor} for params, decay in groups if params]
 
 
 class Lockstep(pl.LightningModule):
@@ -87,7 +79,6 @@ class Lockstep(pl.LightningModule):
     Args:
         encoder: shared; trainable only in a cohort of one.
         members: by run key.
-        start_step: the first step to train, above 0 after a resume.
         lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
     """
 
@@ -97,7 +88,6 @@ class Lockstep(pl.LightningModule):
         members: dict[str, Member],
         recipe: RecipeConfig,
         seed: int,
-        start_step: int = 0,
         lr_factor_encoder: float = 1.0,
     ) -> None:
         super().__init__()
@@ -105,17 +95,16 @@ class Lockstep(pl.LightningModule):
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
         self.encoder, self.members, self.recipe, self.seed = encoder, members, recipe, seed
-        self.decoders = nn.ModuleDict({key: m.decoder for key, m in members.items()})
-        self.steps_done, self.shared_s = start_step, 0.0
+        self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
+        self.steps_done, self.shared_s = 0, 0.0
         self.row_every = max(1, recipe.steps // 200)
         self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         for member in members.values():
-            groups = [g | {"factor": 1.0} for g in parameter_groups(member.decoder, recipe.weight_decay)]
+            groups = parameter_groups(member.decoder, recipe.weight_decay)
             if encoder.trainable:
-                own = parameter_groups(encoder, recipe.weight_decay)
-                groups += [g | {"factor": lr_factor_encoder} for g in own]
+                groups += parameter_groups(encoder, recipe.weight_decay, lr_factor_encoder)
             if recipe.optimizer == "adamw":
                 member.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
             else:
@@ -136,16 +125,20 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         features, image = self._encode(images)
-        before = versions(*features, image)
-        self._tick()
+        before, clock = versions(*features, image), now(self.device)
+        self.shared_s += clock - self._clock
         for member in self.alive.values():
             try:
                 self._train(member, features, image, labels)
+                if versions(*features, image) != before:
+                    name = type(member.decoder).__name__
+                    raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 member.failure = Failure.of(error)
                 member.optimizer.zero_grad(set_to_none=True)
                 member.optimizer.state.clear()  # memory that the others can use
-            member.train_s += self._tick(own=True)
+            began, clock = clock, now(self.device)
+            member.train_s += clock - began
             if versions(*features, image) != before:  # the others go on with fresh ones
                 features, image = self._encode(images)
                 before = versions(*features, image)
@@ -175,19 +168,13 @@ class Lockstep(pl.LightningModule):
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss
             raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
-        before = versions(*features, image)
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        if versions(*features, image) != before:
-            name = type(member.decoder).__name__
-            raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
         if self.recipe.clip_norm is not None:
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
-            if not torch.isfinite(norm):
-                raise Diverged(
-                    f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
-                )
+            norm = float(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
+            if not math.isfinite(norm):
+                raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
         optimizer.step()
         member.losses.append(value)
         if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
@@ -201,10 +188,3 @@ class Lockstep(pl.LightningModule):
         if self.class_weights is None:
             return counted.sum().clamp(min=1)
         return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
-
-    def _tick(self, own: bool = False) -> float:
-        """Seconds since the last tick; those that belong to no member go to ``shared_s``."""
-        before, self._clock = self._clock, now(self.device)
-        elapsed = self._clock - before
-        self.shared_s += 0.0 if own else elapsed
-        return elapsed

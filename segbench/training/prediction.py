@@ -1,5 +1,6 @@
 """From an image to logits at its own size: padding, windows, and averages over flips and scales."""
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,35 +21,32 @@ class ChangedInPlace(RuntimeError):
     """A decoder changed what belongs to all: the encoder's features or the image."""
 
 
-def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) -> Tensor:
-    """The logits (B, K, H, W) of a decoder, held to its contract.
-
-    Args:
-        features, image: as `segbench.decoders.base.Decoder.forward` takes them.
-
-    Raises:
-        ChangedInPlace: it changed one of them, which is then spoilt for other decoders.
-        ValueError: it returns something else than (B, K, H, W).
-    """
-    names = [*(f"features[{i}]" for i in range(len(features))), "the image"]
-    before = versions(*features, image)
-    logits = decoder(list(features), image)
-    changed = [name for name, a, b in zip(names, before, versions(*features, image), strict=True) if a != b]
-    if changed:
-        raise ChangedInPlace(
-            f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
-            "inplace=True or an operation such as add_?"
-        )
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    batch, _, height, width = image.shape
-    if not isinstance(logits, Tensor) or logits.ndim != 4 or (*shape[:1], *shape[2:]) != (batch, height, width):
-        raise ValueError(f"{type(decoder).__name__} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
-    return logits
-
-
 def versions(*shared: Tensor) -> list[int]:
     """How often each has been changed in place."""
     return [tensor._version for tensor in shared]
+
+
+def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) -> Tensor:
+    """The logits (B, K, H, W) of a decoder.
+
+    Raises:
+        ChangedInPlace: it changed features or image, which are then spoilt for other decoders.
+        ValueError: it returns something else.
+    """
+    who, before = type(decoder).__name__, versions(*features, image)
+    logits = decoder(list(features), image)
+    names = [*(f"features[{i}]" for i in range(len(features))), "the image"]
+    changed = [name for name, a, b in zip(names, before, versions(*features, image), strict=True) if a != b]
+    if changed:
+        raise ChangedInPlace(
+            f"{who} changes {', '.join(changed)} in place, which all decoders share; is there an inplace=True or an "
+            "operation such as add_?"
+        )
+    batch, _, height, width = image.shape
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or (*shape[:1], *shape[2:]) != (batch, height, width):
+        raise ValueError(f"{who} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
+    return logits
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,13 @@ class Window:
 
 @dataclass
 class Prediction:
-    """What a decoder makes of an image.
+    """What a decoder makes of an image."""
 
-    Attributes:
-        scores: (K, H, W) tensor at the labels' size; None once it failed.
-        labels: (H, W) uint8, their argmax.
-        seconds: from features to labels.
-        encoder_s: seconds of the encoder, which all decoders share.
-        error: that it raised.
-    """
-
-    scores: Any = 0.0
-    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
-    seconds: float = 0.0
-    encoder_s: float = 0.0
-    error: Exception | None = None
+    scores: Any = 0.0  # (K, H, W) tensor at the labels' size; None once it failed
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (H, W), their argmax
+    seconds: float = 0.0  # from features to labels
+    encoder_s: float = 0.0  # of the encoder, which all decoders share
+    error: Exception | None = None  # that it raised
 
 
 @torch.no_grad()
@@ -97,17 +87,15 @@ def predict(
 
     Args:
         encoder, decoders: in eval mode, on one device; any key -> decoder.
-        pixels: (H, W, 3) uint8 RGB.
-        protocol: its ``scales`` times H and W, rounded, are the sizes of the views, at least one pixel.
-        name: of the image, for errors.
+        pixels: (H, W, 3) uint8 RGB, called ``name`` in errors.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
     """
     device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
-    views = [(scale, flipped) for scale in protocol.scales for flipped in (False, True)[: 1 + protocol.flip]]
-    open_ = {key: Prediction() for key in decoders}
+    views = list(itertools.product(protocol.scales, (False, True) if protocol.flip else (False,)))
+    made = {key: Prediction() for key in decoders}
     encoder_s = 0.0
     for number, (scale, flipped) in enumerate(views, 1):
         clock = now(device)
@@ -116,15 +104,14 @@ def predict(
         windows = encode(encoder, image, protocol)
         encoder_s += now(device) - clock
         for key, decoder in decoders.items():
-            mine = open_[key]
-            clock = now(device)
+            mine, clock = made[key], now(device)
             shared = [t for w in windows for t in (*w.features, w.image)]
             before = versions(*shared)
             try:
                 if mine.error is None:
                     logits = _of_view(decoder, windows, (image.shape[-2], image.shape[-1]))
-                    logits = _resize(logits.flip(-1) if flipped else logits, size)
-                    _add(mine, logits[0], len(views), name if number == len(views) else None)
+                    logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
+                    _add(mine, logits, len(views), name if number == len(views) else None)
             except Exception as error:  # a plug-in can raise anything
                 mine.error, mine.scores = error, None
             mine.seconds += now(device) - clock
@@ -132,12 +119,15 @@ def predict(
                 windows = encode(encoder, image, protocol)  # the others go on with fresh ones
             if number == len(views):
                 mine.encoder_s = encoder_s
-                yield key, open_.pop(key)
+                yield key, made.pop(key)
 
 
 def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None:
     """Add a view's logits (K, H, W); with ``name``, the image's, it is the last and the prediction is made whole."""
-    mine.scores = logits if views == 1 else mine.scores + logits.softmax(0)
+    if views == 1:
+        mine.scores = logits
+    else:
+        mine.scores += logits.softmax(0)  # in place, but for the first
     if name is not None:
         mine.scores = mine.scores / views if views > 1 else mine.scores
         if not torch.isfinite(mine.scores).all():
@@ -190,11 +180,8 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return (
-        images
-        if tuple(images.shape[-2:]) == size
-        else F.interpolate(images, size, mode="bilinear", align_corners=False)
-    )
+    same = tuple(images.shape[-2:]) == size
+    return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def now(device: torch.device) -> float:

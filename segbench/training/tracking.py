@@ -1,6 +1,7 @@
 """Live view of training: Lightning's loggers, one for each run. A tracker that fails never stops a run."""
 
 import importlib.util
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -38,26 +39,16 @@ def require(names: Sequence[str]) -> None:
 
 
 class Trackers(pl.Callback):
-    """The loggers of a cohort's runs, each open until `close`; what is open when the cohort fails, failed with it.
+    """The loggers of a cohort's runs, each open until `close`; ``names`` are of `MAKERS`.
 
     A logger that raises is left out from then on, and the reason stands in ``tracking.txt`` in the run's folder.
-
-    Args:
-        names: of `MAKERS`.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
         self.runs: dict[str, Run] = {}
-        self.loggers: dict[tuple[str, str], Any] = {}  # of run and tracker
+        self.loggers: defaultdict[str, dict[str, Any]] = defaultdict(dict)  # run key -> name -> its logger
         self.logged: dict[str, int] = {}
-
-    def __enter__(self) -> "Trackers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for key in self.runs:
-            self.close(key, "failed")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         for key, member in pl_module.members.items():
@@ -67,14 +58,13 @@ class Trackers(pl.Callback):
         self.runs[run.key], self.logged[run.key] = run, 0
         for name in self.names:
             with self._or_left_out(run.key, name):
-                self.loggers[run.key, name] = MAKERS[name](run)
-                about = {"decoder": run.title, "seed": run.seed, **run.variant, "key": run.key}
-                self.loggers[run.key, name].log_hyperparams(about)
+                logger = self.loggers[run.key][name] = MAKERS[name](run)
+                logger.log_hyperparams({"decoder": run.title, "seed": run.seed, **run.variant, "key": run.key})
 
     def update(self, key: str, history: Sequence[Mapping[str, float]]) -> None:
         """Log the rows that a run's history has grown by, after a resume all of them."""
         new, self.logged[key] = history[self.logged[key] :], len(history)
-        for name, logger in self._of(key) if new else ():
+        for name, logger in list(self.loggers[key].items()) if new else ():
             with self._or_left_out(key, name):
                 for row in new:
                     logger.log_metrics({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
@@ -83,22 +73,18 @@ class Trackers(pl.Callback):
     def close(self, key: str, ending: str) -> None:
         """End a run's trackers, with one of `ENDINGS`; nothing where they have ended."""
         status, exit_code = ENDINGS[ending]
-        for name, logger in self._of(key):
+        for name, logger in self.loggers.pop(key, {}).items():
             with self._or_left_out(key, name):
                 logger.finalize(status)
                 if name == "wandb":  # whose logger leaves the run to the end of the process
                     logger.experiment.finish(exit_code=exit_code)
-            self.loggers.pop((key, name), None)
-
-    def _of(self, key: str) -> list[tuple[str, Any]]:
-        return [(name, logger) for (run, name), logger in self.loggers.items() if run == key]
 
     @contextmanager
     def _or_left_out(self, key: str, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # a service that is down, a full disk, a version that does not fit
-            self.loggers.pop((key, name), None)
+            self.loggers[key].pop(name, None)
             with suppress(UserError):
                 text = f"{name} was left out from here: {Failure.of(error).traceback}\n"
                 store.write_text(self.runs[key].folder / "tracking.txt", text)
