@@ -140,7 +140,7 @@ def test_a_trainable_encoder_is_never_shared():
 
 
 def test_a_trainable_encoder_learns_with_its_own_rate():
-    module = lockstep(RecipeConfig(steps=10, lr=0.1), trainable=True, lr_factor_encoder=0.5)
+    module = lockstep(RecipeConfig(steps=10, lr=0.1), trainable=True, encoder_factor=0.5)
     before = module.encoder.body.conv.weight.detach().clone()
     optimizer = one_step(module, IMAGES, LABELS)[0]
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.05, 0.05]

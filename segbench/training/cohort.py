@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,32 +13,22 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from segbench import store
 from segbench.build import look_up, skeleton_hash
-from segbench.columns import facts_of, load_measures
+from segbench.columns import facts_of
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
 from segbench.encoders import build_encoder
 from segbench.errors import Failure, UserError
 from segbench.loading.cache import cached
 from segbench.loading.pipeline import train_loader
-from segbench.measures.base import Measure
 from segbench.runs import Cohort
 from segbench.sweep.facts import data_facts, encoder_facts
 from segbench.sweep.files import KnownFiles
-from segbench.training.control import Checkpoints, Control, Report, Stopped, load_checkpoint
+from segbench.training.control import Control, Report, Stopped
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.lockstep import Lockstep, Member
 from segbench.training.results import environment, run_config, write_run
 
 CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"
-
-
-@dataclass(frozen=True)
-class Built:
-    """A cohort, ready to be trained: ``train`` and ``val``, the sweep's measures, and encoder and decoders."""
-
-    data: Mapping[str, Dataset]
-    measures: list[Measure]
-    module: Lockstep
 
 
 def run_cohort(
@@ -54,8 +43,7 @@ def run_cohort(
 
     Args:
         failures: run key -> why, for each run that fails, is added here.
-        report: called with phase (``train`` or ``evaluate``), steps or images done, and their total.
-        should_stop: asked after each step and each evaluated image.
+        report, should_stop: called after each step and each evaluated image.
         threads: of torch, in this process.
         images: to evaluate, spread over the split; all of them where None. For a trial.
 
@@ -67,29 +55,28 @@ def run_cohort(
     torch.set_num_threads(threads)
     control = Control(cohort, failures, report, should_stop)
     try:
-        built = build(control, threads, images)
-        train(built, control)
-        write(built, control, measure(built, control))
+        module, data = build(control, threads, images)
+        train(control, module, data)
+        write(control, module, measure(control, module, data))
     except Stopped:
-        control.stopped(built.module.alive, step=built.module.steps_done)
+        control.stopped(module.alive, step=module.steps_done)
         raise
     finally:
         for key in control.runs:
             control.trackers.close(key, "failed")  # what is still open
 
 
-def build(control: Control, threads: int, images: int | None) -> Built:
-    """Encoder, data, measures and decoders, as they were planned, from the newest checkpoints."""
+def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep, dict[str, Dataset]]:
+    """Encoder and decoders, from the newest checkpoints, and ``train`` and ``val``, all as they were planned."""
     config, facts, first = control.config, control.facts, control.cohort.runs[0]
     encoder = build_encoder(config.encoder).to(facts.accelerator)
     features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
-    measures = load_measures(config.measures)
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for what, planned, found in (
         ("the data", facts.data, data_facts(config.data, data, KnownFiles.read(first.folder.parent))),
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
-        ("the source of the measures", facts.measures, facts_of(measures)),
+        ("the source of the measures", facts.measures, facts_of(control.measures)),
     ):
         if found != planned:
             raise UserError(CHANGED.format(what))
@@ -107,59 +94,55 @@ def build(control: Control, threads: int, images: int | None) -> Built:
         if blueprint.source != facts.decoders[run.title].source:
             control.fail(run.key, Failure(CHANGED.format(f"the source of '{run.title}'")))
             continue
-        hashes = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
-        members[run.key] = Member(decoder, hashes)
+        members[run.key] = Member(decoder, {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)})
         store.write_yaml(run.folder / store.CONFIG, run_config(run))
         store.write_json(run.folder / store.ENVIRONMENT, made_on)
         control.trackers.start(run)
     module = Lockstep(encoder, members, config.recipe, first.seed, config.encoder.lr_factor)
-    for key in members if control.cohort.start_step else ():
-        load_checkpoint(control.runs[key], module)
+    if control.cohort.start_step:
+        control.load(module)
     control.note("train", module.steps_done, config.recipe.steps)
-    return Built(data, measures, module)
+    return module, data
 
 
-def train(built: Built, control: Control) -> None:
+def train(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> None:
     """The steps that are left."""
-    config, module, data = control.config, built.module, built.data
+    config = control.config
     if not module.alive or module.steps_done == config.recipe.steps:
         return
-    callbacks = [control.trackers, control, Checkpoints(control), Evaluations(control, data["val"], built.measures)]
-    trainer = pl.Trainer(
+    batches = train_loader(data["train"], config.recipe, module.seed, module.steps_done, config.launch.workers)
+    pl.Trainer(
         accelerator=control.facts.accelerator,
         devices=1,
         plugins=[LightningEnvironment()],  # also within a job of a cluster, which Lightning would take over
-        callbacks=callbacks,
+        callbacks=[control, Evaluations(control, data["val"])],
         **config.trainer.model_dump(exclude={"accelerator"}),
         max_epochs=1,  # the loader holds every batch of the recipe
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-    )
-    workers = config.launch.workers
-    trainer.fit(module, train_loader(data["train"], config.recipe, module.seed, module.steps_done, workers))
+    ).fit(module, batches)
 
 
-def measure(built: Built, control: Control) -> dict[str, Evaluation]:
+def measure(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> dict[str, Evaluation]:
     """Run key -> what the predictions of the trained decoders count up to."""
-    module, data = built.module, built.data["val"]
     if not module.alive:
         return {}
     module.to(control.facts.accelerator)
-    return evaluate(control, module, data, built.measures, partial(control.tell, "evaluate", total=len(data)))
+    return evaluate(control, module, data["val"], partial(control.tell, "evaluate", total=len(data["val"])))
 
 
-def write(built: Built, control: Control, results: Mapping[str, Evaluation]) -> None:
+def write(control: Control, module: Lockstep, results: Mapping[str, Evaluation]) -> None:
     """The files of each run, the result last, which makes it done."""
     for key, result in results.items():
         if result.failure is not None:
             control.fail(key, result.failure)
             continue
         final = {"step": control.config.recipe.steps, **result.headline()}
-        control.trackers.update(key, [*built.module.members[key].history, final])
+        control.trackers.update(key, [*module.members[key].history, final])
         try:
-            write_run(control.runs[key], built.module, built.measures, result)
+            write_run(control.runs[key], module, control.measures, result)
             control.trackers.close(key, "finished")
         except UserError:
             raise  # the disk or the folder, which the other runs share

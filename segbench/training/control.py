@@ -1,4 +1,4 @@
-"""Between the steps of a cohort: it speaks with its runner, ends runs that failed, and saves the others."""
+"""What happens between the steps of a cohort, and how it speaks with its runner."""
 
 import io
 import math
@@ -10,8 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from segbench import store
+from segbench.columns import load_measures
 from segbench.errors import Failure, UserError, brief
-from segbench.runs import Cohort, Run, should_halve
+from segbench.runs import Cohort, should_halve
 from segbench.training.lockstep import Lockstep
 from segbench.training.tracking import Trackers
 
@@ -24,21 +25,35 @@ class Stopped(Exception):
 
 
 class Control(pl.Callback):
-    """Tells the runner how far a cohort is, and ends its runs; the arguments are those of `run_cohort`."""
+    """Ends runs that failed in a step, reports, stops where the runner asks for that, and saves the runs' states.
+
+    The arguments are those of `run_cohort`. States are saved now and then, at a stop, at the end, and before each
+    evaluation.
+    """
 
     def __init__(
         self, cohort: Cohort, failures: dict[str, Failure], report: Report, should_stop: Callable[[], bool]
     ) -> None:
         self.cohort, self.runs = cohort, {run.key: run for run in cohort.runs}
         self.config, self.facts = cohort.runs[0].config, cohort.runs[0].facts
-        self.failures, self.trackers = failures, Trackers(self.config.launch.trackers)
-        self._report, self._should_stop, self._noted = report, should_stop, -math.inf
+        self.measures, self.trackers = load_measures(self.config.measures), Trackers(self.config.launch.trackers)
+        self.failures, self._report, self._should_stop = failures, report, should_stop
+        self._noted, self._saved = -math.inf, time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        step, steps, every = pl_module.steps_done, self.config.recipe.steps, self.config.evaluation.every
         for key, member in pl_module.members.items():
+            self.trackers.update(key, member.history)
             if member.failure is not None and key not in self.failures:
                 self.fail(key, member.failure)
-        self.tell("train", pl_module.steps_done, self.config.recipe.steps)
+        self.tell("train", step, steps)
+        due = time.monotonic() - self._saved > 60 * self.config.launch.checkpoint_minutes
+        if due or step == steps or (every and step % every == 0):
+            self.save(pl_module)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Stopped):
+            self.save(pl_module)
 
     def tell(self, phase: str, done: int, total: int) -> None:
         """Report, and every few seconds note it; raises `Stopped` where the runner asks for that."""
@@ -74,25 +89,7 @@ class Control(pl.Callback):
             self.trackers.close(key, "stopped")
             store.set_status(self.runs[key].folder, "stopped", **details)
 
-
-class Checkpoints(pl.Callback):
-    """Saves the runs' states now and then, at a stop, at the end, and before each evaluation."""
-
-    def __init__(self, control: Control) -> None:
-        self.runs, self.config = control.runs, control.config
-        self.last = time.monotonic()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        step, every = pl_module.steps_done, self.config.evaluation.every
-        due = time.monotonic() - self.last > 60 * self.config.launch.checkpoint_minutes
-        if due or step == self.config.recipe.steps or (every and step % every == 0):
-            self._save(pl_module)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        if isinstance(exception, Stopped):
-            self._save(pl_module)
-
-    def _save(self, module: Lockstep) -> None:
+    def save(self, module: Lockstep) -> None:
         """All that a bit-equal resume needs; the rest is a function of seed and step."""
         for key, member in module.alive.items():
             state = {
@@ -107,21 +104,20 @@ class Checkpoints(pl.Callback):
             buffer = io.BytesIO()  # torch.save hides what a full disk says
             torch.save(state, buffer)
             store.write_checkpoint(self.runs[key].folder, module.steps_done, buffer.getbuffer())
-        self.last = time.monotonic()
+        self.saved = time.monotonic()
 
-
-def load_checkpoint(run: Run, module: Lockstep) -> None:
-    """Set the run's member to its newest checkpoint; a `UserError` where that is not tensors and plain data."""
-    step, path = store.newest_checkpoint(run.folder)
-    assert path is not None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
-    member = module.members[run.key]
-    member.decoder.load_state_dict(state["decoder"])
-    member.optimizer.load_state_dict(state["optimizer"])
-    if state["encoder"] is not None:
-        module.encoder.load_state_dict(state["encoder"])
-    member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]
-    module.steps_done, module.shared_s = step, state["shared_s"]
+    def load(self, module: Lockstep) -> None:
+        """Set the members to their newest checkpoints; a `UserError` where one is not tensors and plain data."""
+        for key, member in module.members.items():
+            module.steps_done, path = store.newest_checkpoint(self.runs[key].folder)
+            assert path is not None
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # a damaged file fails in many ways
+                raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
+            member.decoder.load_state_dict(state["decoder"])
+            member.optimizer.load_state_dict(state["optimizer"])
+            if state["encoder"] is not None:
+                module.encoder.load_state_dict(state["encoder"])
+            member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]
+            module.shared_s = state["shared_s"]

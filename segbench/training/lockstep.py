@@ -74,21 +74,12 @@ class Lockstep(pl.LightningModule):
     """Trains the decoders of a cohort side by side.
 
     With a frozen encoder no decoder's gradient reaches another, and the optimizers work element by element; so each
-    decoder gets exactly the weights that it would have got alone.
-
-    Args:
-        encoder: shared; trainable only in a cohort of one.
-        members: by run key.
-        lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
+    decoder gets exactly the weights that it would have got alone. A trainable encoder has a cohort of one, and
+    ``encoder_factor`` times the decoder's learning rate.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        members: dict[str, Member],
-        recipe: RecipeConfig,
-        seed: int,
-        lr_factor_encoder: float = 1.0,
+        self, encoder: Encoder, members: dict[str, Member], recipe: RecipeConfig, seed: int, encoder_factor: float = 1.0
     ) -> None:
         super().__init__()
         if encoder.trainable and len(members) > 1:
@@ -97,14 +88,13 @@ class Lockstep(pl.LightningModule):
         self.encoder, self.members, self.recipe, self.seed = encoder, members, recipe, seed
         self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
         self.steps_done, self.shared_s = 0, 0.0
-        self.row_every = max(1, recipe.steps // 200)
         self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         for member in members.values():
             groups = parameter_groups(member.decoder, recipe.weight_decay)
             if encoder.trainable:
-                groups += parameter_groups(encoder, recipe.weight_decay, lr_factor_encoder)
+                groups += parameter_groups(encoder, recipe.weight_decay, encoder_factor)
             if recipe.optimizer == "adamw":
                 member.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
             else:
@@ -177,7 +167,7 @@ class Lockstep(pl.LightningModule):
                 raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
         optimizer.step()
         member.losses.append(value)
-        if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
+        if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)
             member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
             member.losses = []

@@ -27,12 +27,7 @@ def versions(*shared: Tensor) -> list[int]:
 
 
 def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) -> Tensor:
-    """The logits (B, K, H, W) of a decoder.
-
-    Raises:
-        ChangedInPlace: it changed features or image, which are then spoilt for other decoders.
-        ValueError: it returns something else.
-    """
+    """The logits (B, K, H, W) of a decoder, checked: their shape, and that features and image are as they were."""
     who, before = type(decoder).__name__, versions(*features, image)
     logits = decoder(list(features), image)
     names = [*(f"features[{i}]" for i in range(len(features))), "the image"]
@@ -53,8 +48,7 @@ def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) 
 class Window:
     """A part of a view and its features, with the padding that the encoder's strides ask for."""
 
-    rows: slice
-    columns: slice
+    place: tuple[slice, slice]  # rows and columns
     image: Tensor  # (1, 3, h, w) normalised, padded
     features: list[Tensor]
 
@@ -87,7 +81,7 @@ def predict(
 
     Args:
         encoder, decoders: in eval mode, on one device; any key -> decoder.
-        pixels: (H, W, 3) uint8 RGB, called ``name`` in errors.
+        pixels: (H, W, 3) uint8 RGB; errors call it ``name``.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
@@ -138,17 +132,14 @@ def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None
 def encode(encoder: Encoder, image: Tensor, protocol: EvaluationConfig) -> list[Window]:
     """The windows of a normalised image (1, 3, H, W), through the encoder."""
     windows = []
-    for rows, columns in window_places((image.shape[-2], image.shape[-1]), protocol):
-        padded = pad_to_stride(image[..., rows, columns], max(encoder.strides), protocol.padding)
-        windows.append(Window(rows, columns, padded, encoder(padded)))
+    for place in window_places((image.shape[-2], image.shape[-1]), protocol):
+        padded = pad_to_stride(image[..., *place], max(encoder.strides), protocol.padding)
+        windows.append(Window(place, padded, encoder(padded)))
     return windows
 
 
 def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
-    """(B, C, H, W) padded below and to the right to multiples of ``stride``.
-
-    ``mode``: ``mean`` with zeros, the mean colour of a normalised image; ``replicate`` with the edge.
-    """
+    """(B, C, H, W) padded below and to the right to multiples of ``stride``, with the mean colour (0) or the edge."""
     height, width = images.shape[-2:]
     return F.pad(images, (0, -width % stride, 0, -height % stride), "constant" if mode == "mean" else mode)
 
@@ -166,15 +157,15 @@ def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tup
 
 def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int]) -> Tensor:
     """(1, K, h, w) logits of one view."""
+    if len(windows) == 1:
+        return crop(call_decoder(decoder, windows[0].features, windows[0].image), size)
     total, times = None, torch.zeros(size)
     for window in windows:
-        height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
-        logits = crop(call_decoder(decoder, window.features, window.image), (height, width))
-        if len(windows) == 1:
-            return logits
+        logits = call_decoder(decoder, window.features, window.image)
         total = logits.new_zeros(*logits.shape[:2], *size) if total is None else total
-        total[..., window.rows, window.columns] += logits
-        times[window.rows, window.columns] += 1
+        part = total[..., *window.place]
+        part += logits[..., : part.shape[-2], : part.shape[-1]]
+        times[window.place] += 1
     assert total is not None
     return total / times.to(total.device)
 

@@ -81,8 +81,8 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
     store.write_atomic(run.folder / store.WEIGHTS, lambda file: file.write(save(tensors)))
     history = io.StringIO()
-    names = dict.fromkeys(name for row in ({"step": 0, "loss": 0, "lr": 0}, *member.history) for name in row)
-    writer = csv.DictWriter(history, list(names))
+    names = ["step", "loss", "lr", *(name for row in member.history for name in row)]
+    writer = csv.DictWriter(history, list(dict.fromkeys(names)))
     writer.writeheader()
     writer.writerows(member.history)
     store.write_text(run.folder / store.HISTORY, history.getvalue())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning import loggers
 
 from segbench import store
@@ -16,16 +15,10 @@ from segbench.runs import Run
 MAKERS: dict[str, Callable[[Run], Any]] = {
     "csv": lambda run: loggers.CSVLogger(run.folder, name="", version="live", flush_logs_every_n_steps=1),
     "tensorboard": lambda run: loggers.TensorBoardLogger(run.folder.parent / "tensorboard", run.folder.name, ""),
-    "wandb": lambda run: loggers.WandbLogger(
-        name=run.name,
-        id=run.folder.name,
-        project=run.config.name,
-        save_dir=run.folder,
-        reinit="create_new",  # or the runs of a cohort would all be one
+    "wandb": lambda run: loggers.WandbLogger(  # a run of its own, or those of a cohort would all be one
+        run.name, run.folder, id=run.folder.name, project=run.config.name, reinit="create_new"
     ),
-    "mlflow": lambda run: loggers.MLFlowLogger(
-        run.config.name, run_name=run.name, save_dir=str(run.folder.parent / "mlruns")
-    ),
+    "mlflow": lambda run: loggers.MLFlowLogger(run.config.name, run.name, save_dir=str(run.folder.parent / "mlruns")),
 }
 # How a run ended, for Lightning's loggers, of which only MLflow's knows more than success, and as wandb's exit code.
 ENDINGS = {"finished": ("success", 0), "failed": ("failed", 1), "stopped": ("KILLED", 255)}
@@ -38,7 +31,7 @@ def require(names: Sequence[str]) -> None:
             raise UserError(f"launch.trackers: '{name}' is not installed; pip install 'segbench[{name}]'")
 
 
-class Trackers(pl.Callback):
+class Trackers:
     """The loggers of a cohort's runs, each open until `close`; ``names`` are of `MAKERS`.
 
     A logger that raises is left out from then on, and the reason stands in ``tracking.txt`` in the run's folder.
@@ -49,10 +42,6 @@ class Trackers(pl.Callback):
         self.runs: dict[str, Run] = {}
         self.loggers: defaultdict[str, dict[str, Any]] = defaultdict(dict)  # run key -> name -> its logger
         self.logged: dict[str, int] = {}
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        for key, member in pl_module.members.items():
-            self.update(key, member.history)
 
     def start(self, run: Run) -> None:
         self.runs[run.key], self.logged[run.key] = run, 0
