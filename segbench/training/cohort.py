@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +129,7 @@ def measure(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> 
     if not module.alive:
         return {}
     module.to(control.facts.accelerator)
-    return evaluate(control, module, data["val"], partial(control.tell, "evaluate", total=len(data["val"])))
+    return evaluate(control, module, data["val"], lambda done: control.tell("evaluate", done, len(data["val"])))
 
 
 def write(control: Control, module: Lockstep, results: Mapping[str, Evaluation]) -> None:

@@ -115,11 +115,12 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         features, image = self._encode(images)
+        total = self._denominator(labels)
         before, clock = versions(*features, image), now(self.device)
         self.shared_s += clock - self._clock
         for member in self.alive.values():
             try:
-                self._train(member, features, image, labels)
+                self._train(member, features, image, labels, total)
                 if versions(*features, image) != before:
                     name = type(member.decoder).__name__
                     raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
@@ -145,7 +146,7 @@ class Lockstep(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         return self.encoder(image), image
 
-    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
+    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> None:
         optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
@@ -153,7 +154,7 @@ class Lockstep(pl.LightningModule):
         logits = call_decoder(member.decoder, features, image)
         logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
         summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
-        loss = summed / self._denominator(labels)
+        loss = summed / total
         value = float(loss.detach())
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss

@@ -131,11 +131,9 @@ def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None
 
 def encode(encoder: Encoder, image: Tensor, protocol: EvaluationConfig) -> list[Window]:
     """The windows of a normalised image (1, 3, H, W), through the encoder."""
-    windows = []
-    for place in window_places((image.shape[-2], image.shape[-1]), protocol):
-        padded = pad_to_stride(image[..., *place], max(encoder.strides), protocol.padding)
-        windows.append(Window(place, padded, encoder(padded)))
-    return windows
+    stride, places = max(encoder.strides), window_places((image.shape[-2], image.shape[-1]), protocol)
+    parts = [pad_to_stride(image[..., *place], stride, protocol.padding) for place in places]
+    return [Window(place, part, encoder(part)) for place, part in zip(places, parts, strict=True)]
 
 
 def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
@@ -146,10 +144,8 @@ def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
 
 def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tuple[slice, slice]]:
     """(rows, columns) of each window; the last of a row or column is moved back to end with the image."""
-    if protocol.window is None:
-        return [(slice(0, size[0]), slice(0, size[1]))]
-    along = []
-    for length, window, step in zip(size, protocol.window, protocol.steps_px, strict=True):
+    along, steps = [], protocol.steps_px if protocol.window else size
+    for length, window, step in zip(size, protocol.window or size, steps, strict=True):
         last = max(0, length - window)
         along.append([slice(start, min(start + window, length)) for start in (*range(0, last, step), last)])
     return [(rows, columns) for rows in along[0] for columns in along[1]]
