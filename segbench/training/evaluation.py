@@ -75,13 +75,12 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     the number of images done. A decoder that raises ends its own evaluation only.
     """
     module.eval()
-    config = control.config
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
     results = {key: Evaluation(counted) for key in module.alive}
-    for index, pixels, labels in evaluation_images(data, config.launch.workers):
+    for index, pixels, labels in evaluation_images(data, control.config.launch.workers):
         name, truth = data.ids[index], check_labels(labels, len(data.classes))
         decoders = {key: module.members[key].decoder for key, result in results.items() if result.failure is None}
-        for key, made in predict(module.encoder, decoders, pixels, config.evaluation, f"image {name}"):
+        for key, made in predict(module.encoder, decoders, pixels, control.config.evaluation, f"image {name}"):
             results[key].add(name, truth, made)
         tell(index + 1)
     module.train()
@@ -105,8 +104,7 @@ class Evaluations(pl.Callback):
         every = config.evaluation.every
         if not every or step % every or not 0 < step < config.recipe.steps:
             return
-        results = evaluate(self.control, pl_module, self.data, self.control.check)
-        for key, result in results.items():
+        for key, result in evaluate(self.control, pl_module, self.data, self.control.check).items():
             if result.failure is None:
                 history = pl_module.members[key].history
                 history.append({"step": step, **result.headline()})

@@ -1,6 +1,5 @@
 """From an image to logits at its own size: padding, windows, and averages over flips and scales."""
 
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ def predict(
     """
     device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
-    views = list(itertools.product(protocol.scales, (False, True) if protocol.flip else (False,)))
+    views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
     made = {key: Prediction() for key in decoders}
     encoder_s = 0.0
     for number, (scale, flipped) in enumerate(views, 1):

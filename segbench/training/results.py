@@ -41,19 +41,18 @@ def run_config(run: Run) -> dict[str, Any]:
 def environment(threads: int, accelerator: str) -> dict[str, Any]:
     """Versions, hardware, threads and the state of the project's git checkout."""
     versions = {n: getattr(sys.modules[n], "__version__", "?") for n in LIBRARIES.split() if n in sys.modules}
-    here = str(Path(segbench.__file__).parent)
     return {
         "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
         "cpu": _cpu_name(),
         "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
         "threads": threads,
         "platform": platform.platform(),
-        "git": {"commit": _git(here, "rev-parse", "HEAD"), "changes": _git(here, "status", "--porcelain", "--", here)},
+        "git": {"commit": _git("rev-parse", "HEAD"), "changes": _git("status", "--porcelain", "--", ".")},
     }
 
 
-def _git(here: str, *asked: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", here, *asked]  # a commit at the same time goes on
+def _git(*asked: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", segbench.__path__[0], *asked]  # a commit at the same time goes on
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return None
