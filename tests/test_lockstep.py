@@ -66,21 +66,19 @@ class Head(nn.Module):
         return F.interpolate(self.conv(features[0]), size=image.shape[-2:])
 
 
-def lockstep(recipe, trainable=False, names=("a",)):
+def lockstep(recipe, trainable=False, names=("a",), **more):
     torch.manual_seed(0)
     encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3), trainable)
     torch.manual_seed(1)
-    return Lockstep(encoder, {n: Member(Head()) for n in names}, recipe, seed=0)
+    return Lockstep(encoder, {n: Member(Head()) for n in names}, recipe, seed=0, **more)
 
 
 def one_step(module, images, labels):
-    optimizers = module.configure_optimizers()
-    module.optimizers = lambda use_pl_optimizer: optimizers
     module.manual_backward = lambda loss: loss.backward()
     module._trainer = type("T", (), {"should_stop": False})()
     module.on_train_start()
     module.training_step((images, labels), 0)
-    return optimizers
+    return module.configure_optimizers()
 
 
 IMAGES = torch.randint(0, 256, (2, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -142,8 +140,7 @@ def test_a_trainable_encoder_is_never_shared():
 
 
 def test_a_trainable_encoder_learns_with_its_own_rate():
-    module = lockstep(RecipeConfig(steps=10, lr=0.1), trainable=True)
-    module.lr_factor_encoder = 0.5
+    module = lockstep(RecipeConfig(steps=10, lr=0.1), trainable=True, encoder_factor=0.5)
     before = module.encoder.body.conv.weight.detach().clone()
     optimizer = one_step(module, IMAGES, LABELS)[0]
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.05, 0.05]

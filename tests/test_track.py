@@ -163,7 +163,7 @@ def ends(make_config, tmp_path, monkeypatch):
 def test_a_run_that_fails_in_mid_training_is_closed_as_failed_then(ends):
     statuses, when, recorders, _ = ends("Raises")
     assert statuses == {"nearest": "success", "Raises": "failed"}
-    assert when == {"Raises": 2, "nearest": 4 + 3}  # questions whether to stop: at once, and after all
+    assert when == {"Raises": 1, "nearest": 4 + 3}  # questions whether to stop: in its second step, and after all
     assert len(recorders["Raises"].rows) == 1
 
 
@@ -245,7 +245,7 @@ def test_a_full_disk_for_the_note_is_no_failure_either(tmp_path, monkeypatch, hi
     monkeypatch.setattr(store, "write_text", full)
     trackers = started(tmp_path, "csv")
     trackers.update("k", history)
-    assert trackers.loggers == {}
+    assert trackers.loggers["k"] == {}
 
 
 def test_a_tracker_that_is_not_installed_is_named_before_anything_starts(make_config, monkeypatch):

@@ -106,7 +106,7 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
 
     from segbench.training.cohort import run_cohort
     from segbench.training.control import Stopped
-    from segbench.training.machine import peak_memory
+    from segbench.training.results import peak_memory
 
     times: dict[str, list[float]] = {"train": [], "evaluate": []}
     failures: dict[str, Failure] = {}

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
-from segbench.training.prediction import ChangedInPlace, call_decoder, pad_to_stride
+from segbench.training.prediction import ChangedInPlace, call_decoder, now, pad_to_stride, versions
 from segbench.upsamplers.base import crop
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
@@ -35,19 +34,15 @@ def lr_factor(recipe: RecipeConfig, step: int) -> float:
 
 @dataclass
 class Member:
-    """One run of the cohort while it trains.
-
-    Attributes:
-        history: rows of step, loss (mean since the last row) and lr.
-        train_s: seconds in its own forward, backward and optimizer.
-        failure: once it failed; it then takes no further part.
-    """
+    """One run of the cohort while it trains."""
 
     decoder: nn.Module
-    history: list[dict[str, float]] = field(default_factory=list)
-    train_s: float = 0.0
-    failure: Failure | None = None
-    losses: list[float] = field(default_factory=list)
+    hashes: dict[str, Any] = field(default_factory=dict)  # of what it starts from, for its row
+    history: list[dict[str, float]] = field(default_factory=list)  # rows of step, lr and loss (mean since the last row)
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row
+    train_s: float = 0.0  # seconds in its own forward, backward and optimizer
+    failure: Failure | None = None  # once it failed; it then takes no further part
+    optimizer: torch.optim.Optimizer = field(init=False)
 
     @property
     def last_loss(self) -> float | None:
@@ -59,7 +54,7 @@ class Diverged(RuntimeError):
     """A loss or gradient that is not finite."""
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, factor: float = 1.0) -> list[dict[str, Any]]:
     """The parameters of a decoder or encoder as groups of an optimizer: those that decay, and those that do not.
 
     Biases and normalisation (torch's layers, and whatever has one dimension) do not, as is usual; nor do the kernels of
@@ -71,65 +66,47 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     ids |= {id(p) for name, p in module.named_parameters() if p.ndim <= 1 or name.endswith("bias")}
     decayed = [p for p in module.parameters() if id(p) not in ids]
     kept = [p for p in module.parameters() if id(p) in ids]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups = ((decayed, weight_decay), (kept, 0.0))
+    return [{"params": params, "weight_decay": decay, "factor": factor} for params, decay in groups if params]
 
 
 class Lockstep(pl.LightningModule):
     """Trains the decoders of a cohort side by side.
 
     With a frozen encoder no decoder's gradient reaches another, and the optimizers work element by element; so each
-    decoder gets exactly the weights that it would have got alone.
-
-    Args:
-        encoder: shared; trainable only in a cohort of one.
-        members: run key -> `Member`.
-        recipe: as in the config.
-        seed: of the runs.
-        start_step: the first step to train, above 0 after a resume.
-        lr_factor_encoder: learning rate of a trainable encoder, relative to the decoders'.
+    decoder gets exactly the weights that it would have got alone. A trainable encoder has a cohort of one, and
+    ``encoder_factor`` times the decoder's learning rate.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        members: Mapping[str, Member],
-        recipe: RecipeConfig,
-        seed: int,
-        start_step: int = 0,
-        lr_factor_encoder: float = 1.0,
+        self, encoder: Encoder, members: dict[str, Member], recipe: RecipeConfig, seed: int, encoder_factor: float = 1.0
     ) -> None:
         super().__init__()
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
-        self.encoder, self.members, self.recipe, self.seed = encoder, dict(members), recipe, seed
-        self.decoders = nn.ModuleDict({key: m.decoder for key, m in self.members.items()})
-        self.steps_done, self.lr_factor_encoder = start_step, lr_factor_encoder
-        self.shared_s = 0.0
-        self.row_every = max(1, recipe.steps // 200)
+        self.encoder, self.members, self.recipe, self.seed = encoder, members, recipe, seed
+        self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
+        self.steps_done, self.shared_s = 0, 0.0
         self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
-        self.optimizer_states: dict[str, Any] = {}
+        for member in members.values():
+            groups = parameter_groups(member.decoder, recipe.weight_decay)
+            if encoder.trainable:
+                groups += parameter_groups(encoder, recipe.weight_decay, encoder_factor)
+            if recipe.optimizer == "adamw":
+                member.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+            else:
+                member.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+    @property
+    def alive(self) -> dict[str, Member]:
+        """The members that have not failed."""
+        return {key: member for key, member in self.members.items() if member.failure is None}
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        optimizers = []
-        for key, member in self.members.items():
-            r = self.recipe
-            groups = [g | {"factor": 1.0} for g in parameter_groups(member.decoder, r.weight_decay)]
-            if self.encoder.trainable:
-                own = parameter_groups(self.encoder, r.weight_decay)
-                groups += [g | {"factor": self.lr_factor_encoder} for g in own]
-            optimizer: torch.optim.Optimizer = (
-                torch.optim.AdamW(groups, lr=r.lr)
-                if r.optimizer == "adamw"
-                else torch.optim.SGD(groups, lr=r.lr, momentum=r.momentum)
-            )
-            if key in self.optimizer_states:
-                optimizer.load_state_dict(self.optimizer_states[key])
-            optimizers.append(optimizer)
-        return optimizers
+        return [member.optimizer for member in self.members.values()]
 
     def on_train_start(self) -> None:
         self.encoder.train()  # stays in eval mode where it is frozen
@@ -138,32 +115,26 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         features, image = self._encode(images)
-        versions = [t._version for t in (*features, image)]
-        optimizers: Any = self.optimizers(use_pl_optimizer=True)
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-        self._tick()
-        for member, optimizer in zip(self.members.values(), optimizers, strict=True):
-            if member.failure is not None:
-                continue
+        total = self._denominator(labels)
+        before, clock = versions(*features, image), now(self.device)
+        self.shared_s += clock - self._clock
+        for member in self.alive.values():
             try:
-                self._train(member, optimizer, features, image, labels)
+                self._train(member, features, image, labels, total)
+                if versions(*features, image) != before:
+                    name = type(member.decoder).__name__
+                    raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
             except Exception as error:  # a plug-in can raise anything; it ends its own run only
                 member.failure = Failure.of(error)
-            changed = versions != [t._version for t in (*features, image)]
-            if changed and member.failure is None:
-                name = type(member.decoder).__name__
-                member.failure = Failure.of(
-                    ChangedInPlace(f"{name} changes the features in place in its backward pass")
-                )
-            if member.failure is not None:
-                optimizer.zero_grad(set_to_none=True)
-                optimizer.state.clear()  # memory that the others can use
-            member.train_s += self._tick(own=True)
-            if changed:  # the others go on with fresh ones
+                member.optimizer.zero_grad(set_to_none=True)
+                member.optimizer.state.clear()  # memory that the others can use
+            began, clock = clock, now(self.device)
+            member.train_s += clock - began
+            if versions(*features, image) != before:  # the others go on with fresh ones
                 features, image = self._encode(images)
-                versions = [t._version for t in (*features, image)]
+                before = versions(*features, image)
         self.steps_done += 1
-        if all(m.failure is not None for m in self.members.values()):
+        if not self.alive:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -175,15 +146,15 @@ class Lockstep(pl.LightningModule):
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         return self.encoder(image), image
 
-    def _train(self, member: Member, optimizer: Any, features: list[Tensor], image: Tensor, labels: Tensor) -> None:
-        factor = lr_factor(self.recipe, self.steps_done)
+    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> None:
+        optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
         torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done))
         logits = call_decoder(member.decoder, features, image)
         logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
         summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
-        loss = summed / self._denominator(labels)
+        loss = summed / total
         value = float(loss.detach())
         if not math.isfinite(value):
             last = member.losses[-1] if member.losses else member.last_loss
@@ -192,14 +163,12 @@ class Lockstep(pl.LightningModule):
         self.manual_backward(loss)
         if self.recipe.clip_norm is not None:
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm, error_if_nonfinite=False)
-            if not torch.isfinite(norm):
-                raise Diverged(
-                    f"the gradient's norm is {float(norm)} at step {self.steps_done}; the last loss was {value}"
-                )
+            norm = float(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
+            if not math.isfinite(norm):
+                raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
         optimizer.step()
         member.losses.append(value)
-        if len(member.losses) == self.row_every or self.steps_done + 1 == self.recipe.steps:
+        if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)
             member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
             member.losses = []
@@ -210,12 +179,3 @@ class Lockstep(pl.LightningModule):
         if self.class_weights is None:
             return counted.sum().clamp(min=1)
         return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)
-
-    def _tick(self, own: bool = False) -> float:
-        """Seconds since the last tick; those that belong to no member go to ``shared_s``."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
-        elapsed, self._clock = now - self._clock, now
-        self.shared_s += 0.0 if own else elapsed
-        return elapsed

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +20,26 @@ class ChangedInPlace(RuntimeError):
     """A decoder changed what belongs to all: the encoder's features or the image."""
 
 
+def versions(*shared: Tensor) -> list[int]:
+    """How often each has been changed in place."""
+    return [tensor._version for tensor in shared]
+
+
 def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) -> Tensor:
-    """The logits (B, K, H, W) of a decoder, held to its contract.
-
-    Args:
-        features, image: as `segbench.decoders.base.Decoder.forward` takes them.
-
-    Raises:
-        ChangedInPlace: it changed one of them, which is then spoilt for other decoders.
-        ValueError: it returns something else than (B, K, H, W).
-    """
-    shared = {**{f"features[{i}]": f for i, f in enumerate(features)}, "the image": image}
-    versions = {name: tensor._version for name, tensor in shared.items()}
+    """The logits (B, K, H, W) of a decoder, checked: their shape, and that features and image are as they were."""
+    who, before = type(decoder).__name__, versions(*features, image)
     logits = decoder(list(features), image)
-    changed = [name for name, tensor in shared.items() if tensor._version != versions[name]]
+    names = [*(f"features[{i}]" for i in range(len(features))), "the image"]
+    changed = [name for name, a, b in zip(names, before, versions(*features, image), strict=True) if a != b]
     if changed:
         raise ChangedInPlace(
-            f"{type(decoder).__name__} changes {', '.join(changed)} in place, which all decoders share; is there an "
-            "inplace=True or an operation such as add_?"
+            f"{who} changes {', '.join(changed)} in place, which all decoders share; is there an inplace=True or an "
+            "operation such as add_?"
         )
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     batch, _, height, width = image.shape
-    if not isinstance(logits, Tensor) or logits.ndim != 4 or (*shape[:1], *shape[2:]) != (batch, height, width):
-        raise ValueError(f"{type(decoder).__name__} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or (*shape[:1], *shape[2:]) != (batch, height, width):
+        raise ValueError(f"{who} returns {shape}; wanted logits of {(batch, 'K', height, width)}")
     return logits
 
 
@@ -49,29 +47,20 @@ def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) 
 class Window:
     """A part of a view and its features, with the padding that the encoder's strides ask for."""
 
-    rows: slice
-    columns: slice
+    place: tuple[slice, slice]  # rows and columns
     image: Tensor  # (1, 3, h, w) normalised, padded
     features: list[Tensor]
 
 
 @dataclass
 class Prediction:
-    """What a decoder makes of an image.
+    """What a decoder makes of an image."""
 
-    Attributes:
-        scores: (K, H, W) at the labels' size; None once it failed.
-        labels: (H, W) uint8, their argmax.
-        seconds: from features to labels.
-        encoder_s: seconds of the encoder, which all decoders share.
-        error: that it raised.
-    """
-
-    scores: Tensor | None = None
-    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))
-    seconds: float = 0.0
-    encoder_s: float = 0.0
-    error: Exception | None = None
+    scores: Any = 0.0  # (K, H, W) tensor at the labels' size; None once it failed
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (H, W), their argmax
+    seconds: float = 0.0  # from features to labels
+    encoder_s: float = 0.0  # of the encoder, which all decoders share
+    error: Exception | None = None  # that it raised
 
 
 @torch.no_grad()
@@ -91,18 +80,15 @@ def predict(
 
     Args:
         encoder, decoders: in eval mode, on one device; any key -> decoder.
-        pixels: (H, W, 3) uint8 RGB.
-        protocol: its ``scales`` times H and W, rounded, are the sizes of the views, at least one pixel.
-        name: of the image, for errors.
+        pixels: (H, W, 3) uint8 RGB; errors call it ``name``.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
     """
     device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
-    flips = (False, True) if protocol.flip else (False,)
-    views = [(scale, flipped) for scale in protocol.scales for flipped in flips]
-    open_ = {key: Prediction() for key in decoders}
+    views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
+    made = {key: Prediction() for key in decoders}
     encoder_s = 0.0
     for number, (scale, flipped) in enumerate(views, 1):
         clock = now(device)
@@ -111,23 +97,22 @@ def predict(
         windows = encode(encoder, image, protocol)
         encoder_s += now(device) - clock
         for key, decoder in decoders.items():
-            mine = open_[key]
-            clock = now(device)
+            mine, clock = made[key], now(device)
             shared = [t for w in windows for t in (*w.features, w.image)]
-            versions = [t._version for t in shared]
+            before = versions(*shared)
             try:
                 if mine.error is None:
                     logits = _of_view(decoder, windows, (image.shape[-2], image.shape[-1]))
-                    logits = _resize(logits.flip(-1) if flipped else logits, size)
-                    _add(mine, logits[0], len(views), name if number == len(views) else None)
+                    logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
+                    _add(mine, logits, len(views), name if number == len(views) else None)
             except Exception as error:  # a plug-in can raise anything
                 mine.error, mine.scores = error, None
             mine.seconds += now(device) - clock
-            if versions != [t._version for t in shared]:
+            if versions(*shared) != before:
                 windows = encode(encoder, image, protocol)  # the others go on with fresh ones
             if number == len(views):
                 mine.encoder_s = encoder_s
-                yield key, open_.pop(key)
+                yield key, made.pop(key)
 
 
 def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None:
@@ -135,8 +120,7 @@ def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None
     if views == 1:
         mine.scores = logits
     else:
-        probabilities = logits.softmax(0)
-        mine.scores = probabilities if mine.scores is None else mine.scores.add_(probabilities)
+        mine.scores += logits.softmax(0)  # in place, but for the first
     if name is not None:
         mine.scores = mine.scores / views if views > 1 else mine.scores
         if not torch.isfinite(mine.scores).all():
@@ -146,53 +130,43 @@ def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None
 
 def encode(encoder: Encoder, image: Tensor, protocol: EvaluationConfig) -> list[Window]:
     """The windows of a normalised image (1, 3, H, W), through the encoder."""
-    windows = []
-    for rows, columns in window_places((image.shape[-2], image.shape[-1]), protocol):
-        padded = pad_to_stride(image[..., rows, columns], max(encoder.strides), protocol.padding)
-        windows.append(Window(rows, columns, padded, encoder(padded)))
-    return windows
+    stride, places = max(encoder.strides), window_places((image.shape[-2], image.shape[-1]), protocol)
+    parts = [pad_to_stride(image[..., *place], stride, protocol.padding) for place in places]
+    return [Window(place, part, encoder(part)) for place, part in zip(places, parts, strict=True)]
 
 
 def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
-    """(B, C, H, W) padded below and to the right to multiples of ``stride``.
-
-    ``mode``: ``mean`` with zeros, the mean colour of a normalised image; ``replicate`` with the edge.
-    """
+    """(B, C, H, W) padded below and to the right to multiples of ``stride``, with the mean colour (0) or the edge."""
     height, width = images.shape[-2:]
-    by = (0, -width % stride, 0, -height % stride)
-    return F.pad(images, by) if mode == "mean" else F.pad(images, by, mode)
+    return F.pad(images, (0, -width % stride, 0, -height % stride), "constant" if mode == "mean" else mode)
 
 
 def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tuple[slice, slice]]:
     """(rows, columns) of each window; the last of a row or column is moved back to end with the image."""
-    if protocol.window is None:
-        return [(slice(0, size[0]), slice(0, size[1]))]
-    along = []
-    for length, window, step in zip(size, protocol.window, protocol.steps_px, strict=True):
-        number = max(0, -(-(length - window) // step)) + 1
-        starts = [max(0, min(i * step, length - window)) for i in range(number)]
-        along.append([slice(start, min(start + window, length)) for start in starts])
+    along, steps = [], protocol.steps_px if protocol.window else size
+    for length, window, step in zip(size, protocol.window or size, steps, strict=True):
+        last = max(0, length - window)
+        along.append([slice(start, min(start + window, length)) for start in (*range(0, last, step), last)])
     return [(rows, columns) for rows in along[0] for columns in along[1]]
 
 
 def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int]) -> Tensor:
     """(1, K, h, w) logits of one view."""
+    if len(windows) == 1:
+        return crop(call_decoder(decoder, windows[0].features, windows[0].image), size)
     total, times = None, torch.zeros(size)
     for window in windows:
-        height, width = window.rows.stop - window.rows.start, window.columns.stop - window.columns.start
-        logits = crop(call_decoder(decoder, window.features, window.image), (height, width))
-        if len(windows) == 1:
-            return logits
-        if total is None:
-            total = logits.new_zeros(*logits.shape[:2], *size)
-        total[..., window.rows, window.columns] += logits
-        times[window.rows, window.columns] += 1
+        logits = call_decoder(decoder, window.features, window.image)
+        total = logits.new_zeros(*logits.shape[:2], *size) if total is None else total
+        part = total[..., *window.place]
+        part += logits[..., : part.shape[-2], : part.shape[-1]]
+        times[window.place] += 1
     assert total is not None
     return total / times.to(total.device)
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    same = tuple(images.shape[-2:]) == tuple(size)
+    same = tuple(images.shape[-2:]) == size
     return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 

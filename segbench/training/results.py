@@ -1,57 +1,95 @@
-"""The files of a finished run, and what is measured once of it."""
+"""The files of a run: its config, what it was made on, and once it is finished its result."""
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import save
 
+import segbench
 from segbench import store
 from segbench.columns import described, said
-from segbench.encoders.base import Encoder
 from segbench.errors import brief
 from segbench.measures.base import Measure, RunMeasure, Trained
 from segbench.runs import Run, protocol
 from segbench.training.evaluation import Evaluation
-from segbench.training.lockstep import Member
-from segbench.training.machine import peak_memory
+from segbench.training.lockstep import Lockstep
+
+LIBRARIES = "torch pytorch_lightning segmentation_models_pytorch timm albumentations cv2 numpy torchvision"
 
 
 def run_config(run: Run) -> dict[str, Any]:
     """The config of one run alone, resolved: a sweep file that would make it again."""
     values = run.config.model_dump()
-    values["decoder_defaults"] = {}
     values["launch"]["address"] = None  # which no file may name
-    values["decoders"] = [run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}]
-    return values | {"seeds": [run.seed], "baseline": None}  # which is another run
+    decoder = run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}
+    return values | {"decoder_defaults": {}, "decoders": [decoder], "seeds": [run.seed], "baseline": None}
 
 
-def write_run(
-    run: Run,
-    member: Member,
-    encoder: Encoder,
-    measures: Sequence[Measure],
-    result: Evaluation,
-    more: Mapping[str, Any],
-) -> None:
-    """Write the run's files, ``result.json`` last, whose row takes in ``more``."""
-    arrays: dict[str, Any] = result.arrays()
+def environment(threads: int, accelerator: str) -> dict[str, Any]:
+    """Versions, hardware, threads and the state of the project's git checkout."""
+    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in LIBRARIES.split() if n in sys.modules}
+    return {
+        "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
+        "cpu": _cpu_name(),
+        "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
+        "threads": threads,
+        "platform": platform.platform(),
+        "git": {"commit": _git("rev-parse", "HEAD"), "changes": _git("status", "--porcelain", "--", ".")},
+    }
+
+
+def _git(*asked: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", segbench.__path__[0], *asked]  # a commit at the same time goes on
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
+            return found[1].strip()
+    return platform.processor()
+
+
+def peak_memory(workers: int) -> int:
+    """Bytes: the largest resident size of this process so far, and that of its loader workers."""
+    own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + workers * child) * (1 if sys.platform == "darwin" else 1024)
+
+
+def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: Evaluation) -> None:
+    """Write the files of a trained and evaluated run, ``result.json`` last."""
+    member, encoder, facts = module.members[run.key], module.encoder, run.facts.decoders[run.title]
     weights = member.decoder.state_dict()
     if encoder.trainable:
         weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
     store.write_atomic(run.folder / store.WEIGHTS, lambda file: file.write(save(tensors)))
-    store.write_text(run.folder / store.HISTORY, _history(member.history))
-    store.write_atomic(
-        run.folder / store.COUNTS, lambda file: np.savez_compressed(file, ids=np.array(result.ids), **arrays)
-    )
-    facts = run.facts.decoders[run.title]
-    eval_ms = 1000 * float(np.mean(result.seconds))
-    values, broken = _measured(member, encoder, measures, eval_ms, run.config.launch.workers)
+    history = io.StringIO()
+    names = ["step", "loss", "lr", *(name for row in member.history for name in row)]
+    writer = csv.DictWriter(history, list(dict.fromkeys(names)))
+    writer.writeheader()
+    writer.writerows(member.history)
+    store.write_text(run.folder / store.HISTORY, history.getvalue())
+    store.write_atomic(run.folder / store.COUNTS, lambda file: np.savez_compressed(file, **result.arrays()))
+    eval_ms, encoder_ms, count_ms = (1000 * np.mean(result.seconds, 0)).tolist()
+    memory = peak_memory(run.config.launch.workers)
+    trained = Trained(member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory)
+    values, broken = _measured(trained, measures)
     row = {
         "key": run.key,
         "result_version": store.RESULT_VERSION,
@@ -60,7 +98,7 @@ def write_run(
         "variant": run.variant,
         "data": run.config.data.name,
         "classes": run.facts.classes,
-        "images": len(result.ids),
+        "images": len(result.seconds),
         "data_fingerprints": run.facts.data,
         "encoder": run.config.encoder.title,
         "encoder_source": run.facts.encoder.source if run.facts.encoder else None,
@@ -75,9 +113,12 @@ def write_run(
         "decoder_source": facts.source,
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
-        "eval_count_ms_per_image": 1000 * float(np.mean(result.count_seconds)),
+        "train_shared_s": module.shared_s,
+        "eval_encoder_ms_per_image": encoder_ms,
+        "eval_count_ms_per_image": count_ms,
+        "cohort_size": len(module.members),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **more,
+        **member.hashes,
     }
     store.set_status(run.folder, "done")
     (run.folder / store.TRACEBACK).unlink(missing_ok=True)
@@ -85,29 +126,16 @@ def write_run(
     store.tidy(run.folder)
 
 
-def _measured(
-    member: Member, encoder: Encoder, measures: Sequence[Measure], eval_ms: float, workers: int
-) -> tuple[dict[str, float], dict[str, str]]:
+def _measured(run: Trained, measures: Sequence[Measure]) -> tuple[dict[str, float], dict[str, str]]:
     """Name -> value of what is measured once of a run, and name -> why of what failed."""
-    run = Trained(
-        member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, peak_memory(workers)
-    )
     values, broken = {}, {}
     for measure in measures:
         if isinstance(measure, RunMeasure):
             try:
-                values[measure.name] = float(measure.measure(run))
-                if math.isnan(values[measure.name]):
+                value = float(measure.measure(run))
+                if math.isnan(value):
                     raise ValueError("it gives NaN")
+                values[measure.name] = value
             except Exception as error:  # a plug-in can raise anything
-                values.pop(measure.name, None)
                 broken[measure.name] = f"{said(measure)} fails: {brief(error)}"
     return values, broken
-
-
-def _history(rows: list[dict[str, float]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(dict.fromkeys(["step", "loss", "lr", *(name for row in rows for name in row)])))
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
