@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from segbench.report.formats import as_csv
 from segbench.report.table import make_table
 from segbench.runs import Cohort, make_cohorts
 from segbench.sweep.plan import make_plan
+from segbench.training import control
 from segbench.training.work import work
 from tests.conftest import segbench
 from tests.test_sweep import same, sweep
@@ -150,6 +152,21 @@ def test_data_that_change_after_the_plan_are_not_trained_on_under_the_old_key(ma
         assert outcome.user_error
         assert "the data changed after the sweep was planned" in outcome.failure.reason
     assert not any(store.is_done(run.folder) for run in cohort.runs)
+
+
+def test_the_state_is_saved_every_so_many_minutes(make_config, monkeypatch):
+    """Of 10 steps of 25 s each, at most a minute is lost: the first step after it saves, and the last one."""
+    planned = make_plan(make_config(decoders=["nearest"], recipe={"steps": 10}, launch={"checkpoint_minutes": 1}))
+    now, saved = [0.0], []
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(store, "write_checkpoint", lambda folder, step, data: saved.append(step))
+
+    def report(phase, *_):
+        now[0] += 25 * (phase == "train")
+
+    ended = work(Cohort(tuple(planned.runs), 0), 1, report, lambda: False)
+    assert set(ended.outcomes.values()) == {Done()}
+    assert saved == [3, 6, 9, 10]
 
 
 def test_a_stop_at_any_time_changes_nothing(make_config, tmp_path):

@@ -104,7 +104,7 @@ class Control(pl.Callback):
             buffer = io.BytesIO()  # torch.save hides what a full disk says
             torch.save(state, buffer)
             store.write_checkpoint(self.runs[key].folder, module.steps_done, buffer.getbuffer())
-        self.saved = time.monotonic()
+        self._saved = time.monotonic()
 
     def load(self, module: Lockstep) -> None:
         """Set the members to their newest checkpoints; a `UserError` where one is not tensors and plain data."""
