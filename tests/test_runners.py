@@ -14,7 +14,7 @@ from rich.console import Console
 from segbench import store
 from segbench.errors import Failure
 from segbench.launch.local import Local
-from segbench.outcomes import Busy, Done, Ended, Failed
+from segbench.outcomes import Busy, Done, Ended, Failed, Lost
 from segbench.runs import make_cohorts
 from segbench.sweep.plan import make_plan
 from segbench.training.work import work
@@ -158,7 +158,7 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     console = Console(file=io.StringIO(), width=200)
     other = _Sweep(plan, Local, console)
     with store.locked(runs[0].folder):  # as another process has it
-        other._ended(cohort, Ended.lost(cohort, Failure("killed")))
+        other._ended(cohort, Ended.alike(cohort, Lost(Failure("killed"))))
     assert list(other.open) == [runs[0].key]
     assert "failed bilinear-s0: killed" in console.file.getvalue()
     assert "nearest" not in console.file.getvalue()

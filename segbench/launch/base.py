@@ -8,13 +8,13 @@ import contextlib
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from segbench.config import LaunchConfig
 from segbench.errors import Failure, UserError, brief
-from segbench.outcomes import Ended, Failed, Lost, Stopped, TooLarge
+from segbench.outcomes import Ended, Failed, Lost, Stopped
 from segbench.registry import LAUNCHERS, check_params
 from segbench.runs import Cohort
 
@@ -88,11 +88,6 @@ class Launcher(ABC):
         time.sleep(0.1)
 
 
-def absolute(cohort: Cohort) -> Cohort:
-    """The same with absolute run folders, for a process that works in another folder."""
-    return replace(cohort, runs=tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs))
-
-
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """Collects stop signals instead of dying from them; ignored signals (nohup) stay ignored."""
@@ -104,6 +99,19 @@ def caught_signals() -> Iterator[list[int]]:
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
+
+
+@contextlib.contextmanager
+def blocked(signals: Collection[int]) -> Iterator[None]:
+    """Processes that start meanwhile never get these, which are the runner's alone to heed.
+
+    A terminal sends Ctrl-C, and a batch system its SIGTERM, to every process of the group.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -136,7 +144,7 @@ def run_cohorts(
     threads: int,
     on_progress: OnProgress,
     on_end: OnEnd,
-) -> bool:
+) -> Sequence[int]:
     """Run every cohort, ``jobs`` at a time; on Ctrl-C (or another of `STOP_SIGNALS`) the running ones save their state.
 
     Args:
@@ -144,7 +152,7 @@ def run_cohorts(
         on_end: called once for each cohort that was started.
 
     Returns:
-        False where it was interrupted.
+        The signals that interrupted it.
 
     Raises:
         UserError: something that holds for all cohorts, such as a cluster that is not there.
@@ -158,7 +166,8 @@ def run_cohorts(
         with as_user_error(launch, "opened"):
             stack.enter_context(launcher.opened())
         caught = stack.enter_context(caught_signals())
-        return run_until(caught, launcher, cohorts, on_progress, on_end)
+        run_until(caught, launcher, cohorts, on_progress, on_end)
+        return caught
 
 
 @dataclass(eq=False)
@@ -166,15 +175,14 @@ class _Running:
     cohort: Cohort
     place: int
     handle: Any = None
-    kills: int = 0
 
 
 def run_until(
     caught: Sequence[int], launcher: Launcher, cohorts: Sequence[Cohort], on_progress: OnProgress, on_end: OnEnd
-) -> bool:
+) -> None:
     """`run_cohorts` with a launcher that is open, until ``caught`` holds a signal."""
     waiting, running, places = list(cohorts), list[_Running](), list(range(launcher.jobs))
-    kill_at = None
+    asked, ask_s = 0, 0.0  # how often the cohorts were asked to end, and when to ask again
 
     def ask(one: _Running, method: str, *args: Any) -> Any:
         """What the launcher answers; None, where it raises, for then the cohort has failed."""
@@ -201,16 +209,11 @@ def run_until(
             while waiting and places and not caught:
                 running.append(one := _Running(waiting.pop(0), places.pop(0)))
                 one.handle = ask(one, "start", one.cohort, one.place)
-            if caught and kill_at is None:
-                kill_at = time.monotonic() + launcher.grace_s
+            if caught and time.monotonic() > ask_s:
+                asked, ask_s = asked + 1, time.monotonic() + launcher.grace_s
                 for one in list(running):
-                    ask(one, "stop", one.handle)
-            elif kill_at is not None and time.monotonic() > kill_at:
-                kill_at = time.monotonic() + launcher.grace_s
-                for one in list(running):
-                    one.kills += 1
-                    if one.kills <= KILLS:
-                        ask(one, "kill", one.handle)
+                    if asked <= 1 + KILLS:
+                        ask(one, "stop" if asked == 1 else "kill", one.handle)
                     else:
                         end(one, Ended.alike(one.cohort, Stopped()))
             if running:
@@ -221,14 +224,10 @@ def run_until(
                 if isinstance(news, Progress):
                     on_progress(one.cohort, *news)
                 elif news is not None:
-                    end(one, _asked_for(news) if one.kills else news)
+                    killed = Lost if asked > 1 else ()  # for it did not stop in time
+                    outcomes = {key: Stopped() if isinstance(o, killed) else o for key, o in news.outcomes.items()}
+                    end(one, Ended(outcomes))
     finally:
         for one in running:
             with contextlib.suppress(Exception):
                 launcher.kill(one.handle)
-    return not caught
-
-
-def _asked_for(ended: Ended) -> Ended:
-    """How a cohort ended that was killed because it did not stop in time."""
-    return Ended({key: Stopped() if isinstance(o, Lost | TooLarge) else o for key, o in ended.outcomes.items()})

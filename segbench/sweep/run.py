@@ -22,8 +22,8 @@ from segbench import store
 from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
 from segbench.launch.base import Launcher, load, run_cohorts
-from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
-from segbench.runs import Cohort, Run, make_cohorts
+from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
+from segbench.runs import Cohort, Run, make_cohorts, should_halve
 from segbench.sweep.manifest import write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.status import last_said
@@ -152,7 +152,7 @@ class _Sweep:
                         self._settle(run)
                 case Stopped():
                     pass
-                case TooLarge():
+                case Failed(failure) | Lost(failure) if should_halve(cohort, failure):
                     short.append(run)
                 case Failed(failure, user_error):
                     found = last_said(run.folder)
@@ -208,7 +208,7 @@ class _Sweep:
                 self._ended(cohort, ended)
 
             launch = self.launch.model_copy(update={"jobs": jobs}) if jobs < self.jobs else self.launch
-            return run_cohorts(self.launcher, cohorts, launch, jobs, self.threads, on_progress, on_end)
+            return not run_cohorts(self.launcher, cohorts, launch, jobs, self.threads, on_progress, on_end)
 
 
 def _outcome(run: Run, ended: Ended) -> Outcome:
