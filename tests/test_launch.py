@@ -116,7 +116,7 @@ def test_an_installed_package_announces_a_launcher(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = build_config(tiny(launch={"launcher": "mine"}))
-    assert load(config.launch).__name__ == "Mine"
+    assert load(config.launch)[0].__name__ == "Mine"
     assert code_files(config, launches=True) == [tmp_path / "announcing_launcher.py"]
     with pytest.raises(UserError, match="there is: local, mine, ray, slurm"):
         load(LaunchConfig(launcher="mist"))

@@ -15,7 +15,6 @@ from rich.console import Console
 from segbench import store
 from segbench.errors import Failure, out_of_memory
 from segbench.launch import local
-from segbench.launch.local import Local
 from segbench.outcomes import Done, Ended, Failed, Lost
 from segbench.runs import make_cohorts
 from segbench.sweep.plan import make_plan
@@ -118,7 +117,7 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     config = make_config(decoders=["nearest", "bilinear", "deconv"], launch={"on_oom": "split"})
     plan = make_plan(config)
     console = Console(file=io.StringIO(), width=200)
-    halving = _Sweep(plan, Local, console)
+    halving = _Sweep(plan, console)
     (whole,) = plan.cohorts
     halving._ended(whole, Ended.alike(whole, Lost(Failure("killed", out_of_memory=True))))
     assert [[run.title for run in cohort.runs] for cohort in halving.again] == [["nearest", "bilinear"], ["deconv"]]

@@ -125,25 +125,18 @@ def as_user_error(launch: LaunchConfig, method: str) -> Iterator[None]:
         raise UserError(f"launcher '{launch.launcher}': {method} raises {brief(error)}") from error
 
 
-def load(launch: LaunchConfig) -> type[Launcher]:
-    """The launcher's class.
+def load(launch: LaunchConfig) -> tuple[type[Launcher], dict[str, Any]]:
+    """The launcher's class and ``launch.params``, its defaults filled in.
 
     Raises:
-        UserError: there is none of that name, its package is not installed, or it does not take ``launch.params``.
+        UserError: there is none of that name, its package is not installed, or it does not take these.
     """
     cls = LAUNCHERS.load(launch.launcher)
-    check_params(LAUNCHERS, launch.launcher, cls, launch.params)
-    return cls
+    return cls, check_params(LAUNCHERS, launch.launcher, cls, launch.params)
 
 
 def run_cohorts(
-    cls: type[Launcher],
-    cohorts: Sequence[Cohort],
-    launch: LaunchConfig,
-    jobs: int,
-    threads: int,
-    on_progress: OnProgress,
-    on_end: OnEnd,
+    launch: LaunchConfig, cohorts: Sequence[Cohort], jobs: int, threads: int, on_progress: OnProgress, on_end: OnEnd
 ) -> Sequence[int]:
     """Run every cohort, ``jobs`` at a time; on Ctrl-C (or another of `STOP_SIGNALS`) the running ones save their state.
 
@@ -157,7 +150,7 @@ def run_cohorts(
     Raises:
         UserError: something that holds for all cohorts, such as a cluster that is not there.
     """
-    params = check_params(LAUNCHERS, launch.launcher, cls, launch.params)
+    cls, params = load(launch)
     with contextlib.ExitStack() as stack:
         with as_user_error(launch, "its constructor"):
             launcher = cls(cohorts, launch, jobs, threads, **params)
@@ -224,8 +217,8 @@ def run_until(
                 if isinstance(news, Progress):
                     on_progress(one.cohort, *news)
                 elif news is not None:
-                    killed = Lost if asked > 1 else ()  # for it did not stop in time
-                    outcomes = {key: Stopped() if isinstance(o, killed) else o for key, o in news.outcomes.items()}
+                    wanted = Lost if asked else ()  # which was not to go on
+                    outcomes = {key: Stopped() if isinstance(o, wanted) else o for key, o in news.outcomes.items()}
                     end(one, Ended(outcomes))
     finally:
         for one in running:

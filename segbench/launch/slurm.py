@@ -20,7 +20,6 @@ from segbench import store
 from segbench.config import LaunchConfig
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, brief
 from segbench.launch.base import Launcher, Progress, blocked, run_cohorts
-from segbench.launch.local import Local
 from segbench.outcomes import Ended, Lost, Stopped
 from segbench.runs import Cohort
 from segbench.sweep.status import last_said
@@ -56,9 +55,8 @@ class Task(Checkpointable):
         os.chdir(folder)
         ends, caught = [Ended.alike(cohort, Stopped())], list[int]()
         if go.exists():
-            caught += run_cohorts(
-                Local, [cohort], LaunchConfig(), 1, threads, lambda *_: None, lambda _, ended: ends.append(ended)
-            )
+            local = LaunchConfig(launcher="local")
+            caught += run_cohorts(local, [cohort], 1, threads, lambda *_: None, lambda _, ended: ends.append(ended))
         # After SIGTERM alone Slurm kills the job, which it then may start again, or it sends its warning as well.
         while Stopped() in ends[-1].outcomes.values() and go.exists():
             warning = submitit.JobEnvironment._usr_sig()
@@ -189,8 +187,6 @@ class Slurm(Launcher):
                 died = Failure(f"its job {job.job_id} ended: {brief(error)}", str(error))
         elif handle.gone is None or time.monotonic() < handle.gone[0] + (1 if self.stopping else RESULT_S):
             return None
-        elif self.stopping:
-            return Ended.alike(handle.cohort, Stopped())
         elif handle.gone[1] == "OUT_OF_MEMORY":
             died = Failure(f"{OUT_OF_MEMORY} (Slurm ended its job)", out_of_memory=True)
         else:

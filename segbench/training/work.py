@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from segbench import store
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
 from segbench.outcomes import Busy, Done, Ended, Failed, Outcome, Stopped
-from segbench.runs import Cohort, Run, make_cohorts
+from segbench.runs import Cohort, make_cohorts
 from segbench.training.cohort import run_cohort
 from segbench.training.control import Stopped as StopAsked
 
@@ -31,8 +31,10 @@ def work(
     try:
         with ExitStack() as locks:
             for run in cohort.runs:
-                if not _claim(run, locks):
+                if not locks.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
                     outcomes[run.key] = Busy()
+                else:
+                    store.tidy(run.folder)
             # As planned, unless another process has brought some of them further.
             for part in make_cohorts([run for run in cohort.runs if run.key not in outcomes]):
                 run_cohort(part, failures, report, should_stop, threads)
@@ -46,12 +48,3 @@ def work(
         rest = Failed(died, isinstance(error, UserError))
     outcomes |= {key: Failed(failure) for key, failure in failures.items()}
     return Ended({run.key: outcomes.get(run.key, rest) for run in cohort.runs})
-
-
-def _claim(run: Run, locks: ExitStack) -> bool:
-    with ExitStack() as attempt:
-        if not attempt.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
-            return False
-        store.tidy(run.folder)
-        locks.push(attempt.pop_all())
-        return True
