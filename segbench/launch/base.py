@@ -92,13 +92,11 @@ class Launcher(ABC):
 def caught_signals() -> Iterator[list[int]]:
     """Collects stop signals instead of dying from them; ignored signals (nohup) stay ignored."""
     caught: list[int] = []
-    heeded = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in heeded}
-    try:
+    with contextlib.ExitStack() as stack:
+        for s in STOP_SIGNALS:
+            if signal.getsignal(s) != signal.SIG_IGN:
+                stack.callback(signal.signal, s, signal.signal(s, lambda number, _: caught.append(number)))
         yield caught
-    finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
 
 
 @contextlib.contextmanager

@@ -119,8 +119,7 @@ def _tell(connection: Connection, message: object) -> None:
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
     from segbench.training.cohort import quiet
 
-    for s in STOP_SIGNALS:
-        signal.signal(s, signal.SIG_DFL)  # nothing to save: end at once, without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save: end at once, without a word
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     quiet()
     try:
