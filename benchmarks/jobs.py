@@ -35,7 +35,7 @@ def first_steps(config: str, overrides: list[str]) -> list[float]:
 
         cohorts = make_cohorts(make_plan(loaded).runs, lambda run: 0)
         began[0] = time.perf_counter()
-        run_cohorts(local.Local, cohorts, loaded.launch, 1, os.cpu_count() or 1, on_progress, on_end)
+        run_cohorts(loaded.launch, cohorts, 1, os.cpu_count() or 1, on_progress, on_end)
         return list(seconds.values())
 
 

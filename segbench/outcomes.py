@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from segbench.errors import Failure
-from segbench.runs import Cohort, should_halve
+from segbench.runs import Cohort
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,6 @@ class Stopped:
 
 
 @dataclass(frozen=True)
-class TooLarge:
-    """Memory ran out, and its config has it tried again in a smaller cohort."""
-
-    failure: Failure
-
-
-@dataclass(frozen=True)
 class Failed:
     """It was tried, and why it failed; ``user_error`` where that is a mistake of the user's."""
 
@@ -39,17 +32,12 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """Its process ended without a word of it, and why."""
+    """Its process ended without a word of it, and why. A result that it had written counts all the same."""
 
     failure: Failure
 
 
-Outcome = Done | Busy | Stopped | TooLarge | Failed | Lost
-
-
-def failed(cohort: Cohort, failure: Failure, user_error: bool = False) -> Failed | TooLarge:
-    """The outcome of a run of ``cohort`` that failed."""
-    return TooLarge(failure) if should_halve(cohort, failure) else Failed(failure, user_error)
+Outcome = Done | Busy | Stopped | Failed | Lost
 
 
 @dataclass(frozen=True)
@@ -62,12 +50,3 @@ class Ended:
     def alike(cls, cohort: Cohort, outcome: Outcome) -> "Ended":
         """Every run of the cohort ended so."""
         return cls({run.key: outcome for run in cohort.runs})
-
-    @classmethod
-    def lost(cls, cohort: Cohort, failure: Failure) -> "Ended":
-        """The process of the cohort ended without saying how. Runs that it had finished count as done all the same."""
-        return cls.alike(cohort, TooLarge(failure) if should_halve(cohort, failure) else Lost(failure))
-
-    def has(self, kind: type[Outcome]) -> bool:
-        """Whether a run ended so."""
-        return any(isinstance(outcome, kind) for outcome in self.outcomes.values())

@@ -116,7 +116,7 @@ def test_an_installed_package_announces_a_launcher(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     config = build_config(tiny(launch={"launcher": "mine"}))
-    assert load(config.launch).__name__ == "Mine"
+    assert load(config.launch)[0].__name__ == "Mine"
     assert code_files(config, launches=True) == [tmp_path / "announcing_launcher.py"]
     with pytest.raises(UserError, match="there is: local, mine, ray, slurm"):
         load(LaunchConfig(launcher="mist"))
@@ -162,7 +162,7 @@ def cohorts(number):
 @pytest.mark.parametrize("jobs", [1, 3, 20])
 def test_so_many_run_at_a_time_each_in_a_place_of_its_own(jobs):
     launcher, asked, ended, progress = Fake(jobs=jobs), cohorts(10), [], []
-    assert run_until([], launcher, asked, lambda *news: progress.append(news), lambda *end: ended.append(end))
+    run_until([], launcher, asked, lambda *news: progress.append(news), lambda *end: ended.append(end))
     assert launcher.most == min(jobs, 10)
     assert sorted(int(cohort.runs[0].key) for cohort, _ in ended) == list(range(10))
     assert all(end.outcomes == {cohort.runs[0].key: Done()} for cohort, end in ended)
@@ -174,7 +174,7 @@ def test_nothing_starts_after_a_stop():
     launcher, ended = Fake(jobs=2), []
     caught = []
     launcher.wait = lambda handles: caught.append(signal.SIGINT)
-    assert not run_until(caught, launcher, cohorts(10), lambda *_: None, lambda *end: ended.append(end))
+    run_until(caught, launcher, cohorts(10), lambda *_: None, lambda *end: ended.append(end))
     assert len(ended) == 2
     assert launcher.calls == ["stop", "stop"]
 
@@ -189,7 +189,7 @@ def test_what_outlives_every_kill_is_left_behind():
     launcher, ended = Undying(jobs=2), []
     caught = []
     launcher.wait = lambda handles: caught.append(signal.SIGINT)
-    assert not run_until(caught, launcher, cohorts(2), lambda *_: None, lambda *end: ended.append(end))
+    run_until(caught, launcher, cohorts(2), lambda *_: None, lambda *end: ended.append(end))
     assert launcher.calls == ["stop"] * 2 + ["kill"] * 2 * KILLS
     assert [end.outcomes for _, end in ended] == [{"0": Stopped()}, {"1": Stopped()}]
 
@@ -301,7 +301,7 @@ def test_a_stop_that_raises_kills():
     launcher, ended = NoStop(), []
     caught = []
     launcher.wait = lambda handles: caught.append(signal.SIGINT)
-    assert not run_until(caught, launcher, cohorts(1), lambda *_: None, lambda *end: ended.append(end))
+    run_until(caught, launcher, cohorts(1), lambda *_: None, lambda *end: ended.append(end))
     assert launcher.calls == ["kill"]
     ((_, end),) = ended
     assert isinstance(end.outcomes["0"], Failed)

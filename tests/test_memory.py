@@ -15,8 +15,7 @@ from rich.console import Console
 from segbench import store
 from segbench.errors import Failure, out_of_memory
 from segbench.launch import local
-from segbench.launch.local import Local
-from segbench.outcomes import Done, Ended, Failed, TooLarge
+from segbench.outcomes import Done, Ended, Failed, Lost
 from segbench.runs import make_cohorts
 from segbench.sweep.plan import make_plan
 from segbench.sweep.run import run_sweep
@@ -118,12 +117,12 @@ def test_a_cohort_of_which_every_run_is_too_large_is_halved(make_config):
     config = make_config(decoders=["nearest", "bilinear", "deconv"], launch={"on_oom": "split"})
     plan = make_plan(config)
     console = Console(file=io.StringIO(), width=200)
-    halving = _Sweep(plan, Local, console)
+    halving = _Sweep(plan, console)
     (whole,) = plan.cohorts
-    halving._ended(whole, Ended.lost(whole, Failure("killed", out_of_memory=True)))
+    halving._ended(whole, Ended.alike(whole, Lost(Failure("killed", out_of_memory=True))))
     assert [[run.title for run in cohort.runs] for cohort in halving.again] == [["nearest", "bilinear"], ["deconv"]]
     assert halving.code == 0
-    halving._ended(halving.again[1], Ended.lost(halving.again[1], Failure("killed", out_of_memory=True)))
+    halving._ended(halving.again[1], Ended.alike(halving.again[1], Lost(Failure("killed", out_of_memory=True))))
     assert halving.code == 1
     assert "failed deconv-s0: killed" in console.file.getvalue()
 
@@ -223,7 +222,7 @@ def test_a_run_that_will_be_tried_again_has_not_failed(make_config, tmp_path, on
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     nearest, short = cohort.runs
     assert ended.outcomes[nearest.key] == Done()
-    assert isinstance(ended.outcomes[short.key], TooLarge if on_oom == "split" else Failed)
+    assert isinstance(ended.outcomes[short.key], Failed)
     assert ended.outcomes[short.key].failure.out_of_memory
     assert store.read_json(short.folder / store.STATUS)["state"] == state
     assert store.is_done(nearest.folder)

@@ -224,11 +224,10 @@ def test_a_task_that_a_cluster_tries_for_ever_is_given_up(make_config, monkeypat
     from segbench.launch.ray import RETRIES, _task
 
     (cohort,) = make_cohorts(make_plan(make_config()).runs, lambda run: 0)
-    board = SimpleNamespace(
-        begin=SimpleNamespace(remote=lambda number: RETRIES + 2), tell=SimpleNamespace(remote=lambda *_: False)
-    )
+    said = {f"begun {cohort.runs[0].key}": RETRIES + 1}
+    board = SimpleNamespace(say=SimpleNamespace(remote=said.__or__))
     monkeypatch.setattr(ray, "get", lambda value: value)
-    ended, files = _task(board, 0, cohort, 1, ".", "marker")
+    ended, files = _task(board, cohort, 1, ".", Path("marker"))
     (failure,) = {ended.outcomes[run.key].failure for run in cohort.runs}
     assert failure.out_of_memory
     assert "Ray ended its task 4 times" in failure.reason

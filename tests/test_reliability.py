@@ -256,7 +256,9 @@ def sweep_that_is_interrupted(make_config, finishes):
     console = Console(file=io.StringIO(), width=200)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     try:
-        return _Sweep(plan, Interrupted, console).run(), console.file.getvalue().strip()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("segbench.launch.base.load", lambda launch: (Interrupted, {}))
+            return _Sweep(plan, console).run(), console.file.getvalue().strip()
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -13,8 +13,7 @@ from rich.console import Console
 
 from segbench import store
 from segbench.errors import Failure
-from segbench.launch.local import Local
-from segbench.outcomes import Busy, Done, Ended, Failed
+from segbench.outcomes import Busy, Done, Ended, Failed, Lost
 from segbench.runs import make_cohorts
 from segbench.sweep.plan import make_plan
 from segbench.training.work import work
@@ -78,7 +77,7 @@ def test_what_another_process_has_done_is_not_said_to_be_ours(make_config):
     sweep(config)
     (cohort,) = plan.cohorts
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(plan, Local, console)
+    other = _Sweep(plan, console)
     other._ended(cohort, Ended({cohort.runs[0].key: Busy(), cohort.runs[1].key: Done()}))
     assert other.open == {}
     assert console.file.getvalue() == "done seed 0: bilinear\n"
@@ -156,9 +155,9 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     plan = make_plan(config)
     runs, (cohort,) = plan.runs, plan.cohorts
     console = Console(file=io.StringIO(), width=200)
-    other = _Sweep(plan, Local, console)
+    other = _Sweep(plan, console)
     with store.locked(runs[0].folder):  # as another process has it
-        other._ended(cohort, Ended.lost(cohort, Failure("killed")))
+        other._ended(cohort, Ended.alike(cohort, Lost(Failure("killed"))))
     assert list(other.open) == [runs[0].key]
     assert "failed bilinear-s0: killed" in console.file.getvalue()
     assert "nearest" not in console.file.getvalue()
@@ -171,7 +170,7 @@ def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):
     config = make_config(decoders=["nearest"])
     plan = make_plan(config)
     console = Console(file=io.StringIO(), width=200)
-    waiting = _Sweep(plan, Local, console)
+    waiting = _Sweep(plan, console)
     store.fail(plan.runs[0].folder, Failure("broken there"))
     assert waiting._wait() == []
     assert waiting.code == 1

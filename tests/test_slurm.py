@@ -142,6 +142,51 @@ def test_a_slurm_that_refuses_the_jobs_is_quoted_and_nothing_stays(make_config, 
     assert left(Path(config.runs_dir) / "tiny") == set()
 
 
+QUEUE = {
+    "sbatch": "echo Submitted batch job 7",
+    "squeue": "cat {0}/states",
+    "scancel": "echo $* >> {0}/cancelled; echo '7_0 CANCELLED' > {0}/states; echo '7_1 CANCELLED' >> {0}/states",
+    "srun": "",
+}
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path):
+    """Slurm's commands, which say what is in ``states``, and start nothing."""
+    for name, script in QUEUE.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script.format(tmp_path)}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("RESULT_S", "POLL_S"):
+        monkeypatch.setattr(f"segbench.launch.slurm.{name}", 0.5)
+    return tmp_path
+
+
+def test_how_slurm_calls_the_end_of_a_job_is_told(make_config, queue):
+    (queue / "states").write_text("7_0 OUT_OF_MEMORY\n7_1 NODE_FAIL\n")  # of the third it knows nothing
+    config = make_config(decoders=["nearest"], seeds=[0, 1, 2], launch={"launcher": "slurm", "jobs": None})
+    _, code, out = sweep(config)
+    assert code == 1
+    assert "failed nearest-s0: out of memory" in out
+    assert "failed nearest-s1: its job 7_1 ended without a result (NODE_FAIL)" in out
+    assert "failed nearest-s2: its job 7_2 ended without a result (gone)" in out
+
+
+def test_no_answer_of_slurm_s_is_no_end_and_ctrl_c_empties_the_queue(write_sweep, queue):
+    path = write_sweep(decoders=["nearest"], seeds=[0, 1], launch={"launcher": "slurm", "jobs": None})
+    process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
+    folder = queue / "runs" / "tiny"
+    until(lambda: list(folder.glob("slurm/*/*submitted.pkl")))
+    time.sleep(2)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert (queue / "cancelled").read_text() == "--state=PENDING 7\n--signal=TERM 7\n"
+    assert left(folder) == set()
+
+
 # A real Slurm
 
 CONF = """\

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from segbench.errors import Failure
 from segbench.launch.base import Launcher, Progress
-from segbench.outcomes import Ended
+from segbench.outcomes import Ended, Lost
 from segbench.runs import Cohort
 
 
@@ -47,7 +47,7 @@ class Subprocesses(Launcher):
         if (child.folder / "ended").exists() and code is not None:
             return pickle.loads((child.folder / "ended").read_bytes())
         if code is not None:
-            return Ended.lost(child.cohort, Failure(f"the subprocess ended with {code}"))
+            return Ended.alike(child.cohort, Lost(Failure(f"the subprocess ended with {code}")))
         said = (child.folder / "progress").read_bytes() if (child.folder / "progress").exists() else b""
         said, child.said = (said if said != child.said else b""), said
         return Progress(*pickle.loads(said)) if said else None

@@ -8,13 +8,13 @@ import contextlib
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from segbench.config import LaunchConfig
 from segbench.errors import Failure, UserError, brief
-from segbench.outcomes import Ended, Failed, Lost, Stopped, TooLarge
+from segbench.outcomes import Ended, Failed, Lost, Stopped
 from segbench.registry import LAUNCHERS, check_params
 from segbench.runs import Cohort
 
@@ -88,22 +88,28 @@ class Launcher(ABC):
         time.sleep(0.1)
 
 
-def absolute(cohort: Cohort) -> Cohort:
-    """The same with absolute run folders, for a process that works in another folder."""
-    return replace(cohort, runs=tuple(replace(run, folder=run.folder.absolute()) for run in cohort.runs))
-
-
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
     """Collects stop signals instead of dying from them; ignored signals (nohup) stay ignored."""
     caught: list[int] = []
-    heeded = [s for s in STOP_SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-    previous = {s: signal.signal(s, lambda number, _: caught.append(number)) for s in heeded}
-    try:
+    with contextlib.ExitStack() as stack:
+        for s in STOP_SIGNALS:
+            if signal.getsignal(s) != signal.SIG_IGN:
+                stack.callback(signal.signal, s, signal.signal(s, lambda number, _: caught.append(number)))
         yield caught
+
+
+@contextlib.contextmanager
+def blocked(signals: Collection[int]) -> Iterator[None]:
+    """Processes that start meanwhile never get these, which are the runner's alone to heed.
+
+    A terminal sends Ctrl-C, and a batch system its SIGTERM, to every process of the group.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
     finally:
-        for s, handler in previous.items():
-            signal.signal(s, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -117,26 +123,19 @@ def as_user_error(launch: LaunchConfig, method: str) -> Iterator[None]:
         raise UserError(f"launcher '{launch.launcher}': {method} raises {brief(error)}") from error
 
 
-def load(launch: LaunchConfig) -> type[Launcher]:
-    """The launcher's class.
+def load(launch: LaunchConfig) -> tuple[type[Launcher], dict[str, Any]]:
+    """The launcher's class and ``launch.params``, its defaults filled in.
 
     Raises:
-        UserError: there is none of that name, its package is not installed, or it does not take ``launch.params``.
+        UserError: there is none of that name, its package is not installed, or it does not take these.
     """
     cls = LAUNCHERS.load(launch.launcher)
-    check_params(LAUNCHERS, launch.launcher, cls, launch.params)
-    return cls
+    return cls, check_params(LAUNCHERS, launch.launcher, cls, launch.params)
 
 
 def run_cohorts(
-    cls: type[Launcher],
-    cohorts: Sequence[Cohort],
-    launch: LaunchConfig,
-    jobs: int,
-    threads: int,
-    on_progress: OnProgress,
-    on_end: OnEnd,
-) -> bool:
+    launch: LaunchConfig, cohorts: Sequence[Cohort], jobs: int, threads: int, on_progress: OnProgress, on_end: OnEnd
+) -> Sequence[int]:
     """Run every cohort, ``jobs`` at a time; on Ctrl-C (or another of `STOP_SIGNALS`) the running ones save their state.
 
     Args:
@@ -144,12 +143,12 @@ def run_cohorts(
         on_end: called once for each cohort that was started.
 
     Returns:
-        False where it was interrupted.
+        The signals that interrupted it.
 
     Raises:
         UserError: something that holds for all cohorts, such as a cluster that is not there.
     """
-    params = check_params(LAUNCHERS, launch.launcher, cls, launch.params)
+    cls, params = load(launch)
     with contextlib.ExitStack() as stack:
         with as_user_error(launch, "its constructor"):
             launcher = cls(cohorts, launch, jobs, threads, **params)
@@ -158,7 +157,8 @@ def run_cohorts(
         with as_user_error(launch, "opened"):
             stack.enter_context(launcher.opened())
         caught = stack.enter_context(caught_signals())
-        return run_until(caught, launcher, cohorts, on_progress, on_end)
+        run_until(caught, launcher, cohorts, on_progress, on_end)
+        return caught
 
 
 @dataclass(eq=False)
@@ -166,15 +166,14 @@ class _Running:
     cohort: Cohort
     place: int
     handle: Any = None
-    kills: int = 0
 
 
 def run_until(
     caught: Sequence[int], launcher: Launcher, cohorts: Sequence[Cohort], on_progress: OnProgress, on_end: OnEnd
-) -> bool:
+) -> None:
     """`run_cohorts` with a launcher that is open, until ``caught`` holds a signal."""
     waiting, running, places = list(cohorts), list[_Running](), list(range(launcher.jobs))
-    kill_at = None
+    asked, ask_s = 0, 0.0  # how often the cohorts were asked to end, and when to ask again
 
     def ask(one: _Running, method: str, *args: Any) -> Any:
         """What the launcher answers; None, where it raises, for then the cohort has failed."""
@@ -201,16 +200,11 @@ def run_until(
             while waiting and places and not caught:
                 running.append(one := _Running(waiting.pop(0), places.pop(0)))
                 one.handle = ask(one, "start", one.cohort, one.place)
-            if caught and kill_at is None:
-                kill_at = time.monotonic() + launcher.grace_s
+            if caught and time.monotonic() > ask_s:
+                asked, ask_s = asked + 1, time.monotonic() + launcher.grace_s
                 for one in list(running):
-                    ask(one, "stop", one.handle)
-            elif kill_at is not None and time.monotonic() > kill_at:
-                kill_at = time.monotonic() + launcher.grace_s
-                for one in list(running):
-                    one.kills += 1
-                    if one.kills <= KILLS:
-                        ask(one, "kill", one.handle)
+                    if asked <= 1 + KILLS:
+                        ask(one, "stop" if asked == 1 else "kill", one.handle)
                     else:
                         end(one, Ended.alike(one.cohort, Stopped()))
             if running:
@@ -221,14 +215,10 @@ def run_until(
                 if isinstance(news, Progress):
                     on_progress(one.cohort, *news)
                 elif news is not None:
-                    end(one, _asked_for(news) if one.kills else news)
+                    wanted = Lost if asked else ()  # which was not to go on
+                    outcomes = {key: Stopped() if isinstance(o, wanted) else o for key, o in news.outcomes.items()}
+                    end(one, Ended(outcomes))
     finally:
         for one in running:
             with contextlib.suppress(Exception):
                 launcher.kill(one.handle)
-    return not caught
-
-
-def _asked_for(ended: Ended) -> Ended:
-    """How a cohort ended that was killed because it did not stop in time."""
-    return Ended({key: Stopped() if isinstance(o, Lost | TooLarge) else o for key, o in ended.outcomes.items()})

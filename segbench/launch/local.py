@@ -12,27 +12,24 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
-from segbench.launch.base import STOP_SIGNALS, Launcher, Progress
-from segbench.outcomes import Ended
+from segbench.launch.base import STOP_SIGNALS, Launcher, Progress, blocked
+from segbench.outcomes import Ended, Lost
 from segbench.runs import Cohort
 
 
 @dataclass
 class _Child:
+    cohort: Cohort
+    oom_kills: int  # before it could be one of them
     process: Any
     connection: Connection
-    cohort: Cohort
-    oom_kills: int
-    ended: Ended | None = None
 
 
 class Local(Launcher):
     """A process for each cohort; each has a GPU of its own, where there are as many."""
 
     def start(self, cohort: Cohort, place: int) -> _Child:
-        kills = oom_kills()  # before it can be one of them
-        process, ours = _spawn(_work, cohort, self.threads, own_gpu(cohort, place))
-        return _Child(process, ours, cohort, kills)
+        return _Child(cohort, oom_kills(), *_spawn(_work, cohort, self.threads, own_gpu(cohort, place)))
 
     def wait(self, handles: Sequence[_Child]) -> None:
         wait([child.connection for child in handles], timeout=0.2)
@@ -40,14 +37,19 @@ class Local(Launcher):
     def poll(self, handle: _Child) -> Progress | Ended | None:
         if not handle.connection.poll():
             return None
-        try:
-            message: Progress | Ended = handle.connection.recv()
-        except (EOFError, OSError):
-            return _ended(handle)
+        message: Progress | Ended | None = None
+        with contextlib.suppress(EOFError, OSError):
+            message = handle.connection.recv()
         if isinstance(message, Progress):
             return message
-        handle.ended = message  # which counts once the process has gone
-        return None
+        handle.process.join()
+        handle.connection.close()
+        if message is not None:
+            return message
+        died = Failure(f"the cohort's process died ({_exit(handle.process.exitcode)})")
+        if handle.process.exitcode == -signal.SIGKILL and oom_kills() > handle.oom_kills:
+            died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
+        return Ended.alike(handle.cohort, Lost(died))
 
     def stop(self, handle: _Child) -> None:
         _tell(handle.connection, "stop")
@@ -67,22 +69,21 @@ def context() -> Any:
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own; its result, or its `UserError` raised here."""
     process, ours = _spawn(_call, function, args)
-    try:
-        kind, value = ours.recv()
-    except EOFError:
-        process.join()
-        raise UserError(f"the process that looks at the sweep died ({_exit(process.exitcode)})") from None
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        ours.close()
+    with ours:
+        try:
+            answer = ours.recv()
+        except EOFError:
+            process.join()
+            raise UserError(f"the process that looks at the sweep died ({_exit(process.exitcode)})") from None
+        except BaseException:
+            process.kill()
+            raise
     process.join()
-    if kind == "user_error":
-        raise UserError(value)
-    if kind == "error":
-        raise RuntimeError(f"in the process that looks at the sweep:\n{value}")
-    return value
+    if not isinstance(answer, Failure):
+        return answer
+    if answer.traceback and not answer.out_of_memory:
+        raise RuntimeError(f"in the process that looks at the sweep:\n{answer.traceback}")
+    raise UserError(answer.reason)
 
 
 def own_gpu(cohort: Cohort, place: int) -> str | None:
@@ -90,48 +91,24 @@ def own_gpu(cohort: Cohort, place: int) -> str | None:
 
     Where there are more places than GPUs, they are shared.
     """
-    run, visible = cohort.runs[0], os.environ.get("CUDA_VISIBLE_DEVICES")
-    here = bool(visible) or run.facts.gpus > 0  # or in a job on a machine that the plan was not made on
-    if run.facts.accelerator != "cuda" or not here:
-        return None
-    names = visible.split(",") if visible else [str(i) for i in range(run.facts.gpus)]
-    return names[place % len(names)]
+    facts = cohort.runs[0].facts  # of the machine that the plan was made on, while a job may be on another
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(facts.gpus)))
+    each = names.split(",")
+    return each[place % len(each)] if facts.accelerator == "cuda" and names else None
 
 
 def _spawn(target: Callable[..., None], *args: Any) -> tuple[Any, Connection]:
-    """Start ``target(connection, *args)`` from the fork server; the process and our end of the connection.
-
-    The signals of a stop are blocked meanwhile, and stay so in the children: a terminal sends Ctrl-C, and a batch
-    system its SIGTERM, to every process of the group, but it is the runner that tells the cohorts to stop.
-    """
+    """Start ``target(connection, *args)`` from the fork server; the process and our end of the connection."""
     ours, theirs = multiprocessing.Pipe()
     process = context().Process(target=target, args=(theirs, *args))
     resource_tracker.ensure_running()  # here, since its start unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
+    with theirs, blocked(STOP_SIGNALS):
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
     return process, ours
 
 
-def _ended(child: _Child) -> Ended:
-    """How it ended, its process being at its end."""
-    child.process.join()
-    child.connection.close()
-    if child.ended is not None:
-        return child.ended
-    died = Failure(f"the cohort's process died ({_exit(child.process.exitcode)})")
-    if child.process.exitcode == -signal.SIGKILL and oom_kills() > child.oom_kills:
-        died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)
-    return Ended.lost(child.cohort, died)
-
-
-def _exit(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"signal {signal.Signals(-code).name}"
-    return f"exit code {code}"
+def _exit(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def _tell(connection: Connection, message: object) -> None:
@@ -142,39 +119,29 @@ def _tell(connection: Connection, message: object) -> None:
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
     from segbench.training.cohort import quiet
 
-    for s in STOP_SIGNALS:
-        signal.signal(s, signal.SIG_DFL)  # nothing to save: end at once, without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save: end at once, without a word
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     quiet()
     try:
-        _tell(connection, ("value", function(*args)))
-    except UserError as error:
-        _tell(connection, ("user_error", str(error)))
+        _tell(connection, function(*args))
     except Exception as error:
-        failure = Failure.of(error)
-        _tell(connection, ("user_error", failure.reason) if failure.out_of_memory else ("error", failure.traceback))
+        _tell(connection, Failure.of(error))
 
 
 def _work(connection: Connection, cohort: Cohort, threads: int, gpu: str | None) -> None:
-    """The whole life of a cohort's process."""
+    """The whole life of a cohort's process, which stops at a word of the runner, or when the runner is gone."""
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
     from segbench.training.work import work
 
-    last = [0.0]
+    told_s = 0.0
 
     def report(phase: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - last[0] > 0.2 or done == total:
-            last[0] = now
+        nonlocal told_s
+        if time.monotonic() > told_s + 0.2 or done == total:
+            told_s = time.monotonic()
             _tell(connection, Progress(phase, done, total))
 
-    def should_stop() -> bool:
-        try:
-            return connection.poll() and connection.recv() == "stop"
-        except (EOFError, OSError):
-            return True  # the runner is gone
-
-    _tell(connection, work(cohort, threads, report, should_stop))
+    _tell(connection, work(cohort, threads, report, connection.poll))
     connection.close()
     os._exit(0)  # at once: nothing is left to flush, and threads of libraries may hang at exit

@@ -62,7 +62,7 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
     began = time.monotonic()
     runs, statuses = list[Run](), dict[str, RunStatus]()
     try:
-        launcher = load(config.launch)
+        launcher, _ = load(config.launch)
         with as_user_error(config.launch, "on_cluster"):
             on_cluster = launcher.on_cluster(config.launch)
         runs, statuses, failing = local.call(_look, config, on_cluster, partly)

@@ -21,9 +21,9 @@ from rich.progress import (
 from segbench import store
 from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
-from segbench.launch.base import Launcher, load, run_cohorts
-from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped, TooLarge
-from segbench.runs import Cohort, Run, make_cohorts
+from segbench.launch.base import run_cohorts
+from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
+from segbench.runs import Cohort, Run, make_cohorts, should_halve
 from segbench.sweep.manifest import write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.status import last_said
@@ -51,7 +51,7 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     console.print(f"[bold]{escape(config.name)}[/]: {said}")
     if not plan.todo:
         return folder, 0
-    code = _Sweep(plan, load(config.launch), console).run()
+    code = _Sweep(plan, console).run()
     write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
@@ -84,9 +84,9 @@ def repair(plan: Plan) -> Iterator[str]:
 class _Sweep:
     """The runs of a sweep that are to do, until each is done or has failed once."""
 
-    def __init__(self, plan: Plan, launcher: type[Launcher], console: Console) -> None:
+    def __init__(self, plan: Plan, console: Console) -> None:
         self.open = {run.key: run for run in plan.todo}
-        self.launch, self.launcher, self.console = plan.config.launch, launcher, console
+        self.launch, self.console = plan.config.launch, console
         self.cohorts, self.jobs, self.threads = plan.cohorts, plan.jobs, plan.threads
         self.before = {run.key: last_said(run.folder) for run in plan.todo}
         self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
@@ -152,7 +152,7 @@ class _Sweep:
                         self._settle(run)
                 case Stopped():
                     pass
-                case TooLarge():
+                case Failed(failure) | Lost(failure) if should_halve(cohort, failure):
                     short.append(run)
                 case Failed(failure, user_error):
                     found = last_said(run.folder)
@@ -208,7 +208,7 @@ class _Sweep:
                 self._ended(cohort, ended)
 
             launch = self.launch.model_copy(update={"jobs": jobs}) if jobs < self.jobs else self.launch
-            return run_cohorts(self.launcher, cohorts, launch, jobs, self.threads, on_progress, on_end)
+            return not run_cohorts(launch, cohorts, jobs, self.threads, on_progress, on_end)
 
 
 def _outcome(run: Run, ended: Ended) -> Outcome:

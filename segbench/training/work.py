@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 from segbench import store
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
-from segbench.outcomes import Busy, Done, Ended, Outcome, Stopped, failed
-from segbench.runs import Cohort, Run, make_cohorts
+from segbench.outcomes import Busy, Done, Ended, Failed, Outcome, Stopped
+from segbench.runs import Cohort, make_cohorts
 from segbench.training.cohort import run_cohort
 from segbench.training.control import Stopped as StopAsked
 
@@ -25,38 +25,26 @@ def work(
         should_stop: asked after each step and each evaluated image.
     """
     outcomes: dict[str, Outcome] = {}
+    failures: dict[str, Failure] = {}
     rest: Outcome = Done()
     kills = oom_kills()
-    mine: list[Run] = []
     try:
         with ExitStack() as locks:
             for run in cohort.runs:
-                if _claim(run, locks):
-                    mine.append(run)
-                else:
+                if not locks.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
                     outcomes[run.key] = Busy()
+                else:
+                    store.tidy(run.folder)
             # As planned, unless another process has brought some of them further.
-            for part in make_cohorts(mine):
-                failures: dict[str, Failure] = {}
-                try:
-                    run_cohort(part, failures, report, should_stop, threads)
-                finally:
-                    outcomes |= {key: failed(part, failure) for key, failure in failures.items()}
-                outcomes = {run.key: Done() for run in part.runs} | outcomes
+            for part in make_cohorts([run for run in cohort.runs if run.key not in outcomes]):
+                run_cohort(part, failures, report, should_stop, threads)
+                outcomes |= {run.key: Done() for run in part.runs}
     except StopAsked:
         rest = Stopped()
     except BaseException as error:
         died = Failure.of(error)
         if "DataLoader worker (pid" in died.reason and oom_kills() > kills:
             died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
-        rest = failed(cohort, died, isinstance(error, UserError))
+        rest = Failed(died, isinstance(error, UserError))
+    outcomes |= {key: Failed(failure) for key, failure in failures.items()}
     return Ended({run.key: outcomes.get(run.key, rest) for run in cohort.runs})
-
-
-def _claim(run: Run, locks: ExitStack) -> bool:
-    with ExitStack() as attempt:
-        if not attempt.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
-            return False
-        store.tidy(run.folder)
-        locks.push(attempt.pop_all())
-        return True
