@@ -26,16 +26,17 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why something ended: in one line, and the traceback, empty for a user's mistake."""
+    """Why something ended: in one line, and the traceback, where there is one."""
 
     reason: str
     traceback: str = ""
     out_of_memory: bool = False
+    user_error: bool = False  # a mistake that the user can mend
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
         if isinstance(error, UserError):
-            return cls(str(error))
+            return cls(str(error), user_error=True)
         text = "".join(traceback.format_exception(error))
         if out_of_memory(error):
             return cls(f"{OUT_OF_MEMORY} ({brief(error)})", text, out_of_memory=True)

@@ -24,10 +24,9 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Failed:
-    """It was tried, and why it failed; ``user_error`` where that is a mistake of the user's."""
+    """It was tried, and why it failed."""
 
     failure: Failure
-    user_error: bool = False
 
 
 @dataclass(frozen=True)

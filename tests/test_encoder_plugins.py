@@ -150,7 +150,7 @@ def test_a_source_that_changes_after_the_plan_is_not_trained_under_the_old_key(m
     plugin.write_text(plugin.read_text() + "\n# another source\n")
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     for outcome in ended.outcomes.values():
-        assert outcome.user_error
+        assert outcome.failure.user_error
         assert "the source of encoder 'OwnEncoder' changed after the sweep was planned" in outcome.failure.reason
 
 

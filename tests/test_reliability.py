@@ -149,7 +149,7 @@ def test_data_that_change_after_the_plan_are_not_trained_on_under_the_old_key(ma
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     for outcome in ended.outcomes.values():
         assert isinstance(outcome, Failed)
-        assert outcome.user_error
+        assert outcome.failure.user_error
         assert "the data changed after the sweep was planned" in outcome.failure.reason
     assert not any(store.is_done(run.folder) for run in cohort.runs)
 

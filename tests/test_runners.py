@@ -144,7 +144,7 @@ def test_a_lock_that_cannot_be_made_fails_the_cohort_with_the_reason(make_config
     (folder / ".locks").touch()
     ended = work(cohort, 1, lambda *_: None, lambda: False)
     outcomes = [ended.outcomes[run.key] for run in cohort.runs]
-    assert all(isinstance(outcome, Failed) and outcome.user_error for outcome in outcomes)  # nobody else's
+    assert all(isinstance(outcome, Failed) and outcome.failure.user_error for outcome in outcomes)  # nobody else's
     assert all("cannot write" in outcome.failure.reason for outcome in outcomes)
 
 

@@ -81,7 +81,7 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     process.join()
     if not isinstance(answer, Failure):
         return answer
-    if answer.traceback and not answer.out_of_memory:
+    if not answer.user_error and not answer.out_of_memory:
         raise RuntimeError(f"in the process that looks at the sweep:\n{answer.traceback}")
     raise UserError(answer.reason)
 

@@ -140,7 +140,7 @@ def _ended(task: Any, cohort: Cohort) -> Ended:
         busy = {run.key: Busy() for run in cohort.runs if run.key in files and not _bring(run, files[run.key])}
         return Ended({**ended.outcomes, **busy})
     except UserError as error:
-        return Ended.alike(cohort, Failed(Failure.of(error), user_error=True))
+        return Ended.alike(cohort, Failed(Failure.of(error)))
     except ray.exceptions.OutOfMemoryError:
         died = Failure(f"{OUT_OF_MEMORY} (Ray ended its task)", out_of_memory=True)
     except ray.exceptions.RayError as error:

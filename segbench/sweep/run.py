@@ -85,22 +85,21 @@ class _Sweep:
     """The runs of a sweep that are to do, until each is done or has failed once."""
 
     def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console = plan, console
         self.open = {run.key: run for run in plan.todo}
-        self.launch, self.console = plan.config.launch, console
-        self.cohorts, self.jobs, self.threads = plan.cohorts, plan.jobs, plan.threads
         self.before = {run.key: last_said(run.folder) for run in plan.todo}
         self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
         self.code = 0
 
     def run(self) -> int:
         """Returns the exit code."""
-        cohorts, jobs = self.cohorts, self.jobs
+        cohorts, jobs = self.plan.cohorts, self.plan.jobs
         try:
             while self.open:
                 if cohorts and not self._round(cohorts, jobs) and self.open:
                     raise KeyboardInterrupt
                 cohorts, self.again = self.again, []
-                jobs = 1 if cohorts else self.jobs  # memory was too small: one after the other
+                jobs = 1 if cohorts else self.plan.jobs  # memory was too small: one after the other
                 cohorts = cohorts or make_cohorts(self._wait())
         except KeyboardInterrupt:
             self.console.print("[yellow]stopped[/]; the same command goes on from what is saved")
@@ -116,9 +115,8 @@ class _Sweep:
                     with store.locked(run.folder) as mine:
                         found = last_said(run.folder)
                         if store.is_done(run.folder):
-                            self._settle(run)
+                            del self.open[run.key]
                         elif mine and found.get("state") == "failed" and found != self.before[run.key]:
-                            self._settle(run)
                             self._failed([run], f"{found.get('reason')} (in another process)")
                         elif mine:
                             free.append(run)
@@ -129,13 +127,12 @@ class _Sweep:
                     time.sleep(1)
         return free
 
-    def _settle(self, run: Run) -> None:
-        self.open.pop(run.key, None)
-
     def _failed(self, runs: Sequence[Run], reason: str, code: int = 1) -> None:
         names = ", ".join(run.name for run in runs)
         self.console.print(f"[red]failed[/] {escape(f'{names}: {reason}')}", highlight=False, soft_wrap=True)
         self.code = max(self.code, code)
+        for run in runs:
+            del self.open[run.key]
 
     def _ended(self, cohort: Cohort, ended: Ended) -> None:
         """Settle what a cohort did; what is left open was stopped, is held by another process, or is tried again."""
@@ -144,24 +141,17 @@ class _Sweep:
         failed: dict[tuple[str, bool], list[Run]] = {}  # by reason, and whether a mistake of the user's was it
         for run in cohort.runs:
             match outcome := _outcome(run, ended):
-                case Done():
-                    self._settle(run)
-                    done.append(run)
-                case Busy():  # whoever did it says so
+                case Done() | Busy():  # whoever did the second says so
+                    done += [run] if outcome == Done() else []
                     if store.is_done(run.folder):
-                        self._settle(run)
+                        del self.open[run.key]
+                case Failed(failure) | Lost(failure):
+                    if should_halve(cohort, failure):
+                        short.append(run)
+                    elif _note(run, failure):
+                        failed.setdefault((failure.reason, failure.user_error), []).append(run)
                 case Stopped():
                     pass
-                case Failed(failure) | Lost(failure) if should_halve(cohort, failure):
-                    short.append(run)
-                case Failed(failure, user_error):
-                    found = last_said(run.folder)
-                    if found.get("state") != "failed" or found == self.before[run.key]:
-                        _note(run, failure)
-                    failed.setdefault((failure.reason, user_error), []).append(run)
-                case Lost(failure):
-                    if _note(run, failure):
-                        failed.setdefault((failure.reason, False), []).append(run)
                 case _:
                     assert_never(outcome)
         if short:
@@ -171,8 +161,6 @@ class _Sweep:
             how = " and ".join(", ".join(run.name for run in part) for part in parts)
             self.console.print(f"[yellow]out of memory[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
         for (reason, user_error), members in failed.items():
-            for run in members:
-                self._settle(run)
             where = "" if user_error else f" ({members[0].folder / store.TRACEBACK})"
             self._failed(members, f"{reason}{where}", 2 if user_error else 1)
         if done:
@@ -207,8 +195,9 @@ class _Sweep:
                 units[place] = steps[place] + images[place] / 5
                 self._ended(cohort, ended)
 
-            launch = self.launch.model_copy(update={"jobs": jobs}) if jobs < self.jobs else self.launch
-            return not run_cohorts(launch, cohorts, jobs, self.threads, on_progress, on_end)
+            launch = self.plan.config.launch
+            launch = launch.model_copy(update={"jobs": jobs}) if jobs < self.plan.jobs else launch
+            return not run_cohorts(launch, cohorts, jobs, self.plan.threads, on_progress, on_end)
 
 
 def _outcome(run: Run, ended: Ended) -> Outcome:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from segbench import store
-from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
+from segbench.errors import OUT_OF_MEMORY, Failure, oom_kills
 from segbench.outcomes import Busy, Done, Ended, Failed, Outcome, Stopped
 from segbench.runs import Cohort, make_cohorts
 from segbench.training.cohort import run_cohort
@@ -45,6 +45,6 @@ def work(
         died = Failure.of(error)
         if "DataLoader worker (pid" in died.reason and oom_kills() > kills:
             died = Failure(f"{OUT_OF_MEMORY} ({died.reason})", died.traceback, out_of_memory=True)
-        rest = Failed(died, isinstance(error, UserError))
+        rest = Failed(died)
     outcomes |= {key: Failed(failure) for key, failure in failures.items()}
     return Ended({run.key: outcomes.get(run.key, rest) for run in cohort.runs})
