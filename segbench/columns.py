@@ -10,6 +10,8 @@ from segbench.errors import UserError, brief
 from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, RunMeasure, Sample, spelled
 from segbench.registry import MEASURES, check_params, source_hash
 
+COUNTED = ("ids", "sizes", "region", "confusion")  # of every evaluation, beside what measures count
+
 
 def load_measures(configs: Sequence[PluginConfig]) -> list[Measure]:
     """The standard measures and those that ``configs`` name, in the order of the table's columns.
@@ -41,6 +43,10 @@ def make_measure(plug_in: str, params: Mapping[str, Any]) -> Measure:
     if not isinstance(measure, CountMeasure | RunMeasure):
         raise UserError(f"measure '{plug_in}' should be a CountMeasure or a RunMeasure of segbench.measures.base")
     measure.plug_in, measure.params, measure.kind = plug_in, values, plug_in.rpartition(":")[2]
+    if measure.kind in COUNTED:
+        raise UserError(
+            f"measure '{plug_in}': counts are kept by name, and '{measure.kind}' is taken; rename the class"
+        )
     measure.name = f"{measure.kind}@{','.join(map(spelled, values.values()))}" if values else measure.kind
     measure.short = measure.short or measure.kind
     measure.long = measure.long or measure.short

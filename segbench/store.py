@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,8 +97,12 @@ def read_json(path: Path) -> Any:
         Damaged: it is not JSON.
         UserError: it cannot be read.
     """
+    return None if (data := _read(path)) is None else _parsed(path, data)
+
+
+def _parsed(path: Path, data: bytes) -> Any:
     try:
-        return None if (data := _read(path)) is None else json.loads(data)
+        return json.loads(data)
     except ValueError as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
@@ -142,9 +147,9 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         UserError: another version made it, or a file cannot be read.
     """
     path = folder / RESULT
-    row = read_json(path)
-    if row is None and not path.exists():
+    if (data := _read(path)) is None:
         return None
+    row = _parsed(path, data)
     if not isinstance(row, dict) or "result_version" not in row:
         raise Damaged(f"{path} is damaged (it is no result)")
     if row.pop("checksum", None) != _checksum(row):
@@ -337,12 +342,15 @@ def _checksum(row: dict[str, Any]) -> str:
 
 def _sha256(path: Path) -> str | None:
     """None where there is no such file; a `UserError` where it cannot be read."""
-    return None if (data := _read(path)) is None else hashlib.sha256(data).hexdigest()
+    found: str | None = _read(path, lambda file: hashlib.file_digest(file, "sha256").hexdigest())
+    return found
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, read: Callable[[Any], Any] = methodcaller("read")) -> Any:
+    """What ``read`` makes of the file; None where there is no such file."""
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return read(file)
     except FileNotFoundError:
         return None
     except OSError as error:  # which says nothing of what is in it

@@ -64,7 +64,10 @@ def test_one_file_is_a_data_set_of_a_sweep(root, tmp_path):
     assert "1 runs, 1 done" in segbench("plan", path, "--no-trial").stdout
 
 
-def test_what_is_missing_is_named(root):
+def test_what_is_wrong_is_named(root):
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(root / "stage1_train" / "image0" / "masks" / "0.png")
+    with pytest.raises(UserError, match=r"image0\.png is 64x64 but its labels .*masks/0\.png are 9x9"):
+        open_data(DataConfig(name=f"{FILE}:Nuclei", root=str(root)), "val").read(0)
     for mask in (root / "stage1_train" / "image5" / "masks").iterdir():
         mask.write_bytes(b"")
     with pytest.raises(UserError, match=r"image5/masks/0\.png is empty"):

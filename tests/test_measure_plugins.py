@@ -91,6 +91,9 @@ class Bounds(Late):
     def score(self, counts):
         return 1.0 * counts[..., 0, :]
 
+class region(Late):
+    pass
+
 class Init(Late):
     def __init__(self):
         raise OSError("no such table")
@@ -248,6 +251,7 @@ def test_a_measure_that_is_gone_leaves_the_other_columns(folder, faulty, tmp_pat
         ("Shape", r"score gives \(2, 3\) for counts \(2, 3, 7\); wanted \(2, 7\)"),
         ("Bounds", r"score gives 64 to 192; it says that its bounds are 0 to 100|its bounds are 0 to 100"),
         ("Init", "cannot be made: OSError: no such table"),
+        ("region", "counts are kept by name, and .region. is taken; rename the class"),
         ("Typed", "width_px is missing"),
         ("Plain", "is no subclass of segbench.measures.base.Measure"),
         ("Lost", "has no class 'Lost'"),

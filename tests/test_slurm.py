@@ -187,6 +187,17 @@ def test_no_answer_of_slurm_s_is_no_end_and_ctrl_c_empties_the_queue(write_sweep
     assert left(folder) == set()
 
 
+def test_ctrl_c_while_the_jobs_are_submitted_takes_them_all_back(write_sweep, queue):
+    (queue / "sbatch").write_text("#!/bin/sh\nkill -INT $PPID\nsleep 1\necho Submitted batch job 7\n")
+    path = write_sweep(decoders=["nearest"], seeds=[0, 1], launch={"launcher": "slurm", "jobs": None})
+    process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert (queue / "cancelled").read_text() == "--state=PENDING 7\n--signal=TERM 7\n"
+    assert left(queue / "runs" / "tiny") == set()
+
+
 # A real Slurm
 
 CONF = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segbench.data.base import Dataset, Pixels, hash_files, list_folder, read_image, read_labels
+from segbench.data.base import Dataset, Pixels, check_pair, hash_files, list_folder, read_image, read_labels
 
 LAYOUT = "expected: stage1_train/ID/images/ID.png and stage1_train/ID/masks/*.png, one for each nucleus"
 
@@ -30,10 +30,14 @@ class Nuclei(Dataset):
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         folder = self.folders[index]
-        image = read_image(folder / "images" / f"{folder.name}.png")
-        nuclei = np.stack([read_labels(path) > 0 for path in list_folder(folder / "masks", LAYOUT)]).astype(np.uint8)
-        labels = nuclei.max(0)
-        labels[sum(cv2.dilate(nucleus, self.near).astype(int) for nucleus in nuclei) > 1] = 2
+        image = read_image(image_path := folder / "images" / f"{folder.name}.png")
+        labels, times_near = np.zeros((2, *image.shape[:2]), np.uint8)
+        for path in list_folder(folder / "masks", LAYOUT):
+            nucleus = (read_labels(path) > 0).astype(np.uint8)
+            check_pair(image, nucleus, 2, image_path, path)
+            labels |= nucleus
+            times_near = cv2.add(times_near, cv2.dilate(nucleus, self.near))  # stops at 255
+        labels[times_near > 1] = 2
         return image, labels
 
     def fingerprint(self) -> str:

@@ -45,10 +45,10 @@ class Board:
     def __init__(self) -> None:
         self.said: dict[str, Any] = {}
 
-    def say(self, more: dict[str, Any]) -> dict[str, Any]:
-        """Returns what all have said."""
+    def say(self, more: dict[str, Any], *asked: str) -> dict[str, Any]:
+        """Returns what has been said of what is asked, or everything."""
         self.said |= more
-        return self.said
+        return {key: value for key, value in self.said.items() if key in asked or not asked}
 
 
 class Ray(Launcher):
@@ -151,12 +151,13 @@ def _ended(task: Any, cohort: Cohort) -> Ended:
 def _bring(run: Run, files: dict[str, bytes]) -> bool:
     """Write a run's files, its result last; False where another process has the run."""
     with store.locked(run.folder) as mine:
-        if mine and not store.is_done(run.folder):
+        if not mine:
+            return False
+        if not store.is_done(run.folder):
             for name in sorted(files, key=lambda name: name == store.RESULT):
                 store.write_atomic(run.folder / name, methodcaller("write", files[name]))
-        if mine:
-            store.tidy(run.folder)
-        return mine
+        store.tidy(run.folder)
+        return True
 
 
 def _task(board: Any, cohort: Cohort, threads: int, folder: str, marker: Path) -> tuple[Ended, Files]:
@@ -167,18 +168,18 @@ def _task(board: Any, cohort: Cohort, threads: int, folder: str, marker: Path) -
         os.chdir(folder)  # what a config names may be relative to it
     key, said_s, stopping = cohort.runs[0].key, 0.0, False
 
-    def say(more: dict[str, Any]) -> dict[str, Any]:
-        return ray.get(board.say.remote(more))
+    def say(more: dict[str, Any], asked: str) -> Any:
+        return ray.get(board.say.remote(more, asked)).get(asked)
 
     def ask(*progress: Any) -> Any:
         """Say how far it is, where that is given, and return whether to stop."""
         nonlocal said_s, stopping
         if time.monotonic() > said_s + 0.2:
-            said_s, stopping = time.monotonic(), say({key: progress} if progress else {}).get("stop", False)
+            said_s, stopping = time.monotonic(), bool(say({key: progress} if progress else {}, "stop"))
         return stopping
 
-    begun = say({}).get(f"begun {key}", 0) + 1
-    say({f"begun {key}": begun})
+    begun = 1 + (say({}, f"begun {key}") or 0)
+    say({f"begun {key}": begun}, "stop")
     if begun > RETRIES + 1:  # only where memory is short does a cluster try so often
         died = Failure(f"{OUT_OF_MEMORY} (Ray ended its task {RETRIES + 1} times)", out_of_memory=True)
         return Ended.alike(cohort, Lost(died)), {}

@@ -68,11 +68,11 @@ class Task(Checkpointable):
 
 @dataclass
 class _Job:
-    """Of a cohort: submitit's, and what was last heard of it."""
+    """Of a cohort: submitit's, once it is submitted, and what was last heard of it."""
 
     cohort: Cohort
-    job: Any
     before: dict[str, Any]  # what its runs said of themselves before
+    job: Any = None
     gone: tuple[float, str] | None = None  # since when, and how Slurm calls it
 
 
@@ -81,7 +81,7 @@ class Slurm(Launcher):
 
     def __init__(self, cohorts: Sequence[Cohort], launch: LaunchConfig, jobs: int, threads: int) -> None:
         super().__init__(cohorts, launch, len(cohorts), threads)
-        self.cohorts, self.submitted = cohorts, list[_Job]()
+        self.started, self.array = list[_Job](), ""  # which has no number before it is submitted
         # New and ours, since what lies there is unpickled: nobody has put a result under a job's name before.
         place = f"{time.strftime('%Y%m%d')}-{secrets.token_hex(8)}"
         self.folder = cohorts[0].runs[0].folder.absolute().parent / FOLDER / place
@@ -102,29 +102,23 @@ class Slurm(Launcher):
             yield
         finally:
             # What the jobs printed that did not end well stays, and what those need that still run.
-            if not self.submitted or not {path.suffix for path in self.folder.iterdir()} & {".out", ".err", ".pkl"}:
+            if not self.array or not {path.suffix for path in self.folder.iterdir()} & {".out", ".err", ".pkl"}:
                 shutil.rmtree(self.folder)
                 with contextlib.suppress(OSError):  # another runner's are there
                     self.folder.parent.rmdir()
 
     def start(self, cohort: Cohort, place: int) -> _Job:
-        """Submit all, with the first of them.
-
-        Raises:
-            UserError: no Slurm here, or it refuses the jobs.
-        """
-        if not self.submitted:
-            self._submit()
-        return next(job for job in self.submitted if job.cohort is cohort)
+        self.started.append(_Job(cohort, _said(cohort)))
+        return self.started[-1]
 
     def _submit(self) -> None:
-        run, asked = self.cohorts[0].runs[0], self.launch.slurm
+        run, asked = self.started[0].cohort.runs[0], self.launch.slurm
         parameters = {f"slurm_{name}": value for name, value in asked.model_dump(exclude={"cluster"}).items()} | {
             "name": f"segbench-{run.config.name}",
             "timeout_min": asked.timeout_min,
             "cpus_per_task": asked.cpus_per_task or self.threads,
             "gpus_per_node": asked.gpus_per_node or (1 if run.facts.accelerator == "cuda" else None),
-            "slurm_array_parallelism": self.launch.jobs or len(self.cohorts),
+            "slurm_array_parallelism": self.launch.jobs or len(self.started),
             # srun does not give a task the CPUs of its job by itself.
             "slurm_setup": ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"],
         }
@@ -136,16 +130,22 @@ class Slurm(Launcher):
                 executor.update_parameters(**parameters)
                 with executor.batch():
                     more = self.threads, self.go, os.getcwd()
-                    jobs = [executor.submit(Task(), cohort, *more) for cohort in self.cohorts]
+                    for handle in self.started:
+                        handle.job = executor.submit(Task(), handle.cohort, *more)
         except (RuntimeError, subprocess.SubprocessError) as error:
             raise UserError(f"launch.slurm: {brief(error)}") from None
-        self.submitted = [_Job(cohort, job, _said(cohort)) for cohort, job in zip(self.cohorts, jobs, strict=True)]
-        self.array = jobs[0].job_id.partition("_")[0]
+        self.array = self.started[0].job.job_id.partition("_")[0]
 
     def wait(self, handles: Sequence[_Job]) -> None:
-        """Ask Slurm now and then, of all jobs at once."""
+        """Submit what was started, then ask Slurm now and then, of all jobs at once.
+
+        Raises:
+            UserError: no Slurm here, or it refuses the jobs.
+        """
+        if not self.array and not self.stopping:
+            self._submit()
         now = time.monotonic()
-        if now > self.next_look_s:
+        if now > self.next_look_s and self.array:
             self.next_look_s = now + (2 if self.stopping else POLL_S)
             states = self._states()
             for handle in handles:  # one that was put back in the queue is no longer gone
@@ -156,7 +156,7 @@ class Slurm(Launcher):
     def _states(self) -> dict[str, str] | None:
         """Job id -> how Slurm calls its state; None, where it gives no answer."""
         if not self.on_cluster(self.launch):
-            return {job.job.job_id: job.job.state for job in self.submitted}
+            return {job.job.job_id: job.job.state for job in self.started}
         command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T", f"--jobs={self.array}"]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
         if answer.returncode and "Invalid job id" not in answer.stderr:
@@ -164,6 +164,8 @@ class Slurm(Launcher):
         return dict(line.split() for line in answer.stdout.splitlines())
 
     def poll(self, handle: _Job) -> Progress | Ended | None:
+        if not self.array:
+            return Ended.alike(handle.cohort, Stopped()) if self.stopping else None
         ended = self._ended(handle)
         if ended is not None:
             paths = handle.job.paths
@@ -199,11 +201,13 @@ class Slurm(Launcher):
             return  # the first is told for all
         self.stopping, self.next_look_s = True, time.monotonic() + 1
         self.go.unlink(missing_ok=True)
+        if not self.array:
+            return
         if self.on_cluster(self.launch):
             for which in ("--state=PENDING", "--signal=TERM"):
                 subprocess.run(["scancel", which, self.array], check=False, capture_output=True)
         else:
-            for job in self.submitted:
+            for job in self.started:
                 job.job._process.terminate()  # hands the signal on
 
     def kill(self, handle: _Job) -> None:

@@ -148,7 +148,7 @@ class _Sweep:
                 case Failed(failure) | Lost(failure):
                     if should_halve(cohort, failure):
                         short.append(run)
-                    elif _note(run, failure):
+                    elif _note(run, failure) or isinstance(outcome, Failed):
                         failed.setdefault((failure.reason, failure.user_error), []).append(run)
                 case Stopped():
                     pass

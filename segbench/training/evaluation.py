@@ -102,7 +102,7 @@ class Evaluations(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         config, step = self.control.config, pl_module.steps_done
         every = config.evaluation.every
-        if not every or step % every or not 0 < step < config.recipe.steps:
+        if not every or step % every or not 0 < step < config.recipe.steps or not pl_module.alive:
             return
         for key, result in evaluate(self.control, pl_module, self.data, self.control.check).items():
             if result.failure is None:

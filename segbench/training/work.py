@@ -31,7 +31,8 @@ def work(
     try:
         with ExitStack() as locks:
             for run in cohort.runs:
-                if not locks.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
+                done = store.is_done(run.folder)
+                if done or not locks.enter_context(store.locked(run.folder)) or store.is_done(run.folder):
                     outcomes[run.key] = Busy()
                 else:
                     store.tidy(run.folder)
