@@ -225,7 +225,7 @@ def test_a_task_that_a_cluster_tries_for_ever_is_given_up(make_config, monkeypat
 
     (cohort,) = make_cohorts(make_plan(make_config()).runs, lambda run: 0)
     said = {f"begun {cohort.runs[0].key}": RETRIES + 1}
-    board = SimpleNamespace(say=SimpleNamespace(remote=said.__or__))
+    board = SimpleNamespace(say=SimpleNamespace(remote=lambda more, asked: said | more))
     monkeypatch.setattr(ray, "get", lambda value: value)
     ended, files = _task(board, cohort, 1, ".", Path("marker"))
     (failure,) = {ended.outcomes[run.key].failure for run in cohort.runs}
