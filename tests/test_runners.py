@@ -163,6 +163,20 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
     assert "nearest" not in console.file.getvalue()
 
 
+def test_a_run_that_says_that_it_failed_is_settled_though_its_lock_is_still_held(make_config):
+    """As by a process that has been killed and is not gone yet; else it would be tried again and again."""
+    from segbench.sweep.run import _Sweep
+
+    plan = make_plan(make_config(decoders=["nearest"]))
+    console = Console(file=io.StringIO(), width=200)
+    settling = _Sweep(plan, console)
+    with store.locked(plan.runs[0].folder):
+        settling._ended(plan.cohorts[0], Ended.alike(plan.cohorts[0], Failed(Failure("its launcher raises"))))
+    assert settling.open == {}
+    assert settling.code == 1
+    assert "failed nearest-s0: its launcher raises" in console.file.getvalue()
+
+
 def test_a_failure_elsewhere_is_not_tried_again_at_once(make_config, tmp_path):
     """Another runner has just tried and failed: its word is taken."""
     from segbench.sweep.run import _Sweep
