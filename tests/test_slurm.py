@@ -144,7 +144,7 @@ def test_a_slurm_that_refuses_the_jobs_is_quoted_and_nothing_stays(make_config, 
 
 QUEUE = {
     "sbatch": "echo Submitted batch job 7",
-    "squeue": "cat {0}/states",
+    "squeue": "echo >> {0}/asked; cat {0}/states",
     "scancel": "echo $* >> {0}/cancelled; echo '7_0 CANCELLED' > {0}/states; echo '7_1 CANCELLED' >> {0}/states",
     "srun": "",
 }
@@ -177,7 +177,7 @@ def test_no_answer_of_slurm_s_is_no_end_and_ctrl_c_empties_the_queue(write_sweep
     process = in_terminal([sys.executable, "-m", "segbench.cli", "sweep", str(path)])
     folder = queue / "runs" / "tiny"
     until(lambda: list(folder.glob("slurm/*/*submitted.pkl")))
-    time.sleep(2)
+    until(lambda: (queue / "asked").exists() and len((queue / "asked").read_text()) >= 3)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
