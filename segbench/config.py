@@ -225,6 +225,9 @@ class LaunchConfig(Section):
         None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU"
     )
     threads: PositiveInt | None = Field(None, description="threads of each; default: the machine's cores over jobs")
+    timeout_min: Positive | None = Field(
+        60.0, description="minutes without a step or image, after which a cohort is ended; null: it is waited for"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
         0, description="data loader processes of each; 0 loads in the cohort's own"
     )

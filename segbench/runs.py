@@ -169,9 +169,10 @@ def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
     )
 
 
-def should_halve(cohort: Cohort, failure: Failure) -> bool:
-    """Whether the runs that failed so are tried again in a smaller cohort."""
-    return failure.out_of_memory and len(cohort.runs) > 1 and cohort.runs[0].config.launch.on_oom == "split"
+def should_split(cohort: Cohort, failure: Failure, process_died: bool = False) -> bool:
+    """Whether the runs that failed so are tried again in smaller cohorts."""
+    splits = cohort.runs[0].config.launch.on_oom == "split" if failure.out_of_memory else process_died
+    return splits and len(cohort.runs) > 1
 
 
 def make_cohorts(

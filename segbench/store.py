@@ -27,6 +27,7 @@ from segbench.errors import Failure, UserError
 
 CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
+OUTPUT, TURN = "output.txt", ".turn.tmp"  # what its code printed; whether it is at work in its cohort's process
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
 CHECKSUMMED = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
@@ -294,6 +295,13 @@ def set_status(folder: Path, state: str, **details: Any) -> None:
     """``state`` is one of running, stopped, failed, done. Read by `segbench status`; nothing depends on it."""
     value = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **details}
     write_json(folder / STATUS, value, durable=False)
+
+
+def in_turn(folder: Path) -> bool:
+    """Whether the run's own code was at work, or is, where its cohort's process ended without a word."""
+    with suppress(OSError):
+        return (folder / TURN).read_bytes() == b"1"
+    return False
 
 
 def fail(folder: Path, failure: Failure) -> None:

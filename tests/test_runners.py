@@ -14,7 +14,7 @@ from rich.console import Console
 from segbench import store
 from segbench.errors import Failure
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost
-from segbench.runs import make_cohorts
+from segbench.runs import Cohort, make_cohorts
 from segbench.sweep.plan import make_plan
 from segbench.training.work import work
 from tests.conftest import ROOT, WHOLE, until
@@ -153,11 +153,11 @@ def test_the_end_of_a_process_fails_no_run_of_another(make_config):
 
     config = make_config(decoders=["nearest", "bilinear"])
     plan = make_plan(config)
-    runs, (cohort,) = plan.runs, plan.cohorts
-    console = Console(file=io.StringIO(), width=200)
+    runs, console = plan.runs, Console(file=io.StringIO(), width=200)
     other = _Sweep(plan, console)
     with store.locked(runs[0].folder):  # as another process has it
-        other._ended(cohort, Ended.alike(cohort, Lost(Failure("killed"))))
+        for cohort in [Cohort((run,), 0) for run in runs]:
+            other._ended(cohort, Ended.alike(cohort, Lost(Failure("killed"))))
     assert list(other.open) == [runs[0].key]
     assert "failed bilinear-s0: killed" in console.file.getvalue()
     assert "nearest" not in console.file.getvalue()

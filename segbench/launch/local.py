@@ -6,14 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from segbench import store
 from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
 from segbench.launch.base import STOP_SIGNALS, Launcher, Progress, blocked
-from segbench.outcomes import Ended, Lost
+from segbench.outcomes import Ended, Failed, Lost
 from segbench.runs import Cohort
 
 
@@ -23,6 +24,7 @@ class _Child:
     oom_kills: int  # before it could be one of them
     process: Any
     connection: Connection
+    heard_s: float = field(default_factory=time.monotonic)
 
 
 class Local(Launcher):
@@ -41,11 +43,17 @@ class Local(Launcher):
         with contextlib.suppress(EOFError, OSError):
             message = handle.connection.recv()
         if isinstance(message, Progress):
+            handle.heard_s = time.monotonic()
             return message
         handle.process.join()
         handle.connection.close()
         if message is not None:
             return message
+        silent_min, limit_min = (time.monotonic() - handle.heard_s) / 60, self.launch.timeout_min
+        if handle.process.exitcode == 1 and limit_min is not None and silent_min > 0.8 * limit_min:  # not all is told
+            hung = Failure(f"no step or image for {limit_min:g} minutes (launch.timeout_min), so its process was ended")
+            stuck = {run.key for run in handle.cohort.runs if store.in_turn(run.folder)}
+            return Ended({r.key: Failed(hung) if r.key in stuck else Lost(hung) for r in handle.cohort.runs})
         died = Failure(f"the cohort's process died ({_exit(handle.process.exitcode)})")
         if handle.process.exitcode == -signal.SIGKILL and oom_kills() > handle.oom_kills:
             died = Failure(f"{OUT_OF_MEMORY} (the system killed the cohort's process)", out_of_memory=True)

@@ -55,7 +55,7 @@ class Task(Checkpointable):
         os.chdir(folder)
         ends, caught = [Ended.alike(cohort, Stopped())], list[int]()
         if go.exists():
-            local = LaunchConfig(launcher="local")
+            local = LaunchConfig(launcher="local", timeout_min=cohort.runs[0].config.launch.timeout_min)
             caught += run_cohorts(local, [cohort], 1, threads, lambda *_: None, lambda _, ended: ends.append(ended))
         # After SIGTERM alone Slurm kills the job, which it then may start again, or it sends its warning as well.
         while Stopped() in ends[-1].outcomes.values() and go.exists():

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -23,7 +24,7 @@ from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
 from segbench.launch.base import run_cohorts
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
-from segbench.runs import Cohort, Run, make_cohorts, should_halve
+from segbench.runs import Cohort, Run, make_cohorts, should_split
 from segbench.sweep.manifest import write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.status import last_said
@@ -88,7 +89,8 @@ class _Sweep:
         self.plan, self.console = plan, console
         self.open = {run.key: run for run in plan.todo}
         self.before = {run.key: last_said(run.folder) for run in plan.todo}
-        self.again: list[Cohort] = []  # halves of a cohort for which memory was too small
+        self.again: list[Cohort] = []  # parts of a cohort for which memory was too small, or whose process died
+        self.short = False  # whether memory was too small for one of them
         self.code = 0
 
     def run(self) -> int:
@@ -98,8 +100,8 @@ class _Sweep:
             while self.open:
                 if cohorts and not self._round(cohorts, jobs) and self.open:
                     raise KeyboardInterrupt
-                cohorts, self.again = self.again, []
-                jobs = 1 if cohorts else self.plan.jobs  # memory was too small: one after the other
+                jobs = 1 if self.short else self.plan.jobs  # one after the other
+                cohorts, self.again, self.short = self.again, [], False
                 cohorts = cohorts or make_cohorts(self._wait())
         except KeyboardInterrupt:
             self.console.print("[yellow]stopped[/]; the same command goes on from what is saved")
@@ -138,6 +140,7 @@ class _Sweep:
         """Settle what a cohort did; what is left open was stopped, is held by another process, or is tried again."""
         done: list[Run] = []
         short: list[Run] = []
+        lost: dict[str, list[Run]] = {}  # by reason, those whose process died
         failed: dict[tuple[str, bool], list[Run]] = {}  # by reason, and whether a mistake of the user's was it
         for run in cohort.runs:
             match outcome := _outcome(run, ended):
@@ -146,26 +149,43 @@ class _Sweep:
                     if store.is_done(run.folder):
                         del self.open[run.key]
                 case Failed(failure) | Lost(failure):
-                    if should_halve(cohort, failure):
+                    if not should_split(cohort, failure, isinstance(outcome, Lost)):
+                        if _note(run, failure) or isinstance(outcome, Failed):
+                            failed.setdefault((failure.reason, failure.user_error), []).append(run)
+                    elif failure.out_of_memory:
                         short.append(run)
-                    elif _note(run, failure) or isinstance(outcome, Failed):
-                        failed.setdefault((failure.reason, failure.user_error), []).append(run)
+                    else:
+                        lost.setdefault(failure.reason, []).append(run)
                 case Stopped():
                     pass
                 case _:
                     assert_never(outcome)
         if short:
-            middle = -(-len(short) // 2) if len(short) == len(cohort.runs) else len(short)
-            parts = [part for part in (short[:middle], short[middle:]) if part]
-            self.again += [cohort for part in parts for cohort in make_cohorts(part)]
-            how = " and ".join(", ".join(run.name for run in part) for part in parts)
-            self.console.print(f"[yellow]out of memory[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
+            self.short = True
+            parts = _halves(short) if len(short) == len(cohort.runs) else [short]
+            self._again(cohort, "out of memory", parts)
+        for reason, runs in lost.items():
+            suspects = [run for run in runs if store.in_turn(run.folder)]
+            parts = [suspects, [run for run in runs if run not in suspects]]
+            if not all(parts):  # whose turn it was is not known, or it has failed
+                parts = _halves(runs) if len(runs) == len(cohort.runs) else [runs]
+            self._again(cohort, reason, parts)
         for (reason, user_error), members in failed.items():
             where = "" if user_error else f" ({members[0].folder / store.TRACEBACK})"
             self._failed(members, f"{reason}{where}", 2 if user_error else 1)
         if done:
             titles = ", ".join(run.title for run in done)
             self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(titles)}", highlight=False)
+        for run in cohort.runs:
+            if run.key not in self.open and (printed := _printed(run)):
+                self.console.print(
+                    f"[dim]{escape(f'{run.name} printed: {printed}')}[/]", highlight=False, soft_wrap=True
+                )
+
+    def _again(self, cohort: Cohort, why: str, parts: Sequence[Sequence[Run]]) -> None:
+        self.again += [smaller for part in parts for smaller in make_cohorts(part)]
+        how = " and ".join(", ".join(run.name for run in part) for part in parts)
+        self.console.print(f"[yellow]{escape(why)}[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
 
     def _round(self, cohorts: Sequence[Cohort], jobs: int) -> bool:
         """Run cohorts, with progress bars; False where it was interrupted."""
@@ -209,8 +229,27 @@ def _outcome(run: Run, ended: Ended) -> Outcome:
     return nothing if isinstance(said, Done) else said
 
 
+def _halves(runs: list[Run]) -> list[list[Run]]:
+    middle = -(-len(runs) // 2)
+    return [part for part in (runs[:middle], runs[middle:]) if part]
+
+
+def _printed(run: Run) -> str:
+    """The first line of what a run's code printed, and where the rest is; empty where it printed nothing."""
+    path = run.folder / store.OUTPUT
+    with contextlib.suppress(OSError), open(path, errors="replace") as file:
+        first = "".join(c for c in file.readline(200) if c.isprintable())
+        more = sum(1 for _ in file)
+        return f"{first} ... {more} more lines in {path}" if more else first
+    return ""
+
+
 def _note(run: Run, failure: Failure) -> bool:
-    """Mark a run as failed that its process has not; False where another process works on it."""
+    """Mark a run as failed that its process has not, with what it printed last; False where another works on it."""
+    with contextlib.suppress(OSError):
+        if not failure.traceback:
+            printed = (run.folder / store.OUTPUT).read_text("utf-8", "replace")
+            failure = replace(failure, traceback=f"{failure.reason}\n\n{printed[-20_000:]}")
     with contextlib.suppress(UserError), store.locked(run.folder) as mine:
         if not mine:
             return False

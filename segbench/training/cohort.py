@@ -24,6 +24,7 @@ from segbench.sweep.facts import data_facts, encoder_facts
 from segbench.sweep.files import KnownFiles
 from segbench.training.control import Control, Report, Stopped
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
+from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep, Member
 from segbench.training.results import environment, run_config, write_run
 
@@ -63,6 +64,8 @@ def run_cohort(
     finally:
         for key in control.runs:
             control.trackers.close(key, "failed")  # what is still open
+        for desk in control.desks.values():
+            desk.close()
 
 
 def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep, dict[str, Dataset]]:
@@ -88,12 +91,18 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     made_on = environment(threads, facts.accelerator)
     members: dict[str, Member] = {}
     for run in control.cohort.runs:
-        blueprint = look_up(run.decoder, config.decoder_defaults, config.skeleton)
-        decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
-        if blueprint.source != facts.decoders[run.title].source:
-            control.fail(run.key, Failure(CHANGED.format(f"the source of '{run.title}'")))
+        desk = control.desks[run.key] = Desk(run.folder)
+        with turn(run.seed, "build", desk=desk) as done:
+            blueprint = look_up(run.decoder, config.decoder_defaults, config.skeleton)
+            decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
+            if blueprint.source != facts.decoders[run.title].source:
+                raise UserError(CHANGED.format(f"the source of '{run.title}'"))
+            hashes = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
+            members[run.key] = Member(decoder, hashes, desk=desk)
+        if done.error is not None:
+            members.pop(run.key, None)
+            control.fail(run.key, Failure.of(done.error))
             continue
-        members[run.key] = Member(decoder, {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)})
         store.write_yaml(run.folder / store.CONFIG, run_config(run))
         store.write_json(run.folder / store.ENVIRONMENT, made_on)
         control.trackers.start(run)

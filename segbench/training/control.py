@@ -12,7 +12,8 @@ import torch
 from segbench import store
 from segbench.columns import load_measures
 from segbench.errors import Failure, UserError, brief
-from segbench.runs import Cohort, should_halve
+from segbench.runs import Cohort, should_split
+from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
 from segbench.training.tracking import Trackers
 
@@ -37,6 +38,7 @@ class Control(pl.Callback):
         self.cohort, self.runs = cohort, {run.key: run for run in cohort.runs}
         self.config, self.facts = cohort.runs[0].config, cohort.runs[0].facts
         self.measures, self.trackers = load_measures(self.config.measures), Trackers(self.config.launch.trackers)
+        self.desks: dict[str, Desk] = {}
         self.failures, self._report, self._should_stop = failures, report, should_stop
         self._noted, self._saved = -math.inf, time.monotonic()
 
@@ -77,7 +79,7 @@ class Control(pl.Callback):
     def fail(self, key: str, failure: Failure) -> None:
         """End a run that failed, or leave it to a smaller cohort."""
         self.failures[key] = failure
-        if should_halve(self.cohort, failure):
+        if should_split(self.cohort, failure):
             self.stopped([key], reason=failure.reason)
         else:
             self.trackers.close(key, "failed")
@@ -92,17 +94,22 @@ class Control(pl.Callback):
     def save(self, module: Lockstep) -> None:
         """All that a bit-equal resume needs; the rest is a function of seed and step."""
         for key, member in module.alive.items():
-            state = {
-                "decoder": member.decoder.state_dict(),
-                "encoder": module.encoder.state_dict() if module.encoder.trainable else None,
-                "optimizer": member.optimizer.state_dict(),
-                "history": member.history,
-                "losses": member.losses,
-                "train_s": member.train_s,
-                "shared_s": module.shared_s,
-            }
             buffer = io.BytesIO()  # torch.save hides what a full disk says
-            torch.save(state, buffer)
+            with turn(key, "save", desk=member.desk) as done:
+                state = {
+                    "decoder": member.decoder.state_dict(),
+                    "encoder": module.encoder.state_dict() if module.encoder.trainable else None,
+                    "optimizer": member.optimizer.state_dict(),
+                    "history": member.history,
+                    "losses": member.losses,
+                    "train_s": member.train_s,
+                    "shared_s": module.shared_s,
+                }
+                torch.save(state, buffer)
+            if done.error is not None:
+                member.failure = Failure.of(done.error)
+                self.fail(key, member.failure)
+                continue
             store.write_checkpoint(self.runs[key].folder, module.steps_done, buffer.getbuffer())
         self._saved = time.monotonic()
 
@@ -115,8 +122,13 @@ class Control(pl.Callback):
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # a damaged file fails in many ways
                 raise UserError(f"{path} cannot be read ({brief(error)}); remove it to start the run anew") from error
-            member.decoder.load_state_dict(state["decoder"])
-            member.optimizer.load_state_dict(state["optimizer"])
+            with turn(key, "load", desk=member.desk) as done:
+                member.decoder.load_state_dict(state["decoder"])
+                member.optimizer.load_state_dict(state["optimizer"])
+            if done.error is not None:
+                member.failure = Failure.of(done.error)
+                self.fail(key, member.failure)
+                continue
             if state["encoder"] is not None:
                 module.encoder.load_state_dict(state["encoder"])
             member.history, member.losses, member.train_s = state["history"], state["losses"], state["train_s"]

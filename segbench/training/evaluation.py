@@ -15,6 +15,7 @@ from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import CountMeasure, Ints, LabelMap, Sample, check_labels, mean_over_classes
 from segbench.training.control import Control
+from segbench.training.isolation import turn
 from segbench.training.lockstep import Lockstep
 from segbench.training.prediction import Prediction, predict
 
@@ -44,14 +45,14 @@ class Evaluation:
         for measure in self.measures:
             if measure_counts_regions(measure) or measure.name in self.broken:
                 continue
-            try:
+            with turn("count", name) as done:
                 found, before = counts_of(measure, sample), self.counts[measure.name]
                 if before and before[0].shape != found.shape:
                     raise ValueError(f"count gives {found.shape} after {before[0].shape}")
                 before.append(found)
-            except Exception as error:  # a plug-in can raise anything
+            if done.error is not None:
                 self.counts.pop(measure.name, None)
-                self.broken[measure.name] = f"{said(measure)} fails on image {name}: {brief(error)}"
+                self.broken[measure.name] = f"{said(measure)} fails on image {name}: {brief(done.error)}"
         self.seconds.append((made.seconds, made.encoder_s, time.perf_counter() - clock))
 
     def arrays(self) -> dict[str, Any]:
@@ -80,7 +81,8 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     for index, pixels, labels in evaluation_images(data, control.config.launch.workers):
         name, truth = data.ids[index], check_labels(labels, len(data.classes))
         decoders = {key: module.members[key].decoder for key, result in results.items() if result.failure is None}
-        for key, made in predict(module.encoder, decoders, pixels, control.config.evaluation, f"image {name}"):
+        protocol = control.config.evaluation
+        for key, made in predict(module.encoder, decoders, pixels, protocol, f"image {name}", control.desks):
             results[key].add(name, truth, made)
         tell(index + 1)
     module.train()

@@ -16,6 +16,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
+from segbench.training.isolation import Desk, own_copies, turn
 from segbench.training.prediction import ChangedInPlace, call_decoder, now, pad_to_stride, versions
 from segbench.upsamplers.base import crop
 
@@ -42,6 +43,7 @@ class Member:
     losses: list[float] = field(default_factory=list)  # of the steps since the last row
     train_s: float = 0.0  # seconds in its own forward, backward and optimizer
     failure: Failure | None = None  # once it failed; it then takes no further part
+    desk: Desk | None = None  # in its own cohort's process
     optimizer: torch.optim.Optimizer = field(init=False)
 
     @property
@@ -116,23 +118,18 @@ class Lockstep(pl.LightningModule):
         images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
         features, image = self._encode(images)
         total = self._denominator(labels)
-        before, clock = versions(*features, image), now(self.device)
-        self.shared_s += clock - self._clock
+        self.shared_s += now(self.device) - self._clock
         for member in self.alive.values():
-            try:
-                self._train(member, features, image, labels, total)
-                if versions(*features, image) != before:
-                    name = type(member.decoder).__name__
-                    raise ChangedInPlace(f"{name} changes the features in place in its backward pass")
-            except Exception as error:  # a plug-in can raise anything; it ends its own run only
-                member.failure = Failure.of(error)
+            alone = len(self.members) == 1
+            given = (features, image) if alone else own_copies(member.decoder, features, image)
+            began = now(self.device)
+            with turn(self.seed, "dropout", self.steps_done, desk=member.desk) as done:
+                self._train(member, *given, labels, total)
+            member.train_s += now(self.device) - began
+            if done.error is not None:
+                member.failure = Failure.of(done.error)
                 member.optimizer.zero_grad(set_to_none=True)
                 member.optimizer.state.clear()  # memory that the others can use
-            began, clock = clock, now(self.device)
-            member.train_s += clock - began
-            if versions(*features, image) != before:  # the others go on with fresh ones
-                features, image = self._encode(images)
-                before = versions(*features, image)
         self.steps_done += 1
         if not self.alive:
             self.trainer.should_stop = True
@@ -141,7 +138,7 @@ class Lockstep(pl.LightningModule):
         self._clock = time.perf_counter()  # what callbacks did after the step is nobody's training time
 
     def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Features and normalised image of a batch; each call of a step gives the same."""
+        """Features and normalised image of a batch."""
         image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
         return self.encoder(image), image
@@ -150,7 +147,7 @@ class Lockstep(pl.LightningModule):
         optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
-        torch.manual_seed(derived_seed(self.seed, "dropout", self.steps_done))
+        before = versions(*features, image)
         logits = call_decoder(member.decoder, features, image)
         logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
         summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
@@ -167,6 +164,8 @@ class Lockstep(pl.LightningModule):
             if not math.isfinite(norm):
                 raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
         optimizer.step()
+        if versions(*features, image) != before:
+            raise ChangedInPlace("it changes features or image in place in its backward pass")
         member.losses.append(value)
         if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)

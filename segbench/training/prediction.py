@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
+from segbench.training.isolation import Desk, own_copies, turn
 from segbench.upsamplers.base import crop
 
 
@@ -51,6 +53,10 @@ class Window:
     image: Tensor  # (1, 3, h, w) normalised, padded
     features: list[Tensor]
 
+    def copied(self, decoder: nn.Module) -> "Window":
+        features, image = own_copies(decoder, self.features, self.image)
+        return Window(self.place, image, features)
+
 
 @dataclass
 class Prediction:
@@ -60,7 +66,7 @@ class Prediction:
     labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (H, W), their argmax
     seconds: float = 0.0  # from features to labels
     encoder_s: float = 0.0  # of the encoder, which all decoders share
-    error: Exception | None = None  # that it raised
+    error: BaseException | None = None  # that it raised
 
 
 @torch.no_grad()
@@ -70,17 +76,19 @@ def predict(
     pixels: npt.NDArray[np.uint8],
     protocol: EvaluationConfig,
     name: str = "the image",
+    desks: Mapping[str, Desk | None] = MappingProxyType({}),
 ) -> Iterator[tuple[str, Prediction]]:
     """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
 
     View by view (a size, mirrored or not): the windows of one are in memory at a time, and the sums over views of each
     decoder where there are several. Windows that overlap average their logits, which are brought to the image's size.
-    One view gives its logits; several give the mean of their softmax probabilities. A decoder that raises ends its own
-    prediction only, and one that changes the features in place does not change what the others get.
+    One view gives its logits; several give the mean of their softmax probabilities. What a decoder does in its `turn`
+    ends its own prediction only, and changes nothing for the others.
 
     Args:
         encoder, decoders: in eval mode, on one device; any key -> decoder.
         pixels: (H, W, 3) uint8 RGB; errors call it ``name``.
+        desks: of the decoders that have one.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
@@ -97,19 +105,17 @@ def predict(
         windows = encode(encoder, image, protocol)
         encoder_s += now(device) - clock
         for key, decoder in decoders.items():
-            mine, clock = made[key], now(device)
-            shared = [t for w in windows for t in (*w.features, w.image)]
-            before = versions(*shared)
-            try:
-                if mine.error is None:
-                    logits = _of_view(decoder, windows, (image.shape[-2], image.shape[-1]))
+            mine = made[key]
+            if mine.error is None:
+                given = windows if len(decoders) == 1 else [window.copied(decoder) for window in windows]
+                clock = now(device)
+                with turn("predict", name, number, desk=desks.get(key)) as done:
+                    logits = _of_view(decoder, given, (image.shape[-2], image.shape[-1]))
                     logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
                     _add(mine, logits, len(views), name if number == len(views) else None)
-            except Exception as error:  # a plug-in can raise anything
-                mine.error, mine.scores = error, None
-            mine.seconds += now(device) - clock
-            if versions(*shared) != before:
-                windows = encode(encoder, image, protocol)  # the others go on with fresh ones
+                mine.seconds += now(device) - clock
+                if done.error is not None:
+                    mine.error, mine.scores = done.error, None
             if number == len(views):
                 mine.encoder_s = encoder_s
                 yield key, made.pop(key)

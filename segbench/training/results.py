@@ -25,6 +25,7 @@ from segbench.errors import brief
 from segbench.measures.base import Measure, RunMeasure, Trained
 from segbench.runs import Run, protocol
 from segbench.training.evaluation import Evaluation
+from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
 
 LIBRARIES = "torch pytorch_lightning segmentation_models_pytorch timm albumentations cv2 numpy torchvision"
@@ -89,7 +90,7 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
     eval_ms, encoder_ms, count_ms = (1000 * np.mean(result.seconds, 0)).tolist()
     memory = peak_memory(run.config.launch.workers)
     trained = Trained(member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory)
-    values, broken = _measured(trained, measures)
+    values, broken = _measured(trained, measures, member.desk)
     row = {
         "key": run.key,
         "result_version": store.RESULT_VERSION,
@@ -126,16 +127,17 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
     store.tidy(run.folder)
 
 
-def _measured(run: Trained, measures: Sequence[Measure]) -> tuple[dict[str, float], dict[str, str]]:
+def _measured(run: Trained, measures: Sequence[Measure], desk: Desk | None) -> tuple[dict[str, float], dict[str, str]]:
     """Name -> value of what is measured once of a run, and name -> why of what failed."""
     values, broken = {}, {}
     for measure in measures:
         if isinstance(measure, RunMeasure):
-            try:
+            with turn("measure", measure.name, desk=desk) as done:
                 value = float(measure.measure(run))
                 if math.isnan(value):
                     raise ValueError("it gives NaN")
                 values[measure.name] = value
-            except Exception as error:  # a plug-in can raise anything
-                broken[measure.name] = f"{said(measure)} fails: {brief(error)}"
+            if done.error is not None:
+                values.pop(measure.name, None)
+                broken[measure.name] = f"{said(measure)} fails: {brief(done.error)}"
     return values, broken
