@@ -276,10 +276,13 @@ def _export(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from segbench.export import export, in_words, load_run
+    from segbench.kept import changed_since
     from segbench.training.cohort import quiet
 
     quiet()
     _print_plugin_files(_run_configs(args.run, args.overrides))
+    for change in changed_since(args.run):
+        print(change, file=sys.stderr)
     run = load_run(args.run, args.split, args.overrides)
     out = args.out or args.run / f"predictions-{run.dataset.split}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -358,10 +361,10 @@ def _check(args: argparse.Namespace) -> int:
 
 def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
     """Of a run's folder; none where it cannot be read, of which more is said later."""
-    from segbench.config_file import load_config
+    from segbench.kept import read_config
 
     with contextlib.suppress(UserError):
-        return [load_config(folder / "config.yaml", ["baseline=null", *overrides])]
+        return [read_config(folder, ["baseline=null", *overrides])]
     return []
 
 
@@ -375,13 +378,16 @@ def _print_plugin_files(configs: "Iterable[SweepConfig]", data_only: bool = Fals
 def _print_measure_files(*folders: Path) -> None:
     """The same of the measures that the runs of these sweeps say that they were made with."""
     from segbench import store
+    from segbench.kept import name_in
     from segbench.registry import MEASURES
 
-    named: list[str] = []
+    first: dict[str, str] = {}
     for path in (path for folder in folders for path in sorted(folder.glob(f"*/{store.RESULT}"))):
         with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):  # damaged: more is said later
-            named += [measure["plug_in"] for measure in store.read_json(path)["measures"]]
-    _runs_the_code_in(file for name in dict.fromkeys(named) if (file := MEASURES.code_file(name)))
+            row = store.read_json(path)
+            for measure in row["measures"]:
+                first.setdefault(measure["plug_in"], name_in(path.parent, row.get("sources"), measure["plug_in"]))
+    _runs_the_code_in(file for name in first.values() if (file := MEASURES.code_file(name)))
 
 
 def _runs_the_code_in(files: Iterable[Path]) -> None:

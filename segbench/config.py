@@ -67,6 +67,9 @@ class PluginConfig(Section):
         return self.name.rpartition(":")[2]
 
 
+WEIGHTS_BY_NAME = ("default", "imagenet", "none")  # all else names a file
+
+
 class EncoderConfig(PluginConfig):
     """A pyramid encoder and where its weights come from: SMP's or timm's by name, or a plug-in."""
 

@@ -13,12 +13,12 @@ from torch import nn
 from segbench import store
 from segbench.build import look_up
 from segbench.config import SweepConfig
-from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
 from segbench.encoders import build_encoder
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
+from segbench.kept import read_config
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.sweep.facts import encoder_facts, resolve_accelerator
@@ -37,7 +37,9 @@ class Trained:
 
 
 def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = ()) -> Trained:
-    """Encoder, decoder and data of a finished run, as its own config says; torch gets as many threads as it had then.
+    """Encoder, decoder and data of a finished run, by its own config and the copies of plug-ins in its folder.
+
+    Torch gets as many threads as it had then.
 
     Args:
         folder: ``runs/<sweep>/<run>``.
@@ -45,8 +47,8 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         overrides: ``key=value`` for what may differ here, such as ``data.root``.
 
     Raises:
-        UserError: no finished run there, weights that do not fit, an encoder or decoder whose source has changed, or
-            data that cannot be read.
+        UserError: no finished run there, weights that do not fit, an encoder or decoder of which the source is not as
+            it was, or data that cannot be read.
     """
     counted = store.read_result(folder)
     if counted is None:
@@ -54,12 +56,12 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     row = counted.row
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
-    config = load_config(folder / "config.yaml", [*overrides, *([f"data.val_split={split}"] if split else [])])
+    config = read_config(folder, [*overrides, *([f"data.val_split={split}"] if split else [])])
     plugin = encoder_facts(config.encoder)
     if plugin and plugin.source != row["encoder_source"]:
         raise UserError(
-            f"the source of encoder '{config.encoder.name}' changed after {folder} was made; bring the old one "
-            "back, or run its sweep again"
+            f"the source of encoder '{config.encoder.name}' is not what {folder} was made with; bring that back, or "
+            "run its sweep again"
         )
     encoder = build_encoder(config.encoder)
     if encoder.weights_hash != row["encoder_hash"]:
@@ -68,8 +70,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     decoder = blueprint.build(encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
     if blueprint.plugged_in and blueprint.source != row["decoder_source"]:
         raise UserError(
-            f"the source of {blueprint.who} changed after {folder} was made; bring the old one "
-            "back, or run its sweep again"
+            f"the source of {blueprint.who} is not what {folder} was made with; bring that back, or run its sweep again"
         )
     path = folder / "decoder.safetensors"
     try:

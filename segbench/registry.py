@@ -197,11 +197,19 @@ def _let_import_neighbours(plugin: Path) -> None:
     for neighbour in sorted(neighbours):
         spec = importlib.util.find_spec(neighbour.stem)
         taken = spec and next(iter(spec.submodule_search_locations or ()), spec.origin)
-        if not taken or Path(taken).resolve() != neighbour.resolve():
+        if not taken or not _alike(Path(taken).resolve(), neighbour.resolve()):
             raise UserError(
                 f"{plugin} imports '{neighbour.stem}', which stands for its neighbour {neighbour} and for {taken}, "
                 "which Python takes; rename the neighbour"
             )
+
+
+def _alike(module: Path, other: Path) -> bool:
+    """Whether two modules, or folders of modules, are one or hold the same code, as copies of one plug-in do."""
+    if module == other or not other.is_dir():
+        return module == other or (module.is_file() and module.read_bytes() == other.read_bytes())
+    pairs = [(module / file.relative_to(other), file) for file in other.rglob("*.py")]
+    return all(there.is_file() and there.read_bytes() == file.read_bytes() for there, file in pairs)
 
 
 def source_hash(cls: type[Any]) -> str:
@@ -210,19 +218,38 @@ def source_hash(cls: type[Any]) -> str:
     Of a plug-in, the modules of its own folder or package that its file imports count too, directly or not. They are
     found by reading the source: an import within a function counts, one of a computed name does not.
     """
-    files = [
-        Path(inspect.getsourcefile(base) or "").resolve()
-        for base in cls.__mro__
-        if base.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}
-    ]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
-    package, *rest = cls.__module__.split(".")
-    if package != __package__:
-        depth = len(rest) + (files[0].name == "__init__.py")
-        home = files[0].parents[depth]
-        for file in sorted(_imported(files[0], home, package if depth else None) - set(files)):
-            digest.update(f"\0{file.relative_to(home).as_posix()}\0".encode() + file.read_bytes())
+    files, neighbours, home = _source(cls)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for _, file in files))
+    for file in neighbours:
+        digest.update(f"\0{file.relative_to(home).as_posix()}\0".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def sources(cls: type[Any]) -> tuple[Path, dict[Path, Path]]:
+    """The files of a plug-in that `source_hash` covers, segbench's own aside: its home, and name there -> file.
+
+    The first is that of ``cls``. A base class of another place comes under ``elsewhere/``, by its module.
+    """
+    files, neighbours, home = _source(cls)
+    named = {}
+    for module, file in files:
+        if module.partition(".")[0] != __package__:
+            inside = file.is_relative_to(home)
+            named[file.relative_to(home) if inside else Path("elsewhere", *module.split(".")).with_suffix(".py")] = file
+    return home, named | {file.relative_to(home): file for file in neighbours}
+
+
+def _source(cls: type[Any]) -> tuple[list[tuple[str, Path]], list[Path], Path]:
+    """(module, file) of the class and its bases; the other files that it imports; and the folder that those lie in."""
+    bases = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in {"torch", *sys.stdlib_module_names}]
+    every = [(c.__module__, Path(inspect.getsourcefile(c) or "").resolve()) for c in bases]
+    package, *rest = cls.__module__.split(".")
+    first = every[0][1]
+    depth = len(rest) + (first.name == "__init__.py")
+    home = first.parents[depth]
+    if package == __package__:
+        return every, [], home
+    return every, sorted(_imported(first, home, package if depth else None) - {file for _, file in every}), home
 
 
 def _imported(file: Path, home: Path, package: str | None = None) -> set[Path]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import methodcaller
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
 OUTPUT, TURN = "output.txt", ".turn.tmp"  # what its code printed; whether it is at work in its cohort's process
 CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "history.csv", "decoder.safetensors"
+SOURCE = "source"  # a folder: that of its plug-ins
 CHECKSUMMED = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
 RESULT_VERSION = 6  # raise when the same config would give other numbers
@@ -135,7 +136,8 @@ def is_done(folder: Path) -> bool:
 
 def write_result(folder: Path, row: dict[str, Any]) -> None:
     """Write ``result.json``, with the checksums of the run's other files: from here on the run is done."""
-    files = {name: _sha256(folder / name) for name in CHECKSUMMED if (folder / name).exists()}
+    names = [*CHECKSUMMED, *(path.relative_to(folder).as_posix() for path in folder.glob(f"{SOURCE}/**/*.py"))]
+    files = {name: _sha256(folder / name) for name in names if (folder / name).exists()}
     row = row | {"layout": LAYOUT, "files": files}
     write_json(folder / RESULT, row | {"checksum": _checksum(row)})
 
@@ -157,7 +159,8 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         raise Damaged(f"{path} is damaged or was edited (its checksum differs)")
     if row["result_version"] != RESULT_VERSION or row.get("layout") != LAYOUT:
         raise UserError(f"{folder} was made by another version of segbench; running its sweep again makes it anew")
-    if not isinstance(row.get("files"), dict) or not row["files"].keys() <= set(CHECKSUMMED):
+    files = row.get("files")
+    if not isinstance(files, dict) or any(n not in CHECKSUMMED and not _is_source(n) for n in files):
         raise Damaged(f"{path} is damaged (it vouches for other files than segbench writes)")
     for name, checksum in row["files"].items():
         found = _sha256(folder / name)
@@ -166,6 +169,11 @@ def read_row(folder: Path) -> dict[str, Any] | None:
         if found not in (checksum, None):
             raise Damaged(f"{folder / name} is damaged or was edited (its checksum differs)")
     return row
+
+
+def _is_source(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.parts[0] == SOURCE and ".." not in path.parts and path.suffix == ".py"
 
 
 def read_result(folder: Path) -> Result | None:

@@ -21,7 +21,7 @@ from segbench.runs import make_cohorts
 from segbench.sweep.plan import make_plan
 from segbench.sweep.run import run_sweep
 from segbench.training.work import work
-from tests.conftest import ROOT, segbench
+from tests.conftest import ROOT, segbench, write_again
 from tests.own_encoder import OwnEncoder
 from tests.test_sweep import sweep
 
@@ -159,9 +159,14 @@ def test_a_run_is_not_predicted_with_another_source(make_config, tmp_path):
     shutil.copy(FILE, plugin)
     results, code, _ = sweep(make_config(decoders=["nearest"], encoder=own(name=f"{plugin}:OwnEncoder")))
     assert code == 0
+    folder = results["nearest", 0].folder
     plugin.write_text(plugin.read_text() + "\n# another source\n")
-    with pytest.raises(UserError, match=r"the source of encoder '.*old_encoder\.py:OwnEncoder' changed after"):
-        load_run(results["nearest", 0].folder)
+    assert load_run(folder).counted  # by the copy in the run's folder
+    (copy,) = folder.glob("source/*/old_encoder.py")
+    shutil.copy(plugin, copy)
+    write_again(folder)
+    with pytest.raises(UserError, match=r"the source of encoder '.*old_encoder\.py:OwnEncoder' is not what"):
+        load_run(folder)
 
 
 BAD = """

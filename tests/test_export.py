@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from segbench.config_file import load_config
+from segbench.config_file import build_config, load_config
 from segbench.data import open_data
 from segbench.data.base import VOID, voc_palette
 from segbench.errors import UserError
 from segbench.export import export, in_words, load_run, predictions
 from segbench.measures.base import iou, mean_over_classes
 from segbench.report import page
-from tests.conftest import ROOT, segbench, write_again
+from tests.conftest import ROOT, segbench, tiny, write_again
 from tests.test_sweep import sweep
 from tests.test_voc_cityscapes import mask
 
@@ -30,9 +31,6 @@ def blocks(rng, values, size=(64, 96)):
 @pytest.fixture(scope="module")
 def cityscapes_run(tmp_path_factory):
     """A finished run on a generated Cityscapes tree, ids of every kind in its label maps."""
-    from segbench.config_file import build_config
-    from tests.conftest import tiny
-
     root, rng = tmp_path_factory.mktemp("cityscapes"), np.random.default_rng(0)
     for split, cities in {"train": ("aachen", "bochum"), "val": ("ulm", "weimar"), "test": ("berlin",)}.items():
         for city in cities:
@@ -125,27 +123,86 @@ def test_export_is_done_with_the_threads_of_the_run(make_config, tmp_path):
         assert np.array_equal(confusion, result.counts["confusion"])
 
 
-def test_a_plug_in_that_was_edited_after_the_run_is_not_taken_for_it(make_config, tmp_path, monkeypatch):
-    plugin, helper = tmp_path / "edited.py", tmp_path / "helper_of_edited.py"
-    plugin.write_text(
-        "import helper_of_edited\nfrom segbench.upsamplers import Bilinear\nclass Mine(Bilinear):\n    pass\n"
-    )
+MINE = """
+import helper_of_mine
+from segbench.data.shapes import Shapes
+from segbench.measures.base import CountMeasure, iou
+from segbench.upsamplers import Bilinear
+
+class Mine(Bilinear):
+    pass
+
+class Drawn(Shapes):
+    pass
+
+class Again(CountMeasure):
+    short, unit, table_place = "again", "%", 50
+    def score(self, counts):
+        return 100 * iou(counts)
+"""
+
+
+def test_what_was_run_is_kept_and_used(make_config, tmp_path, monkeypatch):
+    """From any folder, whatever has become of the files that the sweep named, relative to where it was started."""
+    monkeypatch.chdir(tmp_path)
+    plug_in, helper = tmp_path / "mine.py", tmp_path / "helper_of_mine.py"
+    plug_in.write_text(MINE)
     helper.write_text("")
-    results, code, out = sweep(make_config(decoders=["nearest", f"{plugin}:Mine"]))
-    assert code == 0, out
-    folder = results["Mine", 0].folder
-    assert segbench("export", folder).returncode == 0
-    helper.write_text("EDITED = True\n")
-    done = segbench("export", folder)
-    assert done.returncode == 2
-    (said,) = [line for line in done.stderr.splitlines() if "runs the code" not in line]
-    assert f"the source of upsampler '{plugin}:Mine' changed after {folder} was made" in said
+    data = {"name": "mine.py:Drawn", "size": 64, "train": 6, "val": 3}
+    path = tmp_path / "own.yaml"
+    values = tiny(data=data, decoders=["nearest", "mine.py:Mine"], measures=["mine.py:Again"], runs_dir="runs")
+    path.write_text(yaml.safe_dump(values))
+    done = segbench("sweep", path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs" / "tiny").glob("Mine-*")
+    (other,) = (tmp_path / "runs" / "tiny").glob("nearest-*")
+    for run in (folder, other):
+        assert {p.name: p.read_bytes() for p in (run / "source" / "0").iterdir()} == {
+            "mine.py": plug_in.read_bytes(), helper.name: b"",
+        }  # fmt: skip
+
+    helper.write_text("raise RuntimeError('today it does something else')\n")
+    plug_in.write_text("raise RuntimeError('today it does something else')\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = segbench("export", folder, "--out", elsewhere / "out", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("(0.0 points, 0 pixels differ)\n")
+    assert f"runs the code in {folder / 'source/0/mine.py'}" in done.stderr
+    assert f"'mine.py:Mine' has changed since; the copy in {folder} is used" in done.stderr
+    done = segbench("table", folder.parent, "--metric", "Again", "--format", "csv", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("decoder,again,") or ",again," in done.stdout.splitlines()[0]
 
     monkeypatch.setattr(page._Section, "draw", lambda self: None)  # figures take most of the time
-    monkeypatch.setattr(sys, "path", list(sys.path))  # which the plug-in's folder is added to, in this process
-    done = page.write_report(folder.parent)
-    assert len(done.notes) == 1
-    assert done.notes[0].startswith("Mine cannot be shown: the source of upsampler")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # which the copies' folders are added to, in this process
+    report = page.write_report(folder.parent)
+    assert report.notes == []
+    assert report.path.read_text().count("class Mine(Bilinear)") == 1  # once, for both runs
+
+    kept = folder / "source/0/mine.py"
+    kept.write_text(MINE + "EDITED = True\n")
+    done = segbench("export", folder)
+    assert done.returncode == 2
+    assert f"{kept} is damaged or was edited" in done.stderr
+    shutil.rmtree(folder / "source")
+    done = segbench("export", folder)
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == f"segbench: {folder} holds no copy of 'mine.py:Drawn', which it was made with; run its sweep again\n"
+    )
+
+
+def test_the_paths_of_a_run_hold_in_any_folder(cityscapes_run, tmp_path, monkeypatch):
+    root, _ = cityscapes_run
+    monkeypatch.chdir(root.parent)
+    config = build_config(tiny(decoders=["nearest"], runs_dir=str(tmp_path / "runs")))
+    config = config.model_copy(update={"data": type(config.data)(name="cityscapes", root=root.name)})
+    results, code, out = sweep(config)
+    assert code == 0, out
+    monkeypatch.chdir(tmp_path)
+    assert load_run(results["nearest", 0].folder).config.data.params["root"] == str(root)
 
 
 def test_miou_is_what_the_evaluation_of_cityscapes_says(cityscapes_run, tmp_path, monkeypatch):

@@ -153,7 +153,8 @@ def test_a_plug_in_is_named_before_it_runs(write_sweep, plugin, fuse):
         done = segbench(*(next(runs.glob("Mine-*")) if part == runs / "RUN" else part for part in command))
         assert done.returncode == 0, done.stderr
         lines = done.stderr.splitlines()
-        assert lines.index(f"runs the code in {plugin}") < lines.index("imported")
+        named = plugin if command[0] == "sweep" else next(runs.glob("Mine-*/source/0")) / plugin.name
+        assert lines.index(f"runs the code in {named}") < lines.index("imported")
 
     fuse.rmdir()  # and what shows results alone does not run it
     for command in (

@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-from segbench.config import EncoderConfig
+from segbench.config import WEIGHTS_BY_NAME, EncoderConfig
 from segbench.encoders.base import Encoder, Network, check_plugin, describe_plugin, load_weights
 from segbench.encoders.libraries import library_of, load, smp, timm
 from segbench.errors import UserError, brief, suggest
@@ -32,7 +32,7 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         np.random.seed(0)
         torch.manual_seed(0)
         network = _from_library(config) if cls is None else _from_plugin(config, cls, who)
-    if config.weights not in ("default", "imagenet", "none"):
+    if config.weights not in WEIGHTS_BY_NAME:
         load_weights(network.body, Path(config.weights), config.name)
     levels = network.levels
     wanted = config.strides or ([s for s in levels if s >= 4] or list(levels))

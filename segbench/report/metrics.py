@@ -4,12 +4,14 @@ import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from segbench import store
 from segbench.columns import make_measure, measure_counts_regions
 from segbench.errors import UserError, unknown
+from segbench.kept import name_in
 from segbench.measures.base import CountMeasure, Floats, Ints, Measure, RunMeasure, mean_over_classes
 
 
@@ -104,8 +106,12 @@ def _measures(results: Iterable[store.Result]) -> tuple[list[Measure], list[str]
     """Those that the runs were made with, and why others cannot be loaded."""
     found: dict[str, Measure] = {}
     why: dict[str, None] = {}
-    for text in dict.fromkeys(json.dumps(m, sort_keys=True) for r in results for m in r.row["measures"]):
-        measure = _load(text)
+    firsts: dict[str, store.Result] = {}
+    for result in results:
+        for told in result.row["measures"]:
+            firsts.setdefault(json.dumps(told, sort_keys=True), result)
+    for text, first in firsts.items():
+        measure = _load(text, first.folder, json.dumps(first.row.get("sources")))
         if isinstance(measure, Measure):
             found.setdefault(measure.name, measure)
         else:
@@ -114,9 +120,10 @@ def _measures(results: Iterable[store.Result]) -> tuple[list[Measure], list[str]
 
 
 @functools.cache
-def _load(text: str) -> Measure | str:
+def _load(text: str, folder: Path, sources: str) -> Measure | str:
+    """A measure as a row in ``folder`` describes it, or why it cannot be loaded."""
     told = json.loads(text)
     try:
-        return make_measure(told["plug_in"], told["params"])
+        return make_measure(name_in(folder, json.loads(sources), told["plug_in"]), told["params"])
     except UserError as error:
         return f"{told['name']} cannot be shown: {error}"

@@ -40,6 +40,7 @@ class Provenance:
     environment: list[tuple[str, str]]
     hashes: list[tuple[str, str]]
     runs: list[RunLine]
+    sources: list[tuple[str, str]]  # heading -> a file of a plug-in, as it was run
 
 
 def provenance(sweep: Sweep) -> Provenance:
@@ -58,7 +59,18 @@ def provenance(sweep: Sweep) -> Provenance:
         for key, name in HASHES.items():
             value = result.row[key]
             hashes.setdefault(name, []).append(value if isinstance(value, str) else " ".join(map(str, value)))
-    return Provenance(config, _distinct(facts), _distinct(hashes), _runs(sweep))
+    return Provenance(config, _distinct(facts), _distinct(hashes), _runs(sweep), _sources(sweep))
+
+
+def _sources(sweep: Sweep) -> list[tuple[str, str]]:
+    """The plug-ins' files that the runs keep, each version once."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for result in sweep.results:
+        for path in sorted((result.folder / store.SOURCE).rglob("*.py")):
+            name = "/".join(path.relative_to(result.folder / store.SOURCE).parts[1:])
+            runs = found.setdefault((name, path.read_text("utf-8", "replace")), [])
+            runs.append(f"{result.row['decoder']}-s{result.row['seed']}")
+    return [(f"{name}, of {', '.join(dict.fromkeys(runs))}", text) for (name, text), runs in found.items()]
 
 
 def _environment(folder: Path) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -15,8 +16,9 @@ from segbench.build import look_up, skeleton_hash
 from segbench.columns import facts_of
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
-from segbench.encoders import build_encoder
+from segbench.encoders import build_encoder, plugin_class
 from segbench.errors import Failure, UserError
+from segbench.kept import keep
 from segbench.loading.cache import cached
 from segbench.loading.pipeline import train_loader
 from segbench.runs import Cohort
@@ -82,6 +84,11 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     ):
         if found != planned:
             raise UserError(CHANGED.format(what))
+    plug_ins: dict[str, type[Any]] = {m.plug_in: type(m) for m in control.measures} | {
+        config.data.name: type(data["train"])
+    }
+    if encoder_class := plugin_class(config.encoder):
+        plug_ins[config.encoder.name] = encoder_class
     if config.launch.cache:
         key = f"{store.RESULT_VERSION} {config.data.params} {facts.data}"
         data = {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
@@ -97,8 +104,10 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
             decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
             if blueprint.source != facts.decoders[run.title].source:
                 raise UserError(CHANGED.format(f"the source of '{run.title}'"))
-            hashes = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
-            members[run.key] = Member(decoder, hashes, desk=desk)
+            own = dict(zip((run.decoder.name, config.skeleton), blueprint.classes, strict=False))
+            start: dict[str, Any] = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
+            start |= {"sources": keep(run.folder, plug_ins | own)}
+            members[run.key] = Member(decoder, start, desk=desk)
         if done.error is not None:
             members.pop(run.key, None)
             control.fail(run.key, Failure.of(done.error))

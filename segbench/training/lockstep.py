@@ -38,7 +38,7 @@ class Member:
     """One run of the cohort while it trains."""
 
     decoder: nn.Module
-    hashes: dict[str, Any] = field(default_factory=dict)  # of what it starts from, for its row
+    facts: dict[str, Any] = field(default_factory=dict)  # of what it starts from, for its row
     history: list[dict[str, float]] = field(default_factory=list)  # rows of step, lr and loss (mean since the last row)
     losses: list[float] = field(default_factory=list)  # of the steps since the last row
     train_s: float = 0.0  # seconds in its own forward, backward and optimizer
@@ -165,7 +165,7 @@ class Lockstep(pl.LightningModule):
                 raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
         optimizer.step()
         if versions(*features, image) != before:
-            raise ChangedInPlace("it changes features or image in place in its backward pass")
+            raise ChangedInPlace(f"{type(member.decoder).__name__} changes the features in place in its backward pass")
         member.losses.append(value)
         if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
             mean = sum(member.losses) / len(member.losses)

@@ -21,8 +21,10 @@ from safetensors.torch import save
 import segbench
 from segbench import store
 from segbench.columns import described, said
+from segbench.config import WEIGHTS_BY_NAME
 from segbench.errors import brief
 from segbench.measures.base import Measure, RunMeasure, Trained
+from segbench.registry import DATASETS, check_params
 from segbench.runs import Run, protocol
 from segbench.training.evaluation import Evaluation
 from segbench.training.isolation import Desk, turn
@@ -32,8 +34,12 @@ LIBRARIES = "torch pytorch_lightning segmentation_models_pytorch timm albumentat
 
 
 def run_config(run: Run) -> dict[str, Any]:
-    """The config of one run alone, resolved: a sweep file that would make it again."""
-    values = run.config.model_dump()
+    """The config of one run alone, resolved: a sweep file that would make it again, from any folder."""
+    config, values = run.config, run.config.model_dump()
+    given = check_params(DATASETS, config.data.name, DATASETS.load(config.data.name), config.data.params)
+    values["data"] |= {name: str(value.absolute()) for name, value in given.items() if isinstance(value, Path)}
+    if config.encoder.weights not in WEIGHTS_BY_NAME:
+        values["encoder"]["weights"] = str(Path(config.encoder.weights).absolute())
     values["launch"]["address"] = None  # which no file may name
     decoder = run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}
     return values | {"decoder_defaults": {}, "decoders": [decoder], "seeds": [run.seed], "baseline": None}
@@ -119,7 +125,7 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         "eval_count_ms_per_image": count_ms,
         "cohort_size": len(module.members),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **member.hashes,
+        **member.facts,
     }
     store.set_status(run.folder, "done")
     (run.folder / store.TRACEBACK).unlink(missing_ok=True)
