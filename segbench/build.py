@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segbench.config import DecoderConfig
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import hash_tensors
-from segbench.errors import UserError, brief
+from segbench.errors import UserError, located
 from segbench.registry import DECODERS, fit_params, row_kind, source_hash
 from segbench.registry import parameters as parameters_of
 from segbench.upsamplers.base import check_declared, starts_as
@@ -70,7 +70,11 @@ class Blueprint:
         try:
             decoder = self.make(channels, strides, num_classes)
         except Exception as error:  # a plug-in can raise anything
-            raise UserError(f"{self.who} cannot be built: {brief(error)}") from error
+            raise UserError(f"{self.who} cannot be built: {located(error)}{_hint(error)}") from error
+        if not isinstance(decoder, nn.Module):
+            raise UserError(f"{self.who} gives {type(decoder).__name__}, which is no torch.nn.Module")
+        if lost := unregistered(decoder):
+            raise UserError(f"{self.who}: {lost[0]}")
         parts = decoder.skeleton()
         if len(self.classes) > 1 and not parts:
             name = self.classes[-1].__name__
@@ -132,6 +136,46 @@ def look_up(
     upsampler = functools.partial(cls, **{k: params[k] for k in own})
     make = functools.partial(frame, upsampler=upsampler, **{k: params[k] for k in known})
     return Blueprint(who, (cls, frame), params, make)
+
+
+def _hint(error: Exception) -> str:
+    """What to do where a constructor fails in a way that many do."""
+    if "before Module.__init__() call" in str(error):
+        return "; call super().__init__() first in its constructor"
+    if isinstance(error, AttributeError):
+        return "; its constructor should set what it uses before it uses it"
+    return ""
+
+
+def unregistered(module: nn.Module, tensors: bool = False) -> list[str]:
+    """What PyTorch does not know of, and so neither trains nor saves: layers and parameters in plain attributes.
+
+    Args:
+        tensors: tensors of more than one element too, which do not go to the GPU with the rest.
+
+    Returns:
+        A line for each: where it is, and what to do.
+    """
+    known = {id(part) for part in module.modules()} | {id(t) for t in (*module.parameters(), *module.buffers())}
+    found = []
+
+    def look(value: Any, where: str, depth: int = 3) -> None:
+        if isinstance(value, nn.Module | nn.Parameter):
+            if id(value) not in known:
+                what, use = ("layer", "ModuleList") if isinstance(value, nn.Module) else ("parameter", "ParameterList")
+                found.append(f"{where} is a {what} that is not registered, so that it is never trained; use nn.{use}")
+        elif isinstance(value, Tensor):
+            if tensors and value.numel() > 1 and id(value) not in known:
+                found.append(f"{where} is a tensor that is not registered; use self.register_buffer")
+        elif isinstance(value, list | tuple | set | dict) and depth:
+            for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+                look(inner, f"{where}[{key!r}]", depth - 1)
+
+    for part in module.modules():
+        for attribute, value in vars(part).items():
+            if attribute not in ("_parameters", "_buffers", "_modules"):
+                look(value, f"{type(part).__name__}.{attribute}")
+    return found
 
 
 def skeleton_hash(decoder: Decoder) -> str | None:

@@ -41,12 +41,16 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", help="run what is missing of a sweep, then print its table")
     sweep.add_argument("config", help="a YAML file, such as configs/default.yaml")
-    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]")
+    sweep.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]"
+    )
     sweep.set_defaults(function=_sweep)
 
     planned = commands.add_parser("plan", help="what a sweep will do and take: runs, checks, time, memory, disk")
     planned.add_argument("config", help="a YAML file, such as configs/default.yaml")
-    planned.add_argument("overrides", nargs="*", metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]")
+    planned.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]"
+    )
     planned.add_argument("--no-trial", action="store_true", help="leave out the estimate, for which cohorts are tried")
     planned.set_defaults(function=_plan)
 
@@ -90,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="a run's predictions, as the data set's owner takes them")
     export.add_argument("run", type=Path, help="the folder of a finished run: runs/SWEEP/RUN")
-    export.add_argument("overrides", nargs="*", metavar="key=value", help="what differs here, such as data.root=...")
+    export.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="what differs here, such as data.root=..."
+    )
     export.add_argument("--split", help="default: the one that the run was evaluated on")
     export.add_argument("--out", type=Path, help="default: RUN/predictions-SPLIT")
     export.set_defaults(function=_export)
@@ -101,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="read every image of a config's data; non-zero where training would mislead"
     )
     look.add_argument("config", help="a sweep file, such as configs/voc.yaml")
-    look.add_argument("overrides", nargs="*", metavar="key=value", help="such as data.root=/data/VOCdevkit")
+    look.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as data.root=/data/VOCdevkit")
     look.add_argument("--picture", metavar="FILE.png", type=Path, help="also draw a few images with their labels")
     look.add_argument("--processes", type=int, help="that read; default: one for each core")
     look.set_defaults(function=_data_check)
@@ -120,8 +126,9 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="does an upsampler or decoder keep the contract?")
     check.add_argument("decoder", help="a name, path/to/file.py:Class or package.module:Class")
-    check.add_argument("params", nargs="*", metavar="key=value", help="its parameters, or its skeleton's")
-    check.add_argument("--skeleton", default="pyramid", metavar="NAME", help="what an upsampler is checked in")
+    check.add_argument("params", nargs="*", default=[], metavar="key=value", help="its parameters, or its skeleton's")
+    check.add_argument("--skeleton", metavar="NAME", help="what an upsampler is checked in; default: pyramid")
+    check.add_argument("--config", metavar="FILE.yaml", help="a sweep, whose encoder, classes and recipe are taken")
     check.set_defaults(function=_check)
     return parser
 
@@ -354,9 +361,10 @@ def _list(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
-    from segbench.config_file import parse_overrides
+    from segbench.config_file import load_config, parse_overrides
 
-    return check_decoder(args.decoder, parse_overrides(args.params), print, args.skeleton)
+    config = load_config(args.config) if args.config else None
+    return check_decoder(args.decoder, parse_overrides(args.params), print, args.skeleton, config)
 
 
 def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":

@@ -3,9 +3,11 @@
 import contextlib
 import difflib
 import errno
+import os
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -16,6 +18,14 @@ def brief(error: BaseException) -> str:
     """Type and message in one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:400]}" if message else type(error).__name__
+
+
+def located(error: BaseException) -> str:
+    """As `brief`, with the innermost line that is neither segbench's, torch's nor Python's own: a plug-in's."""
+    frames = [] if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(__file__).parent), f"{os.sep}torch{os.sep}", "importlib", "<")
+    own = [f for f in frames if not any(part in f.filename for part in ours)]
+    return brief(error) + (f" ({own[-1].filename}, line {own[-1].lineno})" if own else "")
 
 
 OUT_OF_MEMORY = (

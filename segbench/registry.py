@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
@@ -20,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from segbench.errors import UserError, brief, suggest, unknown
+from segbench.errors import UserError, located, suggest, unknown
 
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules are no neighbours of each other
 Parameters = dict[str, tuple[Any, Any]]  # of a constructor: name -> (annotation, default), as pydantic takes them
@@ -65,12 +64,12 @@ class Kind:
             return max(ours, key=lambda c: c.__name__.lower() == name.replace("_", ""))
         who = f"{self.label} '{name}'"
         try:
-            cls = entry.load() if entry else _import(name)
+            cls = entry.load() if entry else _import(name, self)
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # whatever a user's module raises while it is imported
             of = " of an installed package" if entry else ""
-            raise UserError(f"{who}{of} does not import: {_where(error)}") from error
+            raise UserError(f"{who}{of} does not import: {located(error)}") from error
         if not self.holds(cls):
             raise UserError(f"{who} is no subclass of {self.base.replace(':', '.')}")
         if inspect.isabstract(cls):
@@ -82,12 +81,17 @@ class Kind:
         announced = {} if ":" in name or name in self.builtin() else self.announced()
         module = announced[name].module if name in announced else name.rpartition(":")[0]
         if module.endswith(".py"):
-            return Path(module).resolve()
+            return Path(module).expanduser().resolve()
         top, *rest = module.split(".")
         spec = importlib.util.find_spec(top) if top else None
         for part in rest:  # by hand: Python would run the packages around a module to find it
             spec = spec and (PathFinder.find_spec(part, spec.submodule_search_locations or ()) or spec)
         return Path(spec.origin).resolve() if spec and spec.origin else None
+
+    def fits(self, cls: type[Any]) -> bool:
+        """Whether it is of this kind and its constructor takes what is given, so that it is no helper of such a one."""
+        own = DECODERS if DECODERS.holds(cls) else self
+        return self.holds(cls) and own.given <= parameters(cls, frozenset()).keys()
 
     def holds(self, candidate: object) -> bool:
         """Whether it is a class of this kind."""
@@ -145,19 +149,13 @@ def find(name: str, *kinds: Kind, builtin_wins: bool = True) -> tuple[Kind, Entr
     return next(iter(found.values()))
 
 
-def _where(error: BaseException) -> str:
-    """The error in one line, with the innermost line of the user's own file."""
-    frames = [] if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "importlib" not in f.filename and not f.filename.startswith(str(Path(__file__).parent))]
-    return brief(error) + (f" ({own[-1].filename}, line {own[-1].lineno})" if own else "")
-
-
-def _import(name: str) -> Any:
+def _import(name: str, kind: Kind) -> Any:
     """The class ``path/to/file.py:Class`` or ``package.module:Class``; raises whatever its module raises."""
     where, _, attribute = name.rpartition(":")
-    module = _import_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    module = _import_file(Path(where).expanduser()) if where.endswith(".py") else importlib.import_module(where)
     if not hasattr(module, attribute):
-        classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+        own = {k: v for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__}
+        classes = [k for k, v in own.items() if kind.fits(v)] or list(own)
         raise UserError(
             f"{where} has no class '{attribute}'{suggest(attribute, classes)}; it has: {', '.join(classes) or 'none'}"
         )

@@ -5,14 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segbench.build import look_up
-from segbench.check import CHANNELS, CHECKS, STRIDES, Broken, builder, check_decoder
+from segbench.build import Blueprint, look_up
+from segbench.check import CHECKS, Broken, Builder, Setting, builder, check_decoder
 from segbench.config import DecoderConfig
 from segbench.decoders.base import Decoder, fake_inputs
 from segbench.decoders.pyramid import Pyramid
 from segbench.errors import UserError
 from segbench.registry import UPSAMPLERS
 
+CHANNELS, STRIDES = Setting().channels, Setting().strides
 PLUG_IN = "experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite"
 VARIANTS = [(name, {}) for name in UPSAMPLERS.builtin()] + [
     ("deconv", {"init": "random"}),
@@ -146,9 +147,8 @@ def test_check_catches_nan():
         def forward(self, features, image):
             return torch.full((image.shape[0], self.num_classes, *image.shape[-2:]), float("nan"))
 
-    build = lambda channels=CHANNELS, strides=STRIDES, seed=0: Nan(channels, strides, 7)  # noqa: E731
     with pytest.raises(Broken, match="not finite"):
-        CHECKS["finite output"](build)
+        CHECKS["finite output"](Builder(Blueprint("Nan", (Nan,), {}, Nan), Setting()))
 
 
 SKELETONS = """

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 from segbench import store
-from segbench.errors import OUT_OF_MEMORY, Failure, UserError, oom_kills
+from segbench.errors import OUT_OF_MEMORY, Failure, UserError, located, oom_kills
 from segbench.launch.base import STOP_SIGNALS, Launcher, Progress, blocked
 from segbench.outcomes import Ended, Failed, Lost
 from segbench.runs import Cohort
@@ -74,22 +74,40 @@ def context() -> Any:
     return ctx
 
 
+class At(NamedTuple):
+    """What a process that `call` started looks at, should it die of that."""
+
+    what: str
+
+
+def looking_at(what: str) -> None:
+    """Tell the process that waits in `call`, if one does."""
+    for connection in _waiting:
+        _tell(connection, At(what))
+
+
+_waiting: list[Connection] = []  # in a process that `call` started
+
+
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` in a process of its own; its result, or its `UserError` raised here."""
     process, ours = _spawn(_call, function, args)
+    answer: Any = At("")
     with ours:
         try:
-            answer = ours.recv()
+            while isinstance(answer, At):
+                at, answer = answer.what, ours.recv()
         except EOFError:
             process.join()
-            raise UserError(f"the process that looks at the sweep died ({_exit(process.exitcode)})") from None
+            where = f" at {at}" if at else ""
+            raise UserError(f"the process that looks at the sweep died{where} ({_exit(process.exitcode)})") from None
         except BaseException:
             process.kill()
             raise
     process.join()
     if not isinstance(answer, Failure):
         return answer
-    if not answer.user_error and not answer.out_of_memory:
+    if answer.traceback and not answer.out_of_memory:
         raise RuntimeError(f"in the process that looks at the sweep:\n{answer.traceback}")
     raise UserError(answer.reason)
 
@@ -127,11 +145,14 @@ def _tell(connection: Connection, message: object) -> None:
 def _call(connection: Connection, function: Callable[..., Any], args: Sequence[Any]) -> None:
     from segbench.training.cohort import quiet
 
+    _waiting.append(connection)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing to save: end at once, without a word
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     quiet()
     try:
         _tell(connection, function(*args))
+    except (SystemExit, KeyboardInterrupt) as error:  # a plug-in's
+        _tell(connection, Failure(f"while the sweep is looked at: {located(error)}"))
     except Exception as error:
         _tell(connection, Failure.of(error))
 

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from segbench.build import look_up
+from segbench.build import Blueprint, look_up
 from segbench.columns import facts_of, load_measures, try_measure
 from segbench.config import DataConfig, DecoderConfig, EncoderConfig, PluginConfig, SweepConfig, TrainerConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder, plugin_class, plugin_params
-from segbench.errors import UserError, brief
+from segbench.errors import UserError, located
+from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
 from segbench.registry import DATASETS, check_params, source_hash
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.files import KnownFiles
+from segbench.training.isolation import turn
 from segbench.training.tracking import require
 
 
@@ -72,11 +74,13 @@ class FactFinder:
         """
         self.once(require, config.launch.trackers)
         accelerator = self.once(resolve_accelerator, config.trainer, self.on_cluster)
+        looking_at(f"data set '{config.data.name}'")
         data, of_data = self.once(self.open_both, config.data)
         classes, weights = data["train"].classes, config.recipe.class_weights
         if weights is not None and len(weights) != len(classes):
             there = f"'{config.data.name}' has {len(classes)} classes"
             raise UserError(f"recipe.class_weights has {len(weights)} values; {there}")
+        looking_at(f"encoder '{config.encoder.name}'")
         encoder: BuiltEncoder = self.once(_build, config.encoder)
         largest = max(encoder.strides)
         if config.recipe.batch_size == 1 and max(config.recipe.crop) <= largest:
@@ -84,12 +88,14 @@ class FactFinder:
                 f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride "
                 f"{largest}) one pixel, over which batch normalisation cannot train; take a larger crop or batch"
             )
+        looking_at("the measures")
         measures = self.once(_measure_facts, config.measures, len(classes))
         decoders: dict[str, ClassFacts] = {}
         shared = config.decoder_defaults, config.skeleton, encoder, len(classes)
         for decoder in config.decoders:
             try:
                 if decoder.title not in self.failing:
+                    looking_at(f"decoder '{decoder.title}'")
                     decoders[decoder.title] = self.once(decoder_facts, decoder, *shared)
             except UserError as error:
                 if not self.partly:
@@ -164,9 +170,21 @@ def decoder_facts(
     """Build a decoder and give it one image, in training and in eval mode.
 
     Raises:
-        UserError: it fails, changes what it is given, or returns another shape than it should.
+        UserError: it fails, changes what it is given or what the process has once, or returns another shape than it
+            should.
     """
-    blueprint = look_up(config, defaults, skeleton)
+    with turn("look") as done:
+        blueprint = look_up(config, defaults, skeleton)
+        _try_decoder(blueprint, encoder, num_classes)
+    if done.error is None:
+        params = json.loads(json.dumps(blueprint.params, default=_plain))  # as it stands in keys and configs
+        return ClassFacts(blueprint.class_name, params, blueprint.source)
+    if isinstance(done.error, UserError):
+        raise done.error
+    raise UserError(f"decoder '{config.title}': {located(done.error)}") from done.error
+
+
+def _try_decoder(blueprint: Blueprint, encoder: BuiltEncoder, num_classes: int) -> None:
     decoder = blueprint.build(encoder.channels, encoder.strides, num_classes, 0)
     size = (2 * max(encoder.strides), 3 * max(encoder.strides))
     features, image = fake_inputs(encoder.channels, encoder.strides, size)
@@ -174,14 +192,12 @@ def decoder_facts(
         with torch.no_grad():
             logits = [decoder.train(mode)(list(features), image) for mode in (True, False)][-1]
     except Exception as error:  # a plug-in can raise anything
-        raise UserError(f"{blueprint.who} fails on a {size[0]}x{size[1]} image: {brief(error)}") from error
+        raise UserError(f"{blueprint.who} fails on a {size[0]}x{size[1]} image: {located(error)}") from error
     if any(t._version for t in [*features, image]):
         raise UserError(f"{blueprint.who} changes features or image in place, which others use too")
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
         raise UserError(f"{blueprint.who} returns {shape}; wanted logits of {(1, num_classes, *size)}")
-    params = json.loads(json.dumps(blueprint.params, default=_plain))  # as it stands in keys and configs
-    return ClassFacts(blueprint.class_name, params, blueprint.source)
 
 
 def _plain(value: object) -> str:

@@ -95,9 +95,9 @@ class Turn:
 def turn(*seed: object, desk: "Desk | None" = None) -> Iterator[Turn]:
     """Around code of one run, a plug-in's perhaps: nothing of it reaches the code of another run.
 
-    Whatever it raises is kept in `Turn.error`, an exit too; a KeyboardInterrupt where SIGINT is blocked, as it is in a
-    cohort's process: elsewhere that is the user's Ctrl-C, and is raised. Torch's, NumPy's and Python's generators start
-    from ``seed``. What has changed of `SETTINGS` is put back, and is an error.
+    Whatever it raises is kept in `Turn.error`, an exit too; but a KeyboardInterrupt that can be the user's Ctrl-C, as
+    it cannot in a cohort's process, is raised. Torch's, NumPy's and Python's generators start from ``seed``. What has
+    changed of `SETTINGS` is put back, and is an error.
 
     Args:
         desk: of the run, which keeps that it is its turn and what it prints.
@@ -129,6 +129,11 @@ def turn(*seed: object, desk: "Desk | None" = None) -> Iterator[Turn]:
         state.__cause__, found.error = found.error, state
 
 
+def _ctrl_c_raises() -> bool:
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return not blocked and signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, signal.SIG_IGN)
+
+
 class Desk:
     """Of a run, in the process that works on it: whether it is its turn, and where its output goes; both in its folder.
 
@@ -140,37 +145,42 @@ class Desk:
         self.folder = folder
         with store.explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._output = os.open(folder / store.OUTPUT, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            self._output = open(folder / store.OUTPUT, "a", 1, "utf-8", "replace")  # noqa: SIM115
             self._mark = os.open(folder / store.TURN, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             os.write(self._mark, b"0")  # whose place on the disk is then there
-        self._before = os.fstat(self._output).st_size
+        self._before = self._size()
+
+    def _size(self) -> int:
+        return os.fstat(self._output.fileno()).st_size
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
         """Around what it does in its turn."""
-        _flush()
-        kept = os.dup(1), os.dup(2)
-        os.dup2(self._output, 1)
-        os.dup2(self._output, 2)
+        _flush(sys.stdout, sys.stderr)
+        kept, output = (os.dup(1), os.dup(2)), self._output
+        for number in (1, 2):
+            os.dup2(output.fileno(), number)
         os.pwrite(self._mark, b"1", 0)
         try:
-            yield
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                yield
         finally:
-            _flush()
+            _flush(sys.stdout, sys.stderr, output)
             os.pwrite(self._mark, b"0", 0)
             for number, file in enumerate(kept, 1):
                 os.dup2(file, number)
                 os.close(file)
-            if os.fstat(self._output).st_size > self._before + OUTPUT_BYTES:
+            if self._size() > self._before + OUTPUT_BYTES:
                 with contextlib.suppress(OSError):  # the disk may be full
-                    os.write(self._output, f"\n... all after {OUTPUT_BYTES:,} bytes is left out\n".encode())
+                    os.write(output.fileno(), f"\n... all after {OUTPUT_BYTES:,} bytes is left out\n".encode())
                 nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._output)
+                os.dup2(nowhere, output.fileno())
                 os.close(nowhere)
 
     def close(self) -> None:
         """Nothing more is done here; a file into which nothing was printed is removed."""
-        os.close(self._output)
+        with contextlib.suppress(OSError):
+            self._output.close()
         os.close(self._mark)
         (self.folder / store.TURN).unlink(missing_ok=True)
         with contextlib.suppress(OSError):
@@ -178,8 +188,8 @@ class Desk:
                 (self.folder / store.OUTPUT).unlink()
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+def _flush(*streams: Any) -> None:
+    for stream in streams:
         with contextlib.suppress(Exception):  # a plug-in may have closed it or put another in its place
             stream.flush()
 

@@ -78,6 +78,8 @@ def check_declared(cls: type[nn.Module]) -> None:
         raise ValueError(f"ratios = {ratios!r}; it should be one of {', '.join(map(repr, RATIOS))}")
     if guided not in (True, False):
         raise ValueError(f"guided = {guided!r}; it should be True or False")
+    if cls.forward is nn.Module.forward:
+        raise ValueError("it has no forward(self, x)")
     forward = inspect.signature(cls.forward)
     if not guided and "guide" in forward.parameters:
         raise ValueError("its forward takes a guide, but the class does not say guided = True, so that none is given")
