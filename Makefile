@@ -11,6 +11,12 @@ READY := $(VENV)/.ready
 # Tests wait for processes more than they compute: three at a time also on two cores.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
+# make takes key=value for a variable of its own, and would run the default without a word.
+KNOWN := PYTHON VENV CONFIG ARGS RUN FORMAT DECODER A B NAME
+STRAY := $(filter-out $(KNOWN),$(foreach v,$(.VARIABLES),$(if $(filter command%,$(origin $v)),$v)))
+$(if $(STRAY),$(error make does not know $(STRAY). It takes $(KNOWN); what is for segbench goes into ARGS, as in \
+    make $(or $(firstword $(MAKECMDGOALS)),sweep) ARGS="$(foreach v,$(STRAY),$v=$($v))"))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep plan status table report compare list check data-check data-get export test test-fast chaos lint types format bench clean
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,9 @@ FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit codes: 0 done, 1 runs or checks failed, 2 a user's mistake, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a question mark
     args = _parser().parse_args(argv)
     try:
         code: int = args.function(args)
@@ -174,7 +178,7 @@ def _plan(args: argparse.Namespace) -> int:
         with console.status("") as status:
             found = estimate(plan, lambda what: status.update(escape(what)))
         print(in_words(found, Path(config.runs_dir)))
-    return 1 if plan.failing else 0
+    return 2 if plan.failing else 0  # as `sweep`
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -1,18 +1,22 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
+import math
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 T = TypeVar("T")
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+MOST_RUNS = 10_000  # of a sweep; each is a folder, and planning and the table look at all of them
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Pixels = Annotated[int, Field(gt=0, le=16_384)]
+Count = Annotated[int, Field(gt=0, le=1024)]  # of processes or threads
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
 # No control characters, line breaks or bidirectional marks.
 PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 OneLine = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
 Size = Annotated[
-    tuple[PositiveInt, PositiveInt],
+    tuple[Pixels, Pixels],
     BeforeValidator(lambda v: (v, v) if isinstance(v, int) else v),
     Field(description="(height, width) in pixels"),
 ]
@@ -108,8 +112,8 @@ def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
 class RecipeConfig(Section):
     """How every decoder of the sweep is trained."""
 
-    steps: PositiveInt
-    batch_size: PositiveInt = 8
+    steps: Annotated[int, Field(gt=0, le=100_000_000)]
+    batch_size: Annotated[int, Field(gt=0, le=65_536)] = 8
     crop: Size = (256, 256)
     scale: tuple[Positive, Positive] = (0.5, 2.0)
     flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
@@ -224,14 +228,14 @@ class LaunchConfig(Section):
     on_oom: Literal["fail", "split"] = Field(
         "fail", description="when memory runs out: those runs fail, or they are tried again in halves of the cohort"
     )
-    jobs: PositiveInt | None = Field(
+    jobs: Count | None = Field(
         None, description="cohorts at a time; default: 2 on a CPU with 2 cores and more, 1 on a GPU"
     )
-    threads: PositiveInt | None = Field(None, description="threads of each; default: the machine's cores over jobs")
+    threads: Count | None = Field(None, description="threads of each; default: the machine's cores over jobs")
     timeout_min: Positive | None = Field(
         60.0, description="minutes without a step or image, after which a cohort is ended; null: it is waited for"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
         0, description="data loader processes of each; 0 loads in the cohort's own"
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
@@ -272,3 +276,10 @@ class SweepConfig(Section):
         description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
     runs_dir: OneLine = "runs"
+
+    @model_validator(mode="after")
+    def _few_enough(self) -> "SweepConfig":
+        runs = len(self.decoders) * len(self.seeds) * math.prod(len(values) for values in self.grid.values())
+        if runs > MOST_RUNS:
+            raise ValueError(f"decoders, seeds and grid make {runs:,} runs; a sweep has at most {MOST_RUNS:,}")
+        return self

@@ -12,6 +12,8 @@ from segbench.config import SweepConfig
 from segbench.errors import UserError, suggest
 from segbench.registry import validation_message
 
+MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # of a sweep file
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """Read a sweep file and apply ``key=value`` overrides (dotted keys, YAML values).
@@ -22,8 +24,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"config {path} is no file")  # but a pipe or device, which may never end
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise UserError(f"config {path} has {path.stat().st_size:,} bytes; a config has at most {MOST_BYTES:,}")
         text = path.read_text("utf-8")
-        lines = dict(_lines(yaml.compose(text, yaml.SafeLoader), path))
+        lines = dict(itertools.islice(_lines(yaml.compose(text, yaml.SafeLoader), path), MOST_VALUES))
+        if len(lines) == MOST_VALUES:  # before they are made: aliases of aliases multiply
+            raise UserError(f"config {path} holds {MOST_VALUES:,} values or more, aliases counted")
         values = yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"cannot read config {path}: {error.strerror}") from None
@@ -31,6 +39,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         raise UserError(f"config {path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise UserError(f"config {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"config {path} is nested too deeply, or an alias holds itself") from None
+    except (ValueError, OverflowError) as error:  # a date that does not exist, a number without end
+        raise UserError(f"config {path} holds a value that cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {path} should hold keys such as data: and decoders:, not {type(values).__name__}")
     values.setdefault("name", path.stem)
@@ -94,6 +106,10 @@ def _lines(node: yaml.Node | None, path: Path, within: str = "") -> Iterator[tup
         yield from _lines(value, path, f"{within}{name}.")
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _within(key: str, place: str) -> bool:
     """Whether a dotted place is that key or below it."""
     return f"{place}.".startswith(f"{key}.")
@@ -107,8 +123,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"override '{item}' should look like key=value, for example recipe.steps=500")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override '{item}': '{text}' is not a YAML value") from None
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+            raise UserError(f"override '{key}={_short(text)}': that is not a YAML value") from None
         for other, old in given.items():
             if (_within(key, other) or _within(other, key)) and (key, value) != (other, old):
                 raise UserError(f"overrides contradict each other: {other}={old} and {key}={value}")

@@ -328,4 +328,6 @@ def validation_message(error: Any) -> str:
         return f"{place} is missing"
     if error["type"] in ("value_error", "assertion_error"):
         return f"{place}: {error['ctx']['error']}".removeprefix(": ")
-    return f"{place} should be {error['msg'].removeprefix('Input should be ')}, not {error['input']!r}"
+    found = repr(error["input"])
+    found = found if len(found) <= 100 else f"{found[:97]}..."
+    return f"{place} should be {error['msg'].removeprefix('Input should be ')}, not {found}"

@@ -23,6 +23,7 @@ import numpy.typing as npt
 import yaml
 from filelock import FileLock, Timeout
 
+from segbench.config import MOST_RUNS
 from segbench.errors import Failure, UserError
 
 CHECKPOINTS = "checkpoint-????????-*.pt"
@@ -105,7 +106,7 @@ def read_json(path: Path) -> Any:
 def _parsed(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
 
@@ -330,6 +331,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (manifest := read_json(path)) is None:
             raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
         names = [planned["folder"] for planned in manifest["runs"]]
+        if len(names) > MOST_RUNS:
+            raise UserError(f"{path} lists {len(names):,} runs; a sweep has at most {MOST_RUNS:,}")
         outside = any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names)
     except (Damaged, TypeError, KeyError):
         raise Damaged(f"{path} is damaged; the sweep's command makes it again") from None

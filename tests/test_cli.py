@@ -118,7 +118,7 @@ class Third(Half):
         (["data.name=camvid"], r"data set 'camvid' has no parameter 'size'"),
         (["data={name: camvid, root: /no/such}"], r"data\.root: no folder /no/such; expected: train\.txt"),
         (["data.sice=4"], r"data set 'shapes' has no parameter 'sice' \(did you mean 'size'\?\)"),
-        (["data.train=0"], r"shapes: size should be at least 8 px, train and val at least 1"),
+        (["data.train=0"], r"shapes: size should be 8 to 8192 px, train and val 1 to 1,000,000"),
         (["recipe.stps=4"], r"unknown key 'recipe\.stps' \(did you mean 'steps'\?\)"),
         (["recipe.class_weights=[1,2]"], r"recipe\.class_weights has 2 values; 'shapes' has 7 classes"),
         (["trainer.accelerator=mps"], r"trainer\.accelerator: this machine has no 'mps'; use cpu or auto"),

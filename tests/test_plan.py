@@ -63,6 +63,7 @@ CHANGES = {
     **{f"launch.slurm.{name}": ("x", False)
        for name in ("partition", "account", "qos", "constraint", "gres", "nodelist", "exclude")},
     "launch.on_oom": ("split", False), "launch.jobs": (3, False), "launch.threads": (3, False),
+    "launch.timeout_min": (7.0, False),
     "launch.workers": (3, False), "launch.trackers": ([], False), "launch.checkpoint_minutes": (1.0, False),
     "launch.cache": ("/dev/shm", False),
 }  # fmt: skip
@@ -196,10 +197,10 @@ def test_plan_names_each_decoder_that_fails(write_sweep, tmp_path):
     (tmp_path / "bad.py").write_text(
         "from torch import nn\n"
         "class Bad(nn.Module):\n    def __init__(self, channels, scale, guide_channels):\n"
-        "        raise RuntimeError('broken here')\n"
+        "        raise RuntimeError('broken here')\n    def forward(self, x): return x\n"
     )
     said = segbench("plan", write_sweep(decoders=["nearest", f"{tmp_path / 'bad.py'}:Bad", "nothing"]))
-    assert said.returncode == 1
+    assert said.returncode == 2
     assert "tiny: 1 runs, 0 done, 1 to do" in said.stdout
     fails = [line for line in said.stdout.splitlines() if line.startswith("fails: ")]
     assert len(fails) == 2
@@ -210,7 +211,7 @@ def test_plan_names_each_decoder_that_fails(write_sweep, tmp_path):
 
 def test_plan_of_what_fails_as_a_whole(write_sweep):
     said = segbench("plan", write_sweep(data={"size": 2}))
-    assert said.returncode == 1
+    assert said.returncode == 2
     assert said.stdout.startswith("fails: ")
     assert len(said.stdout.splitlines()) == 1
 

@@ -14,6 +14,7 @@ from segbench.errors import UserError
 Points = npt.NDArray[np.float64]  # (n, 2) x, y in pixels; (0, 0) is the top left corner of the image
 SUPERSAMPLING = 8  # sub-pixels a side on which coverage is counted
 SPLITS = {"train": 0, "val": 1}
+MOST = 1_000_000  # scenes of a split
 VERSION = 2  # raise when a drawing changes
 
 
@@ -83,9 +84,9 @@ class Shapes(Dataset):
     ) -> None:
         super().__init__(split)
         self.size = (size, size) if isinstance(size, int) else size
-        if min(self.size) < 8 or min(train, val) < 1:
+        if not (min(self.size) >= 8 and max(self.size) <= 8192 and min(train, val) >= 1 and max(train, val) <= MOST):
             raise UserError(
-                f"shapes: size should be at least 8 px, train and val at least 1, not {size}, {train}, {val}"
+                f"shapes: size should be 8 to 8192 px, train and val 1 to {MOST:,}, not {size}, {train:,}, {val:,}"
             )
         self.seed = seed
         self.ids = [f"{split}-{i:05d}" for i in range(train if split == "train" else val)]

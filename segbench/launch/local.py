@@ -96,7 +96,8 @@ def call(function: Callable[..., Any], *args: Any) -> Any:
     with ours:
         try:
             while isinstance(answer, At):
-                at, answer = answer.what, ours.recv()
+                at = answer.what
+                answer = ours.recv()
         except EOFError:
             process.join()
             where = f" at {at}" if at else ""

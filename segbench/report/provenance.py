@@ -8,6 +8,7 @@ import yaml
 from segbench import store
 from segbench.report.runs import NOT_PLANNED, Sweep
 from segbench.runs import spelled_variant
+from segbench.sweep.status import last_said
 
 HASHES = {"encoder_hash": "encoder weights", "features_hash": "encoder features", "data_fingerprints": "data"}
 TRACEBACK_LINES = 40
@@ -104,7 +105,7 @@ def _runs(sweep: Sweep) -> list[RunLine]:
         if row is not None:
             state, reason, trace = "done", "", ""
         else:
-            status = store.read_json(folder / store.STATUS) or {}
+            status = last_said(folder)
             known = why.get((plan["decoder"], plan["seed"]))
             state = status.get("state", known.state if known else "not started")
             reason, trace = status.get("reason", ""), _traceback(folder)

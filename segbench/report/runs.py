@@ -15,6 +15,7 @@ import numpy.typing as npt
 from segbench import store
 from segbench.errors import UserError, unknown
 from segbench.runs import spelled_variant
+from segbench.sweep.status import last_said
 
 BASELINES = ("bilinear", "bilinear_conv")  # what differences are from, where a sweep does not say
 NOT_PLANNED = "not planned"  # a decoder without a seed that others have
@@ -139,8 +140,8 @@ def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()
             missing.append(Missing(planned["decoder"], planned["seed"], "damaged", why))
             continue
         if result is None:
-            status = store.read_json(place / store.STATUS) or {}
-            state, reason = status.get("state", "not started"), status.get("reason", "")
+            status = last_said(place)
+            state, reason = str(status.get("state", "not started")), str(status.get("reason", ""))
             missing.append(Missing(planned["decoder"], planned["seed"], state, reason))
         else:
             members.setdefault(_place(planned, result, allow_mixed), []).append((planned, result))

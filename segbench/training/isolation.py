@@ -111,9 +111,7 @@ def turn(*seed: object, desk: "Desk | None" = None) -> Iterator[Turn]:
         try:
             yield found
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and signal.SIGINT not in signal.pthread_sigmask(
-                signal.SIG_BLOCK, ()
-            ):
+            if isinstance(error, KeyboardInterrupt) and _ctrl_c_raises():
                 raise
             found.error = error
         finally:
