@@ -3,12 +3,13 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from segbench.config import DataConfig
 from segbench.errors import UserError
 from segbench.loading.check import blend, check_data, draw
-from tests.conftest import segbench
+from tests.conftest import segbench, tiny
 
 CLASSES = ["sky", "road", "car"]
 
@@ -93,7 +94,7 @@ def test_images_in_both_splits_are_found_by_content(root):
 def test_absent_classes_and_void(root):
     write(root, "val", "d", np.full((4, 8), 255, np.uint8), 20)
     found = check_data(DataConfig(name="folder", root=str(root), classes=[*CLASSES, "bus"]), processes=1)
-    assert found.errors == []
+    assert found.errors == ["val: only class 'road' has pixels, so that any model scores 100 %"]
     assert found.warnings == [
         "val: 1 images hold nothing but void, such as d",
         "2 classes in train only: no score, or 0 where predicted: sky, car",
@@ -159,3 +160,88 @@ def test_real_camvid(camvid_root):
     assert [len(split.good()) for split in found.splits] == [367, 101]
     assert found.errors == []
     assert found.splits[0].pixels().sum() == 367 * 480 * 360
+
+
+# Masks that lie
+
+
+def foreground(root, values, val_values=None):
+    """Three training and two evaluation masks: a foreground that is another one in each image."""
+    for seed, name in enumerate("abcde"):
+        split = "train" if name in "abc" else "val"
+        low, high = (val_values or values) if split == "val" else values
+        labels = np.full((64, 64), low, np.uint8)
+        labels[8 : 24 + 4 * seed, 8:48] = high
+        write(root, split, name, labels, seed)
+    return {"name": "folder", "root": str(root), "classes": ["background", "crack"]}
+
+
+def run(tmp_path, data, *more):
+    path = tmp_path / "own.yaml"
+    values = tiny(decoders=["bilinear"], runs_dir=str(tmp_path / "runs")) | {"data": data}
+    path.write_text(yaml.safe_dump(values))
+    return segbench("sweep", path, *more), segbench("data", "check", path, *more)
+
+
+def test_masks_of_0_and_255_never_score_100(tmp_path):
+    sweep, look = run(tmp_path, foreground(tmp_path, (0, 255)))
+    assert sweep.returncode == 2
+    assert "only class 'background' has pixels, so that any model scores 100 %" in sweep.stderr
+    assert "data.masks=rgb data.palette=[[0,0,0],[255,255,255]]" in sweep.stderr
+    assert sweep.stderr.count("\n") == 1
+    assert look.returncode == 1
+    assert "only class 'background' has pixels" in look.stdout
+    sweep, look = run(
+        tmp_path, foreground(tmp_path, (0, 255)), "data.masks=rgb", "data.palette=[[0,0,0],[255,255,255]]"
+    )
+    assert sweep.returncode == 0, sweep.stderr  # the way out
+    assert look.returncode == 0, look.stdout
+    scored = next((tmp_path / "runs" / "tiny").glob("*/counts.npz"))
+    assert np.load(scored)["region"].sum(0)[2].tolist() == [2 * 64 * 64 - (28 + 32) * 40, (28 + 32) * 40]
+
+
+def test_a_class_that_is_void_in_some_masks(tmp_path):
+    data = foreground(tmp_path, (0, 1))
+    labels = np.zeros((64, 64), np.uint8)
+    labels[8:40, 8:48] = 255
+    write(tmp_path, "train", "b", labels, 1)
+    sweep, look = run(tmp_path, data)
+    said = "train: class 'crack' is missing from exactly the 1 masks that hold void, of 3: is void its label in those?"
+    assert sweep.returncode == look.returncode == 0
+    assert f"data {said}" in sweep.stderr
+    assert f"warning  {said}" in look.stdout
+    again, _ = run(tmp_path, data)
+    assert said not in again.stderr  # once, when they are read
+
+
+def test_labels_from_one_on(tmp_path):
+    data = foreground(tmp_path, (1, 2)) | {"classes": ["none", "background", "crack"]}
+    _, look = run(tmp_path, data)
+    assert "no pixel has label 0, 'none': do the masks' labels start at 1?" in look.stdout
+
+
+def test_an_image_in_both_splits_is_said_by_the_sweep(tmp_path):
+    data = foreground(tmp_path, (0, 1))
+    shutil.copy(tmp_path / "images/train/a.png", tmp_path / "images/val/d.png")
+    sweep, _ = run(tmp_path, data)
+    assert sweep.returncode == 0, sweep.stderr
+    assert "data val: image d is also in train, as a: scores on it are too good" in sweep.stderr
+
+
+def test_two_splits_that_do_not_open_for_two_reasons(tmp_path):
+    data = foreground(tmp_path, (0, 1))
+    for split in ("train", "val"):
+        for path in list((tmp_path / "masks" / split).iterdir()):
+            path.rename(path.with_name(f"{path.stem}_mask.png"))
+    sweep, look = run(tmp_path, data)
+    for done in (sweep, look):
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "has no mask" in done.stderr
+
+
+def test_two_classes_of_one_name(tmp_path):
+    data = foreground(tmp_path, (0, 1)) | {"classes": ["crack", "crack"]}
+    for done in run(tmp_path, data):
+        assert done.returncode == 2
+        assert "has two classes called 'crack'" in done.stderr

@@ -26,6 +26,8 @@ def open_data(config: "DataConfig", which: str) -> "Dataset":
         raise
     except Exception as error:  # a plug-in can raise anything
         raise UserError(f"data set '{config.name}': {brief(error)}") from error
+    if twice := sorted({name for name in dataset.classes if list(dataset.classes).count(name) > 1}):
+        raise UserError(f"data set '{config.name}' has two classes called '{twice[0]}'; tables tell them apart by name")
     if not len(dataset):
         raise UserError(f"data set '{config.name}': split '{split}' is empty")
     return dataset

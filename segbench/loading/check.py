@@ -78,11 +78,13 @@ class Check:
     Attributes:
         errors: what would make a training fail or mislead.
         warnings: what one should know.
+        meaningless: those errors after which no score would mean anything.
     """
 
     splits: list[Split]
     errors: list[str]
     warnings: list[str]
+    meaningless: list[str]
 
 
 def check_data(config: DataConfig, processes: int | None = None, console: Console | None = None) -> Check:
@@ -103,10 +105,21 @@ def check_data(config: DataConfig, processes: int | None = None, console: Consol
         except UserError as error:
             split.fault = str(error)
         splits.append(split)
-    if all(split.dataset is None for split in splits) and splits[0].fault == splits[1].fault:
-        raise UserError(splits[0].fault)
+    if all(split.dataset is None for split in splits):
+        raise UserError("; ".join(dict.fromkeys(split.fault for split in splits)))
     _read(config, splits, processes, console)
-    return Check(splits, *_findings(splits))
+    return findings(splits)
+
+
+def look_at(dataset: Dataset, index: int) -> Look:
+    """What image ``index`` and its labels hold.
+
+    Raises:
+        UserError: they cannot be read, or do not fit.
+    """
+    image, labels = dataset.read(index)
+    content = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+    return Look(index, image.shape[:2], np.bincount(labels.ravel(), minlength=256), content)
 
 
 def _read(config: DataConfig, splits: Sequence[Split], processes: int | None, console: Console | None) -> None:
@@ -150,36 +163,38 @@ class _Reader:
         dataset = cls.datasets[place[0]]
         assert dataset is not None
         try:
-            image, labels = dataset.read(place[1])
+            return look_at(dataset, place[1])
         except UserError as error:
             kind = {SizeMismatch: "size", LabelOutOfRange: "label"}.get(type(error), "unreadable")
             return Look(place[1], fault=str(error), kind=kind)
         except Exception as error:  # a plug-in can raise anything
             return Look(place[1], fault=f"{dataset.ids[place[1]]}: {brief(error)}", kind="unreadable")
-        content = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-        return Look(place[1], image.shape[:2], np.bincount(labels.ravel(), minlength=256), content)
 
 
-def _findings(splits: Sequence[Split]) -> tuple[list[str], list[str]]:
+def findings(splits: Sequence[Split]) -> Check:
+    """What is wrong with splits that have been looked at, and what one should know."""
     errors = [f"{split.name}: {split.fault}" for split in splits if split.fault]
-    warnings: list[str] = []
+    meaningless, warnings = list[str](), list[str]()
     for split in splits:
         for kind in ("unreadable", "size", "label"):
             errors += _shortened([f"{split.name}: {fault}" for fault in split.faults(kind)])
-        errors += [f"{split.name}: {line}" for line in _emptiness(split)]
-        warnings += [f"{split.name}: {line}" for line in _repeats(split)]
+        meaningless += [f"{split.name}: {line}" for line in _emptiness(split)]
+        warnings += [f"{split.name}: {line}" for line in (*_repeats(split), *_hidden(split))]
+    errors += meaningless
     if all(split.dataset is not None for split in splits):
         errors += _shortened(list(_shared(*splits)))
         train, val = (split.pixels() for split in splits)
-        for names, findings, text in (
+        for names, said_in, text in (
             (_named(splits, (val > 0) & (train == 0)), errors, "in {val} but not in {train}: IoU can only be 0"),
             (_named(splits, (val == 0) & (train > 0)), warnings, "in {train} only: no score, or 0 where predicted"),
             (_named(splits, (val == 0) & (train == 0)), warnings, "nowhere: no score, and left out of the means"),
         ):
             if names:
                 said = text.format(train=splits[0].name, val=splits[1].name)
-                findings.append(f"{len(names)} class{'es' if len(names) > 1 else ''} {said}: {', '.join(names)}")
-    return errors, warnings
+                said_in.append(f"{len(names)} class{'es' if len(names) > 1 else ''} {said}: {', '.join(names)}")
+        if not (train[0] or val[0]) and (train[1:VOID].any() or val[1:VOID].any()):
+            warnings.append(f"no pixel has label 0, '{_classes(splits)[0]}': do the masks' labels start at 1?")
+    return Check(list(splits), errors, warnings, meaningless)
 
 
 def _named(splits: Sequence[Split], which: npt.NDArray[np.bool_]) -> list[str]:
@@ -191,8 +206,33 @@ def _emptiness(split: Split) -> Iterator[str]:
         return
     if not split.dataset.labelled:
         yield "the split has no labels, so nothing can be trained or scored on it"
-    elif not split.pixels()[:VOID].any():
+        return
+    there = np.flatnonzero(split.pixels()[:VOID])
+    if not len(there):
         yield "every pixel is void"
+    elif len(there) == 1:
+        cause = ""
+        if there[0] == 0 and split.pixels()[VOID]:
+            cause = (
+                ". Where masks hold 0 and 255 for background and foreground, 255 is read as void: store 0 and 1, or "
+                "say data.masks=rgb data.palette=[[0,0,0],[255,255,255]]"
+            )
+        yield f"only class '{split.dataset.classes[there[0]]}' has pixels, so that any model scores 100 %{cause}"
+
+
+def _hidden(split: Split) -> Iterator[str]:
+    """A class that is void in some of the masks: missing from exactly those that hold void."""
+    looks = [look.labels for look in split.good() if look.labels is not None and look.labels[:VOID].any()]
+    if split.dataset is None or not looks:
+        return
+    there = np.stack(looks) > 0  # (N, 256)
+    void = there[:, VOID]
+    for number, name in enumerate(split.dataset.classes):
+        if void.any() and not void.all() and np.array_equal(there[:, number], ~void):
+            yield (
+                f"class '{name}' is missing from exactly the {void.sum()} masks that hold void, of {len(looks)}: is "
+                "void its label in those?"
+            )
 
 
 def _repeats(split: Split) -> Iterator[str]:

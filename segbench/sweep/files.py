@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from segbench.data import base
 from segbench.data.base import Dataset, PairedFiles
+from segbench.errors import UserError
+from segbench.loading.check import Split, findings, look_at
 from segbench.store import write_atomic
 
 KNOWN = ".files.json"
@@ -55,19 +57,29 @@ class KnownFiles(BaseModel):
             self.hashes[str(path)] = (*stamp, digest.hex())
         return digest
 
-    def check(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> None:
-        """Read every image of both splits once, so that a bad file is named before training and not in the midst of it.
+    def check(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> list[str]:
+        """Read every image of both splits once, so that what is wrong is told before training, not in the midst of it.
+
+        Returns:
+            What `segbench data check` finds beside, when they are read.
 
         Raises:
-            UserError: the first bad file.
+            UserError: the first bad file, or labels on which no score would mean anything.
         """
-        for dataset, fingerprint in zip(data.values(), fingerprints, strict=True):
-            if not dataset.from_files or fingerprint in self.good:
-                continue
+        if all(
+            not dataset.from_files or f in self.good for dataset, f in zip(data.values(), fingerprints, strict=True)
+        ):
+            return []
+        splits = []
+        for name, dataset in data.items():
             with ThreadPoolExecutor() as pool:
-                for _ in pool.map(lambda i, d=dataset: d.read(i) and None, range(len(dataset))):
-                    pass
-            self.good.append(fingerprint)
+                looks = list(pool.map(lambda i, d=dataset: look_at(d, i), range(len(dataset))))
+            splits.append(Split(getattr(dataset, "split", name), dataset, looks))
+        found = findings(splits)
+        if found.meaningless:
+            raise UserError("; ".join(found.meaningless))
+        self.good += [fingerprint for fingerprint in fingerprints if fingerprint not in self.good]
+        return [*found.errors, *found.warnings]
 
 
 def _checksum(text: bytes) -> bytes:

@@ -24,6 +24,7 @@ class Plan:
     runs: list[Run]  # all of them; none where everything fails
     todo: list[Run]  # those that are not done, among them those of which a result is damaged
     damaged: list[str]  # what is wrong with such results, in one line each
+    findings: list[str]  # what one should know of the data, where they were read for the first time
     cohorts: list[Cohort]  # of what is to do
     failing: list[str]  # what fails, a decoder by itself or all of them, in one line each
     jobs: int  # cohorts at a time
@@ -39,6 +40,7 @@ class Plan:
         done = len(self.runs) - len(self.todo)
         lines = [f"{self.config.name}: {len(self.runs)} runs, {done} done, {len(self.todo)} to do"]
         lines += [f"  damaged {damage}; it will be set aside, and the run made again" for damage in self.damaged]
+        lines += [f"  data: {finding}" for finding in self.findings]
         for cohort in self.cohorts:
             start = f", from step {cohort.start_step}" if cohort.start_step else ""
             lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")
@@ -60,12 +62,12 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
         UserError: something that would make every run fail; without ``partly``, a decoder that fails.
     """
     began = time.monotonic()
-    runs, statuses = list[Run](), dict[str, RunStatus]()
+    runs, statuses, findings = list[Run](), dict[str, RunStatus](), list[str]()
     try:
         launcher, _ = load(config.launch)
         with as_user_error(config.launch, "on_cluster"):
             on_cluster = launcher.on_cluster(config.launch)
-        runs, statuses, failing = local.call(_look, config, on_cluster, partly)
+        runs, statuses, failing, findings = local.call(_look, config, on_cluster, partly)
     except UserError as error:
         if not partly:
             raise
@@ -74,11 +76,13 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
     damaged = [f"{run.name}: {statuses[run.key].more}" for run in todo if statuses[run.key].state == "damaged"]
     cohorts = make_cohorts(todo, lambda run: statuses[run.key].step)
     jobs, threads = resources(config, runs[0].facts) if runs else (0, 0)
-    return Plan(config, runs, todo, damaged, cohorts, failing, jobs, threads, time.monotonic() - began)
+    return Plan(config, runs, todo, damaged, findings, cohorts, failing, jobs, threads, time.monotonic() - began)
 
 
-def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run], dict[str, RunStatus], list[str]]:
-    """Every run, its status by key, and what fails."""
+def _look(
+    config: SweepConfig, on_cluster: bool, partly: bool
+) -> tuple[list[Run], dict[str, RunStatus], list[str], list[str]]:
+    """Every run, its status by key, what fails, and what one should know of the data."""
     from segbench.sweep.facts import FactFinder
 
     folder = _folder(config)
@@ -90,24 +94,24 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> tuple[list[Run
     failing = list(finder.failing.values())
     good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
     if not good:
-        return [], {}, failing
+        return [], {}, failing, []
     runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
     statuses = {run.key: run_status(run.folder) for run in runs}
     for status in statuses.values():
         if status.state == "unreadable":
             raise UserError(status.more)
-    todo = [run for run in runs if statuses[run.key].state != "done"]
+    todo, findings = [run for run in runs if statuses[run.key].state != "done"], list[str]()
     for section in {repr(run.config.data): run.config.data for run in todo}.values():
         data, facts = finder.once(finder.open_both, section)
         try:
-            known.check(data, facts[-2:])
+            findings += known.check(data, facts[-2:])
         except UserError as error:
             if not partly:
                 raise
             failing.append(str(error))
     if known.model_dump_json() != before:
         known.write(folder)
-    return runs, statuses, failing
+    return runs, statuses, failing, findings
 
 
 def _folder(config: SweepConfig) -> Path:

@@ -48,6 +48,8 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     for damage in [*repair(plan), write_manifest(config, runs)]:
         if damage:
             console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
+    for finding in plan.findings:
+        console.print(f"[yellow]data[/] {escape(finding)}", highlight=False, soft_wrap=True)
     said = f"{len(runs)} runs, {len(runs) - len(plan.todo)} done before, {len(plan.todo)} to do"
     console.print(f"[bold]{escape(config.name)}[/]: {said}")
     if not plan.todo:
