@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from segbench.config import MOST_RUNS
 from segbench.errors import Failure, UserError
+from segbench.row import check_counts, check_row
 
 CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
@@ -147,7 +148,8 @@ def read_row(folder: Path) -> dict[str, Any] | None:
     """The row of the finished run in ``folder``, its files checked; None where it is not finished.
 
     Raises:
-        Damaged: ``result.json`` or a file that it vouches for was cut short or changed, or the counts are missing.
+        Damaged: ``result.json`` or a file that it vouches for was cut short or changed, or holds something else than a
+            run writes, or the counts are missing.
         UserError: another version made it, or a file cannot be read.
     """
     path = folder / RESULT
@@ -169,6 +171,8 @@ def read_row(folder: Path) -> dict[str, Any] | None:
             raise Damaged(f"{folder / name} is missing")
         if found not in (checksum, None):
             raise Damaged(f"{folder / name} is damaged or was edited (its checksum differs)")
+    if wrong := check_row(row):
+        raise Damaged(f"{path} is damaged ({wrong})")
     return row
 
 
@@ -191,8 +195,7 @@ def read_result(folder: Path) -> Result | None:
         with np.load(folder / COUNTS) as arrays:
             counts = dict(arrays)
         ids = counts.pop("ids")
-        if not {"region", "confusion", "sizes"} <= counts.keys():
-            raise KeyError("region, confusion or sizes")
+        check_counts(row, ids, counts)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Damaged(f"{folder / COUNTS} cannot be read ({error})") from None
     return Result(row, ids, counts, folder)

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 
+import numpy as np
 import pytest
 
 from segbench import store
 from segbench.config import MOST_RUNS
+from segbench.report import page
 from segbench.report.table import make_table
-from tests.conftest import ROOT, segbench
+from tests.conftest import ROOT, segbench, write_again
 from tests.fakes import EFFECTS, fake_sweep
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -165,3 +167,43 @@ def test_make_takes_no_variable_that_it_does_not_know(stray, said):
     known = ["CONFIG=configs/voc.yaml", "ARGS=recipe.steps=500", "VENV=.venv", "PYTHON=python3"]
     done = subprocess.run(["make", "-n", "sweep", *known], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "segbench sweep configs/voc.yaml recipe.steps=500" in done.stdout
+
+
+def forged(fake, change_row=None, change_counts=None):
+    """A result that is not as a run writes it, with a right checksum."""
+    run = fake / "run0-s0"
+    if change_counts:
+        with np.load(run / store.COUNTS) as arrays:
+            counts = dict(arrays)
+        change_counts(counts)
+        np.savez(run / store.COUNTS, **counts)
+    write_again(run, **(change_row or {}))
+
+
+FORGED_ROWS = {
+    "values.macs": {"values": {"macs": None}},
+    "values.eval": {"values": {"eval": 1e400}},
+    "classes": {"classes": None},
+    "images": {"images": "12"},
+    "measures.0": {"measures": [7]},
+    "broken": {"broken": ["it"]},
+    "eval_encoder_ms_per_image": {"eval_encoder_ms_per_image": float("nan")},
+    "finished": {"finished": 7},
+}
+FORGED_COUNTS = {
+    "no region": lambda counts: counts.pop("region"),
+    "region: int64 (11, 3, 4)": lambda counts: counts.update(region=counts["region"][1:]),
+    "region: float64": lambda counts: counts.update(region=counts["region"] * 1.5),
+    "region: -1 is no count": lambda counts: np.put(counts["region"], 0, -1),
+    "biou@0.02: int64 (12, 3, 3)": lambda counts: counts.update({"biou@0.02": counts["biou@0.02"][..., 1:]}),
+    "(11,); wanted the names of 12 images": lambda counts: counts.update(ids=counts["ids"][1:]),
+}
+
+
+@pytest.mark.parametrize("said", [*FORGED_ROWS, *FORGED_COUNTS])
+def test_a_forged_result_is_damaged_and_hides_no_other(fake, said, monkeypatch):
+    forged(fake, FORGED_ROWS.get(said), FORGED_COUNTS.get(said))
+    (note,) = [note for note in make_table(fake).notes if note.startswith("Missing: bilinear-s0, damaged: ")]
+    assert said in note
+    monkeypatch.setattr(page._Section, "draw", lambda self: None)  # figures take most of the time
+    assert said in page.write_report(fake).path.read_text()

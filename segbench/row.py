@@ -1,0 +1,69 @@
+"""What a result holds, checked where it is read back: its row and its counts. Imports no torch."""
+
+from typing import Annotated, Any
+
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class _Measure(BaseModel):
+    name: str
+    plug_in: str
+    params: dict[str, Any]
+
+
+class _Row(BaseModel):
+    """What whoever reads a row relies on."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    key: str
+    decoder: str
+    seed: int
+    variant: dict[str, Any]
+    classes: Annotated[list[str], Field(min_length=2)]
+    images: Annotated[int, Field(gt=0)]
+    data: str
+    data_fingerprints: list[Any]
+    encoder: str
+    encoder_hash: str
+    encoder_trainable: bool
+    features_hash: str
+    evaluation: dict[str, Any]
+    evaluation_title: str
+    measures: list[_Measure]
+    values: dict[str, float]
+    broken: dict[str, str]
+    steps: int
+    last_loss: float | None = None
+    train_shared_s: float
+    eval_encoder_ms_per_image: float
+    finished: str = ""
+
+
+def check_row(row: dict[str, Any]) -> str:
+    """What is not as a run writes it, in words; empty where all is."""
+    try:
+        _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ""
+
+
+def check_counts(row: dict[str, Any], ids: npt.NDArray[Any], counts: dict[str, npt.NDArray[Any]]) -> None:
+    """Raise a ValueError where they are not what `store.Result` says."""
+    images, classes = row["images"], len(row["classes"])
+    wanted = {"region": (images, 3, classes), "confusion": (classes, classes), "sizes": (images, 2)}
+    for name in wanted:
+        if name not in counts:
+            raise ValueError(f"no {name}")
+    if ids.shape != (images,) or ids.dtype.kind != "U":
+        raise ValueError(f"ids: {ids.dtype} {ids.shape}; wanted the names of {images} images")
+    for name, found in counts.items():
+        fits = found.shape == wanted[name] if name in wanted else found.ndim == 3 and len(found) == images
+        fits = fits and (name in wanted or found.shape[2] in (1, classes))
+        if found.dtype.kind not in "iu" or not fits:
+            raise ValueError(f"{name}: {found.dtype} {found.shape}; wanted integers {wanted.get(name, '(N, C, K)')}")
+        if found.size and found.min() < 0:
+            raise ValueError(f"{name}: {found.min()} is no count")
