@@ -13,6 +13,11 @@ from pathlib import Path
 class UserError(Exception):
     """A mistake that the user can mend: printed as one line, exit code 2, no traceback."""
 
+    def __str__(self) -> str:
+        return "".join(
+            c if c.isprintable() else repr(c)[1:-1] for c in super().__str__()
+        )  # what it quotes may be any text
+
 
 def brief(error: BaseException) -> str:
     """Type and message in one line."""

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from segbench.config import MOST_RUNS
 from segbench.errors import Failure, UserError
-from segbench.row import check_counts, check_row
+from segbench.schema import check_counts, check_manifest, check_row
 
 CHECKPOINTS = "checkpoint-????????-*.pt"
 RESULT, COUNTS, STATUS, TRACEBACK = "result.json", "counts.npz", "status.json", "traceback.txt"
@@ -331,14 +331,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        if (manifest := read_json(path)) is None:
-            raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
-        names = [planned["folder"] for planned in manifest["runs"]]
-        if len(names) > MOST_RUNS:
-            raise UserError(f"{path} lists {len(names):,} runs; a sweep has at most {MOST_RUNS:,}")
-        outside = any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names)
-    except (Damaged, TypeError, KeyError):
-        raise Damaged(f"{path} is damaged; the sweep's command makes it again") from None
+        manifest = read_json(path)
+    except Damaged:
+        manifest = "no JSON"
+    if manifest is None:
+        raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
+    runs = manifest.get("runs") if isinstance(manifest, dict) else None
+    if isinstance(runs, list) and len(runs) > MOST_RUNS:
+        raise UserError(f"{path} lists {len(runs):,} runs; a sweep has at most {MOST_RUNS:,}")
+    if check_manifest(manifest):
+        raise Damaged(f"{path} is damaged; the sweep's command makes it again")
+    names = [planned["folder"] for planned in manifest["runs"]]
+    outside = any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names)
     if outside:
         raise Damaged(f"{path} names folders outside of the sweep's")
     return dict(manifest)

@@ -1,4 +1,4 @@
-"""What a result holds, checked where it is read back: its row and its counts. Imports no torch."""
+"""What files of a sweep's folder hold, checked where they are read back. Imports no torch."""
 
 from typing import Annotated, Any
 
@@ -41,10 +41,38 @@ class _Row(BaseModel):
     finished: str = ""
 
 
+class _Planned(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    key: str
+    decoder: str
+    seed: int
+    variant: dict[str, Any]
+    folder: str
+
+
+class _SweepConfig(BaseModel):
+    baseline: str | list[str] | None = None
+
+
+class _Manifest(BaseModel):
+    config: _SweepConfig
+    runs: list[_Planned]
+
+
+def check_manifest(manifest: Any) -> str:
+    """As `check_row`, of ``sweep.json``."""
+    return _wrong(_Manifest, manifest)
+
+
 def check_row(row: dict[str, Any]) -> str:
     """What is not as a run writes it, in words; empty where all is."""
+    return _wrong(_Row, row)
+
+
+def _wrong(model: type[BaseModel], value: Any) -> str:
     try:
-        _Row.model_validate(row)
+        model.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
