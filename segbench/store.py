@@ -323,29 +323,44 @@ def fail(folder: Path, failure: Failure) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the sweep in ``folder`` planned.
+    """What the sweep in ``folder`` planned: runs that have a folder, of which another version may say less.
 
     Raises:
         Damaged: it is not as segbench writes it.
         UserError: no sweep there, or a file that cannot be read.
     """
     path = folder / MANIFEST
+    damaged = Damaged(f"{path} is damaged; the sweep's command makes it again")
     try:
         manifest = read_json(path)
     except Damaged:
-        manifest = "no JSON"
+        raise damaged from None
     if manifest is None:
         raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
     runs = manifest.get("runs") if isinstance(manifest, dict) else None
-    if isinstance(runs, list) and len(runs) > MOST_RUNS:
+    if not isinstance(runs, list):
+        raise damaged
+    if len(runs) > MOST_RUNS:
         raise UserError(f"{path} lists {len(runs):,} runs; a sweep has at most {MOST_RUNS:,}")
-    if check_manifest(manifest):
-        raise Damaged(f"{path} is damaged; the sweep's command makes it again")
-    names = [planned["folder"] for planned in manifest["runs"]]
-    outside = any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names)
-    if outside:
+    names = [planned["folder"] for planned in runs if isinstance(planned, dict) and "folder" in planned]
+    if len(names) < len(runs) or not all(isinstance(name, str) for name in names):
+        raise damaged
+    if any(name in ("", ".", "..") or "/" in name or "\0" in name for name in names):
         raise Damaged(f"{path} names folders outside of the sweep's")
     return dict(manifest)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """As `read_manifest`, and all is there that a table or a status shows.
+
+    Raises:
+        Damaged: something is not.
+        UserError: no sweep there, or a file that cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if wrong := check_manifest(manifest):
+        raise Damaged(f"{folder / MANIFEST} is damaged ({wrong}); the sweep's command makes it again")
+    return manifest
 
 
 def newest_sweep(runs_dir: Path) -> Path:

@@ -191,7 +191,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(undisturbed, tmp_path_factory,
         else:
             process = place.start(f"{kind} {when}", victim)
         code, out = place.finish(process)
-        was_killed = code != 0
+        was_killed = code != 0 or "the cohort's process died" in out  # whose runs are tried again at once
         killed += was_killed
         assert code in (0, 1, -signal.SIGKILL), f"{here}: {out}"
         code, out = place.finish(place.start())

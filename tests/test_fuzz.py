@@ -20,7 +20,7 @@ from tests.conftest import tiny, write_again
 from tests.fakes import fake_sweep
 
 quick = settings(
-    max_examples=300, derandomize=True, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 few = settings(quick, max_examples=120)
 SCALARS = st.one_of(

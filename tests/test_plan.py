@@ -146,7 +146,9 @@ def test_what_a_folder_s_labels_mean_is_in_the_key(make_config, tmp_path):
         for kind, values in (("images", (64, 64, 3)), ("masks", (64, 64))):
             place = tmp_path / "own" / kind / which
             place.mkdir(parents=True)
-            Image.fromarray(np.full(values, 1, np.uint8)).save(place / "a.png")
+            pixels = np.full(values, 1, np.uint8)
+            pixels[:9] = 0
+            Image.fromarray(pixels).save(place / "a.png")
 
     def keys(root="own", **params):
         data = {"name": "folder", "root": str(tmp_path / root), "classes": ["a", "b"], **params}
@@ -240,7 +242,12 @@ def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
     folder = runs[0].folder.parent
     store.write_json(
         folder / store.MANIFEST,
-        {"runs": [{"decoder": r.title, "seed": 0, "variant": {}, "folder": r.folder.name} for r in runs]},
+        {
+            "config": {},
+            "runs": [
+                {"key": r.key, "decoder": r.title, "seed": 0, "variant": {}, "folder": r.folder.name} for r in runs
+            ],
+        },
     )
     store.set_status(runs[0].folder, "running", phase="train", done=3, total=4)
     store.fail(runs[1].folder, store.Failure("broken"))
@@ -320,8 +327,8 @@ def test_the_second_process_starts_at_once():
 
 
 def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path, monkeypatch):
-    run = {"decoder": "nearest", "seed": 0, "variant": {}, "folder": "nearest-s0-key"}
-    store.write_json(tmp_path / store.MANIFEST, {"runs": [run]})
+    run = {"key": "key", "decoder": "nearest", "seed": 0, "variant": {}, "folder": "nearest-s0-key"}
+    store.write_json(tmp_path / store.MANIFEST, {"config": {}, "runs": [run]})
     store.set_status(tmp_path / run["folder"], "running", phase="evaluate", done=3, total=4)
     held = [True]
     monkeypatch.setattr(store, "is_locked", lambda folder: held[0])

@@ -123,7 +123,7 @@ def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()
         UserError: no sweep there, no such decoder, no finished run, another version's runs, or runs that must not be
             compared.
     """
-    manifest = store.read_manifest(folder)
+    manifest = store.read_plan(folder)
     titles = {p["decoder"] for p in manifest["runs"]}
     for title in only:
         if title not in titles:

@@ -25,7 +25,7 @@ def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
     Raises:
         UserError: no sweep there.
     """
-    return [(row, run_status(folder / row["folder"])) for row in store.read_manifest(folder)["runs"]]
+    return [(row, run_status(folder / row["folder"])) for row in store.read_plan(folder)["runs"]]
 
 
 def run_status(folder: Path) -> RunStatus:
