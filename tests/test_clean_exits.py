@@ -160,12 +160,14 @@ def test_a_terminal_without_unicode(fake, environment, how):
     [("recipe.steps=500", 'make sweep ARGS="recipe.steps=500"'), ("CONFG=configs/voc.yaml", "does not know CONFG")],
 )
 def test_make_takes_no_variable_that_it_does_not_know(stray, said):
-    done = subprocess.run(["make", "-n", "sweep", stray], cwd=ROOT, capture_output=True, text=True, check=False)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    how = {"cwd": ROOT, "env": outside, "capture_output": True, "text": True}
+    done = subprocess.run(["make", "-n", "sweep", stray], **how, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert said in done.stderr
     known = ["CONFIG=configs/voc.yaml", "ARGS=recipe.steps=500", "VENV=.venv", "PYTHON=python3"]
-    done = subprocess.run(["make", "-n", "sweep", *known], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "-n", "sweep", *known], **how, check=True)
     assert "segbench sweep configs/voc.yaml recipe.steps=500" in done.stdout
 
 
