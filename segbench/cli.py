@@ -1,20 +1,14 @@
-"""The commands. Nothing here imports torch; the commands that need it do so themselves, or in another process."""
+"""The command line: commands, their arguments and exit codes."""
 
 import argparse
-import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from segbench import __version__
+from segbench import __version__, commands
 from segbench.errors import UserError
-
-if TYPE_CHECKING:
-    from segbench.config import SweepConfig
-    from segbench.report.table import Table
 
 FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
 
@@ -41,29 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="segbench", description="Which upsampling should a segmentation decoder use?")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = parser.add_subparsers(required=True, metavar="COMMAND").add_parser
 
-    sweep = commands.add_parser("sweep", help="run what is missing of a sweep, then print its table")
+    sweep = add("sweep", help="run what is missing of a sweep, then print its table")
     sweep.add_argument("config", help="a YAML file, such as configs/default.yaml")
     sweep.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]"
     )
-    sweep.set_defaults(function=_sweep)
+    sweep.set_defaults(function=commands.sweep)
 
-    planned = commands.add_parser("plan", help="what a sweep will do and take: runs, checks, time, memory, disk")
+    planned = add("plan", help="what a sweep will do and take: runs, checks, time, memory, disk")
     planned.add_argument("config", help="a YAML file, such as configs/default.yaml")
     planned.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="such as recipe.steps=500 or seeds=[0,1]"
     )
     planned.add_argument("--no-trial", action="store_true", help="leave out the estimate, for which cohorts are tried")
-    planned.set_defaults(function=_plan)
+    planned.set_defaults(function=commands.plan)
 
-    status = commands.add_parser("status", help="where a sweep stands, while it runs or after it stopped")
+    status = add("status", help="where a sweep stands, while it runs or after it stopped")
     status.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
     status.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
-    status.set_defaults(function=_status)
+    status.set_defaults(function=commands.status)
 
-    table = commands.add_parser("table", help="the table of a sweep, from its run folders")
+    table = add("table", help="the table of a sweep, from its run folders")
     table.add_argument("folder", nargs="?", help="a sweep's folder; default: the newest in runs/")
     table.add_argument("--format", choices=FORMATS, default="terminal")
     table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
@@ -75,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--only", metavar="A,B,...", help="these decoders, as if the sweep had no others")
     table.add_argument("--out", type=Path, metavar="FILE", help="write it there")
     table.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
-    table.set_defaults(function=_table)
+    table.set_defaults(function=commands.table)
 
-    report = commands.add_parser("report", help="one HTML file: verdict, table, plots, gallery, provenance")
+    report = add("report", help="one HTML file: verdict, table, plots, gallery, provenance")
     report.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/report.html; figures/ lies beside it")
     report.add_argument("--only", metavar="A,B,...", help="these decoders, as if the sweep had no others")
@@ -86,26 +80,26 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", metavar="KEY=VALUE", help="what differs here, such as data.root=...; for the gallery"
     )
     report.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
-    report.set_defaults(function=_report)
+    report.set_defaults(function=commands.report)
 
-    compare = commands.add_parser("compare", help="two sweeps: what changed in config and in numbers")
+    compare = add("compare", help="two sweeps: what changed in config and in numbers")
     compare.add_argument("first", type=Path, help="a sweep's folder")
     compare.add_argument("second", type=Path, help="another's")
     compare.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
     compare.add_argument("--format", choices=FORMATS, default="terminal")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write it there")
-    compare.set_defaults(function=_compare)
+    compare.set_defaults(function=commands.compare)
 
-    export = commands.add_parser("export", help="a run's predictions, as the data set's owner takes them")
+    export = add("export", help="a run's predictions, as the data set's owner takes them")
     export.add_argument("run", type=Path, help="the folder of a finished run: runs/SWEEP/RUN")
     export.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="what differs here, such as data.root=..."
     )
     export.add_argument("--split", help="default: the one that the run was evaluated on")
     export.add_argument("--out", type=Path, help="default: RUN/predictions-SPLIT")
-    export.set_defaults(function=_export)
+    export.set_defaults(function=commands.export)
 
-    data = commands.add_parser("data", help="look at a data set before training, or download one")
+    data = add("data", help="look at a data set before training, or download one")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")
     look = of_data.add_parser(
         "check", help="read every image of a config's data; non-zero where training would mislead"
@@ -114,278 +108,25 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="such as data.root=/data/VOCdevkit")
     look.add_argument("--picture", metavar="FILE.png", type=Path, help="also draw a few images with their labels")
     look.add_argument("--processes", type=int, help="that read; default: one for each core")
-    look.set_defaults(function=_data_check)
+    look.set_defaults(function=commands.data_check)
     get = of_data.add_parser("get", help="download a data set, or say how to come by it")
     get.add_argument("name", help="voc, sbd, camvid, cityscapes or ade20k")
     get.add_argument("folder", nargs="?", type=Path, help="where to; default: data (cityscapes: data/cityscapes)")
     get.add_argument("--url", help="a mirror; the checksum must be the same")
-    get.set_defaults(function=_data_get)
+    get.set_defaults(function=commands.data_get)
 
-    listing = commands.add_parser(
-        "list", help="upsamplers, decoders, encoders, data sets, and plug-ins that do not import"
-    )
+    listing = add("list", help="upsamplers, decoders, encoders, data sets, and plug-ins that do not import")
     listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
     listing.add_argument("--encoder", action="append", metavar="FILE.py:Class", help="and at this encoder; repeatable")
-    listing.set_defaults(function=_list)
+    listing.set_defaults(function=commands.list_)
 
-    check = commands.add_parser("check", help="does an upsampler or decoder keep the contract?")
+    check = add("check", help="does an upsampler or decoder keep the contract?")
     check.add_argument("decoder", help="a name, path/to/file.py:Class or package.module:Class")
     check.add_argument("params", nargs="*", default=[], metavar="key=value", help="its parameters, or its skeleton's")
     check.add_argument("--skeleton", metavar="NAME", help="what an upsampler is checked in; default: pyramid")
     check.add_argument("--config", metavar="FILE.yaml", help="a sweep, whose encoder, classes and recipe are taken")
-    check.set_defaults(function=_check)
+    check.set_defaults(function=commands.check)
     return parser
-
-
-def _sweep(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from segbench.config_file import load_config
-    from segbench.report.formats import print_terminal
-    from segbench.report.table import make_table
-    from segbench.sweep.run import run_sweep
-
-    console = _console()
-    config = load_config(args.config, args.overrides)
-    folder, code = run_sweep(config, Console(stderr=True))
-    if code != 130:
-        try:
-            print_terminal(make_table(folder), console)
-        except UserError as error:
-            print(f"segbench: {error}", file=sys.stderr)
-            return max(code, 1)
-    return code
-
-
-def _plan(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.markup import escape
-
-    from segbench.config_file import load_config
-    from segbench.sweep.estimate import estimate, in_words
-    from segbench.sweep.plan import make_plan
-
-    config = load_config(args.config, args.overrides)
-    console = Console(stderr=True)
-    _print_plugin_files([config], launches=True)
-    with console.status("looking at encoder, decoders and data"):
-        plan = make_plan(config, partly=True)
-    if plan.runs:
-        print(plan)
-    for why in plan.failing:
-        print(f"fails: {why}")
-    if plan.cohorts and not plan.failing and not args.no_trial:
-        with console.status("") as status:
-            found = estimate(plan, lambda what: status.update(escape(what)))
-        print(in_words(found, Path(config.runs_dir)))
-    return 2 if plan.failing else 0  # as `sweep`
-
-
-def _status(args: argparse.Namespace) -> int:
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    from segbench.runs import spelled_variant
-    from segbench.store import newest_sweep
-    from segbench.sweep.status import read_status
-
-    folder = args.folder or newest_sweep(Path(args.runs_dir))
-    found = read_status(folder)
-    grid = Grid(box=None, pad_edge=False)
-    for heading in ("decoder", "seed", "state", ""):
-        grid.add_column(heading, no_wrap=heading != "")
-    for run, status in found:
-        name = " ".join([run["decoder"], *spelled_variant(run["variant"])])
-        grid.add_row(escape(name), str(run["seed"]), status.state, escape(status.more))
-    states = sorted(status.state for _, status in found)
-    print(f"{folder.name}: {len(found)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    _console().print(grid)
-    return 0
-
-
-def _table(args: argparse.Namespace) -> int:
-    from segbench.report import formats
-    from segbench.report.table import make_table
-    from segbench.store import newest_sweep
-
-    folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
-    _print_measure_files(folder)
-    if args.long:
-        from segbench.report.frame import load
-
-        _write(formats.long(load(folder, args.allow_mixed, _names(args.only)), args.format), args.out)
-        return 0
-    columns, only = _names(args.columns), _names(args.only)
-    table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed, only)
-    _show(table, args.format, args.out)
-    return 0
-
-
-def _report(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.markup import escape
-
-    from segbench.report.page import write_report
-    from segbench.store import newest_sweep
-
-    folder = args.folder or newest_sweep(Path(args.runs_dir))
-    _print_measure_files(folder)
-    if not args.no_gallery:
-        _print_plugin_files(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
-    only = _names(args.only)
-    with Console(stderr=True).status("") as status:
-        done = write_report(
-            folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what)), only
-        )
-    for note in done.notes:
-        print(f"gallery: {note}", file=sys.stderr)
-    print(f"{done.path}  {done.size / 1e6:.1f} MB, {done.figures} figures in {done.path.parent / 'figures'}")
-    return 0
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from segbench.report.compare import compare
-
-    _print_measure_files(args.first, args.second)
-    found = compare(args.first, args.second, args.metric or ())
-    if args.format == "terminal":
-        print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
-    _show(found.table, args.format, args.out)
-    return 0
-
-
-def _names(listed: str | None) -> list[str]:
-    return listed.split(",") if listed else []
-
-
-def _show(table: "Table", how: str, out: Path | None) -> None:
-    from segbench.report import formats
-
-    if how == "terminal":
-        if out:
-            raise UserError("--out wants a --format: md, csv, tex, json or parquet")
-        formats.print_terminal(table, _console())
-    else:
-        write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}
-        _write(formats.as_parquet(table) if how == "parquet" else write[how](table), out)
-
-
-def _write(content: str | bytes, out: Path | None) -> None:
-    from segbench.store import write_atomic
-
-    data = content if isinstance(content, bytes) else content.rstrip("\n").encode() + b"\n"
-    if out:
-        write_atomic(out, lambda file: file.write(data))
-    elif isinstance(content, bytes):
-        raise UserError("parquet is binary: --out FILE says where to write it")
-    else:
-        print(content.rstrip("\n"))
-
-
-def _export(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from segbench.export import export, in_words, load_run
-    from segbench.kept import changed_since
-    from segbench.training.cohort import quiet
-
-    quiet()
-    _print_plugin_files(_run_configs(args.run, args.overrides))
-    for change in changed_since(args.run):
-        print(change, file=sys.stderr)
-    run = load_run(args.run, args.split, args.overrides)
-    out = args.out or args.run / f"predictions-{run.dataset.split}"
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predicting", total=len(run.dataset))
-        region = export(run, out, lambda done, total: progress.update(task, completed=done))
-    print(f"{len(run.dataset)} predictions of {args.run.name} in {out}")
-    if run.dataset.labelled:
-        print(in_words(run, region))
-    return 0
-
-
-def _data_check(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from segbench.config_file import load_config
-    from segbench.loading.check import check_data, draw, print_check
-
-    if args.processes is not None and args.processes < 1:
-        raise UserError(f"--processes should be 1 or more, not {args.processes}")
-    config = load_config(args.config, args.overrides)
-    _print_plugin_files([config], data_only=True)
-    check = check_data(config.data, args.processes, Console(stderr=True))
-    print_check(check, f"{config.data.name}, by {args.config}", _console())
-    if args.picture:
-        draw(check, args.picture)
-        print(f"drawn in {args.picture}")
-    return 1 if check.errors else 0
-
-
-def _data_get(args: argparse.Namespace) -> int:
-    from segbench.download import get
-
-    default = Path("data", "cityscapes") if args.name == "cityscapes" else Path("data")
-    get(args.name, args.folder or default, args.url, _console())
-    return 0
-
-
-def _list(args: argparse.Namespace) -> int:
-    from segbench.listing import print_plug_ins
-
-    return print_plug_ins(args.plugins, args.encoder or [])
-
-
-def _check(args: argparse.Namespace) -> int:
-    from segbench.check import check_decoder
-    from segbench.config_file import load_config, parse_overrides
-
-    config = load_config(args.config) if args.config else None
-    return check_decoder(args.decoder, parse_overrides(args.params), print, args.skeleton, config)
-
-
-def _run_configs(folder: Path, overrides: Sequence[str]) -> "list[SweepConfig]":
-    """Of a run's folder; none where it cannot be read, of which more is said later."""
-    from segbench.kept import read_config
-
-    with contextlib.suppress(UserError):
-        return [read_config(folder, ["baseline=null", *overrides])]
-    return []
-
-
-def _print_plugin_files(configs: "Iterable[SweepConfig]", data_only: bool = False, launches: bool = False) -> None:
-    """Say which plug-ins' files are about to run: what a config names may be another's choice."""
-    from segbench.sweep.plan import code_files
-
-    _runs_the_code_in(file for config in configs for file in code_files(config, data_only, launches))
-
-
-def _print_measure_files(*folders: Path) -> None:
-    """The same of the measures that the runs of these sweeps say that they were made with."""
-    from segbench import store
-    from segbench.kept import name_in
-    from segbench.registry import MEASURES
-
-    first: dict[str, str] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob(f"*/{store.RESULT}"))):
-        with contextlib.suppress(UserError, TypeError, KeyError, AttributeError):  # damaged: more is said later
-            row = store.read_json(path)
-            for measure in row["measures"]:
-                first.setdefault(measure["plug_in"], name_in(path.parent, row.get("sources"), measure["plug_in"]))
-    _runs_the_code_in(file for name in first.values() if (file := MEASURES.code_file(name)))
-
-
-def _runs_the_code_in(files: Iterable[Path]) -> None:
-    for file in dict.fromkeys(files):
-        print(f"runs the code in {file}", file=sys.stderr)
-
-
-def _console():  # type: ignore[no-untyped-def]
-    from rich.console import Console
-
-    # Piped output has no width; a table must not be folded to 80 columns for it.
-    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "240")))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_a_grid_over_encoders(make_config):
         decoders=["nearest"], encoder={"weights": "default"}, grid={"encoder.name": ["tf_efficientnet_lite0", OWN]}
     )
     out = io.StringIO()
-    folder, code = run_sweep(config, Console(file=out, width=200))
+    folder, code, _ = run_sweep(config, Console(file=out, width=200))
     assert code == 0, out.getvalue()
     assert f"runs the code in {FILE}" in out.getvalue()
     assert len(list(folder.glob("*/result.json"))) == 2

@@ -179,7 +179,7 @@ def test_a_dead_loader_worker_fails_its_cohort_only(make_config, tmp_path, split
         data={"name": f"{tmp_path / 'dying.py'}:Dying"}, decoders=["nearest"], launch={"workers": 1},
         grid={"data.dies": [split, -1]},
     )  # fmt: skip
-    folder, code = run_sweep(config, Console(file=(out := io.StringIO()), width=200))
+    folder, code, _ = run_sweep(config, Console(file=(out := io.StringIO()), width=200))
     assert code == 1
     assert "DataLoader worker" in out.getvalue()
     states = sorted(json.loads(path.read_text())["state"] for path in folder.glob("*/status.json"))
@@ -248,7 +248,7 @@ def test_nothing_grows_over_fifty_cohorts(make_config, tmp_path):
             return super().write(text)
 
     began = time.monotonic()
-    _, code = run_sweep(config, Console(file=Watch(), width=200))
+    _, code, _ = run_sweep(config, Console(file=Watch(), width=200))
     assert code == 0
     figures = np.array(seen)  # (cohorts, processes, figures)
     assert figures.shape == (50, 2, 3)

@@ -28,7 +28,7 @@ BUILT_IN = list(UPSAMPLERS.builtin())
 def sweep(config):
     """Run it; the output and exit code, and results by (decoder, seed)."""
     out = io.StringIO()
-    folder, code = run_sweep(config, Console(file=out, width=200))
+    folder, code, _ = run_sweep(config, Console(file=out, width=200))
     results = {}
     for path in folder.glob("*/result.json"):
         result = store.read_result(path.parent)
@@ -274,7 +274,7 @@ def test_grid_makes_a_table_by_variant(make_config):
     from segbench.report.table import make_table
 
     config = make_config(decoders=["bilinear", "nearest"], grid={"recipe.lr": [0.001, 0.01]})
-    results_folder, code = run_sweep(config, Console(file=io.StringIO()))
+    results_folder, code, _ = run_sweep(config, Console(file=io.StringIO()))
     assert code == 0
     header, body = grid(make_table(results_folder))
     assert header[:3] == ["decoder", "lr", "n"]

@@ -112,18 +112,21 @@ class Sweep:
         return [named] if isinstance(named, str) else list(named)
 
 
-def read_sweep(folder: Path, allow_mixed: bool = False, only: Sequence[str] = ()) -> Sweep:
+def read_sweep(
+    folder: Path, allow_mixed: bool = False, only: Sequence[str] = (), manifest: dict[str, Any] | None = None
+) -> Sweep:
     """Read every finished run of ``runs/<sweep>``.
 
     Args:
         allow_mixed: runs that must not be compared go into groups of their own, in place of an error.
         only: decoders; the sweep is then read as if it had no others.
+        manifest: which runs; default: those that ``sweep.json`` lists now.
 
     Raises:
         UserError: no sweep there, no such decoder, no finished run, another version's runs, or runs that must not be
             compared.
     """
-    manifest = store.read_plan(folder)
+    manifest = manifest or store.read_plan(folder)
     titles = {p["decoder"] for p in manifest["runs"]}
     for title in only:
         if title not in titles:

@@ -82,6 +82,7 @@ def make_table(
     sort: str | None = None,
     allow_mixed: bool = False,
     only: Sequence[str] = (),
+    manifest: dict[str, Any] | None = None,
 ) -> Table:
     """The table of a sweep's folder, made from its run folders alone.
 
@@ -93,12 +94,13 @@ def make_table(
         sort: heading to sort by: measures from the best, names from the lowest; default: the sweep's order.
         allow_mixed: show runs that must not be compared, in groups.
         only: decoders; differences, corrections and ranks are then among these. Default: all.
+        manifest: which runs; default: those that ``sweep.json`` lists now.
 
     Raises:
         UserError: no sweep there, no finished run, an unknown metric, column or decoder, or runs that must not be
             compared.
     """
-    return table_of(read_sweep(folder, allow_mixed, only), metrics, classes, columns, sort)
+    return table_of(read_sweep(folder, allow_mixed, only, manifest), metrics, classes, columns, sort)
 
 
 def table_of(

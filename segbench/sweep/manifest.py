@@ -3,6 +3,8 @@
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,14 +14,27 @@ from segbench.config import DecoderConfig, SweepConfig
 from segbench.errors import UserError
 from segbench.runs import Run, run_key
 
+NAMED = 3  # runs that a message names; the rest is counted
 LOCK_S = 60.0  # it is held for as long as it takes to write a small file
 
 
-def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> str:
-    """List ``runs`` and, of what was listed before, the finished runs that may stand in one table with them.
+@dataclass(frozen=True)
+class Listed:
+    """What was written.
 
-    Returns:
-        In one line, what was damaged and is made anew; else empty.
+    Attributes:
+        manifest: as `store.read_plan` gives it. Another command may have written its own meanwhile.
+        damage: in one line, what was damaged and is made anew; else empty.
+        replaced: in one line, which runs of another command were listed before and are no longer; else empty.
+    """
+
+    manifest: dict[str, Any]
+    damage: str = ""
+    replaced: str = ""
+
+
+def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
+    """List ``runs`` and, of what was listed before, the finished runs that may stand in one table with them.
 
     Raises:
         UserError: it cannot be read or written.
@@ -37,8 +52,21 @@ def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> str:
         except store.Damaged as error:
             damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
         rows = _merged(runs, before)
-        store.write_json(path, {"config": _config(config, rows, configured), "runs": rows})
-    return damage
+        manifest = {"config": _config(config, rows, configured), "runs": rows}
+        store.write_json(path, manifest)
+    return Listed(json.loads(json.dumps(manifest, default=str)), damage, _replaced(path.parent, before, rows))
+
+
+def _replaced(folder: Path, before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
+    kept = {row["folder"] for row in rows}
+    gone = [row["folder"] for row in before if row["folder"] not in kept]
+    if not gone:
+        return ""
+    named = ", ".join(gone[:NAMED]) + (f" and {len(gone) - NAMED} more" if len(gone) > NAMED else "")
+    return (
+        f"{folder / store.MANIFEST} listed {named}: made otherwise, or not finished. What is done of them is kept, and "
+        "the command that asked for them lists them again"
+    )
 
 
 def _config(config: SweepConfig, rows: Sequence[Mapping[str, Any]], before: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,11 +30,12 @@ from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.status import last_said
 
 
-def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
+def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[str, Any]]:
     """Run what is missing of a sweep. Any number of processes may do so at once: they share the work.
 
     Returns:
-        The sweep's folder and an exit code: 0 done, 1 some runs failed, 2 bad data or folders, 130 interrupted.
+        The sweep's folder; an exit code: 0 done, 1 some runs failed, 2 bad data or folders, 130 interrupted; and the
+        list of runs that was written, whatever other commands have written since.
 
     Raises:
         UserError: something that would make every run fail; nothing was started.
@@ -45,22 +46,28 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int]:
     plan = make_plan(config)
     runs, folder = plan.runs, plan.folder
     store.tidy_sweep(folder)
-    for damage in [*repair(plan), write_manifest(config, runs)]:
-        if damage:
-            console.print(f"[yellow]damaged[/] {escape(damage)}", highlight=False, soft_wrap=True)
-    for finding in plan.findings:
-        console.print(f"[yellow]data[/] {escape(finding)}", highlight=False, soft_wrap=True)
+    damages = list(repair(plan))
+    listed = write_manifest(config, runs)
+    _tell(console, "damaged", [*damages, listed.damage])
+    _tell(console, "replaced", [listed.replaced])
+    _tell(console, "data", plan.findings)
     said = f"{len(runs)} runs, {len(runs) - len(plan.todo)} done before, {len(plan.todo)} to do"
     console.print(f"[bold]{escape(config.name)}[/]: {said}")
     if not plan.todo:
-        return folder, 0
+        return folder, 0, listed.manifest
     code = _Sweep(plan, console).run()
-    write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
+    listed = write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
+    _tell(console, "replaced", [listed.replaced])
     done = sum(store.is_done(run.folder) for run in runs)
     console.print(
         f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}", soft_wrap=True
     )
-    return folder, code
+    return folder, code, listed.manifest
+
+
+def _tell(console: Console, what: str, lines: Iterable[str]) -> None:
+    for line in filter(None, lines):
+        console.print(f"[yellow]{what}[/] {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def repair(plan: Plan) -> Iterator[str]:
