@@ -1,5 +1,6 @@
 """`sweep.json`, which says what stands in the table: narrower and other calls on a folder, two runners, damage."""
 
+import re
 import subprocess
 import sys
 
@@ -78,8 +79,11 @@ def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_
     run, folder, names = wide
     run()
     before = listed(folder)
-    run(decoders=["nearest"], seeds=[0], **changes)
+    _, _, out = run(decoders=["nearest"], seeds=[0], **changes)
     assert listed(folder) == ["nearest-s0"]
+    (said,) = [line for line in out.splitlines() if line.startswith("replaced ")]
+    assert "bilinear-s0" in said
+    assert "made otherwise, or not finished" in said
     assert decoders(folder) == ["nearest"]
     run()
     assert listed(folder) == names
@@ -126,6 +130,29 @@ def done(make_config):
         return listed(runs[0].folder.parent)
 
     return done
+
+
+def test_a_sweep_prints_the_table_that_it_was_asked_for_whatever_another_command_lists(
+    write_sweep, make_config, monkeypatch, capsys
+):
+    from segbench.cli import main
+    from segbench.sweep import run
+
+    path, other = write_sweep(decoders=["bilinear", "nearest"]), make_plan(make_config(recipe={"steps": 3}))
+
+    def between(config, runs):
+        """As `write_manifest`, and another command writes its own before the table is made."""
+        listed = write_manifest(config, runs)
+        assert "steps" not in write_manifest(other.config, other.runs).replaced
+        return listed
+
+    monkeypatch.setattr(run, "write_manifest", between)
+    assert main(["sweep", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert set(re.findall(r"^ *(bilinear|nearest) .*", out, re.MULTILINE)) == {"bilinear", "nearest"}
+    assert "Missing" not in out
+    (said,) = re.findall(r"replaced .* listed (.*): made otherwise", err)
+    assert said.count("-s0") == len(other.runs)
 
 
 MINE = "from segbench.upsamplers import Bilinear\nclass Mine(Bilinear):\n    pass\n"

@@ -1,6 +1,7 @@
 """The key, over every field of a config; `segbench plan`; `segbench status`."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import time
 import pytest
 import torch
 from pydantic import BaseModel
+from rich.console import Console
 
 from segbench import store
 from segbench.config import EvaluationConfig, RecipeConfig, SweepConfig, TrainerConfig
@@ -21,6 +23,7 @@ from segbench.runs import ClassFacts, Cohort, Facts, make_runs, run_key
 from segbench.sweep.estimate import _makespan, estimate
 from segbench.sweep.facts import resolve_accelerator
 from segbench.sweep.plan import make_plan, resources
+from segbench.sweep.progress import Display
 from segbench.sweep.status import duration, read_status
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import in_training, slow_sweep, sweep
@@ -227,7 +230,7 @@ def test_status_of_a_sweep_that_runs_was_killed_and_is_done(write_sweep, tmp_pat
     until(lambda: in_training(tmp_path, 1))
     said = segbench("status", folder)
     assert said.stdout.startswith("tiny: 2 runs: 1 running, 1 waiting")
-    assert re.search(r"step \d+ of 24", said.stdout)
+    assert re.search(r"step \d+ of 24, \d+ s ago, by process \d+ on ", said.stdout)
     process.kill()
     process.wait()
     until(lambda: [s.state for _, s in read_status(folder)] == ["stopped", "waiting"])  # the cohort notices, and saves
@@ -235,6 +238,7 @@ def test_status_of_a_sweep_that_runs_was_killed_and_is_done(write_sweep, tmp_pat
     assert segbench("sweep", path).returncode == 0
     said = segbench("status", folder)
     assert said.stdout.startswith("tiny: 2 runs: 2 done")
+    assert len(re.findall(r"20\d\d-\d\d-\d\d \d\d:\d\d, trained for \d+ s, beside \d+ s that", said.stdout)) == 2
 
 
 def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
@@ -256,7 +260,12 @@ def test_status_tells_a_killed_run_from_a_failed_and_a_damaged_one(make_config):
     assert [status.state for status in found] == ["killed", "failed", "damaged"]
     assert found[1].more.startswith("broken (")
     with store.locked(runs[0].folder):
-        assert read_status(folder)[0][1].state == "running"
+        assert read_status(folder)[0][1].more == "which does not say how far it is"
+        since = (time.time() - 30, 1)
+        store.set_status(runs[0].folder, "running", phase="train", done=11, total=41, since=since)
+        status = read_status(folder)[0][1]
+        assert status.state == "running"
+        assert re.match(r"step 11 of 41, \d s ago, by .*, about 1 min 30 s of this phase to go$", status.more)
     assert json.loads((runs[0].folder / store.STATUS).read_text())["pid"] == os.getpid()
 
 
@@ -351,3 +360,24 @@ def test_a_gpu_of_a_cluster_need_not_be_here():
         resolve_accelerator(trainer)
     with pytest.raises(UserError, match="say cpu or gpu"):
         resolve_accelerator(TrainerConfig(accelerator="auto"), on_cluster=True)
+
+
+def test_where_there_is_no_terminal_a_line_a_minute_says_how_far_it_is(make_config, monkeypatch):
+    cohorts = make_plan(make_config(seeds=[0, 1], recipe={"steps": 40})).cohorts
+    console, out = Console(file=io.StringIO(), width=200), lambda: console.file.getvalue().splitlines()
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Display(console, cohorts) as display:
+        for seconds in range(150):
+            clock[0] += 1
+            display.update(cohorts[seconds % 2], "train", 1 + seconds // 10, 40)
+        (first, second) = out()
+        assert re.match(
+            r"\d\d:\d\d 15 % after 1 min 0 s, about \d+ min \d+ s to go; seed 0: train, step 6 of 40; ", first
+        )
+        assert "30 % after 2 min 0 s" in second
+        display.end(cohorts[0])
+        clock[0] += 60
+        display.update(cohorts[1], "evaluate", 2, 3)
+    assert re.match(r"\d\d:\d\d 10?\d? ?.*; seed 1: evaluate, image 2 of 3$", out()[2])
+    assert "seed 0" not in out()[2]

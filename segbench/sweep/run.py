@@ -9,15 +9,6 @@ from typing import Any, assert_never
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from segbench import store
 from segbench.config import SweepConfig
@@ -27,6 +18,7 @@ from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
 from segbench.runs import Cohort, Run, make_cohorts, should_split
 from segbench.sweep.manifest import write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
+from segbench.sweep.progress import Display
 from segbench.sweep.status import last_said
 
 
@@ -197,36 +189,16 @@ class _Sweep:
         self.console.print(f"[yellow]{escape(why)}[/] {escape(cohort.name)}: {escape(how)} again", soft_wrap=True)
 
     def _round(self, cohorts: Sequence[Cohort], jobs: int) -> bool:
-        """Run cohorts, with progress bars; False where it was interrupted."""
-        counts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-        columns = *counts, TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn()
-        with Progress(*columns, console=self.console, transient=True, speed_estimate_period=300) as progress:
-            steps = {id(c): c.runs[0].config.recipe.steps - c.start_step for c in cohorts}
-            images = {id(c): c.runs[0].facts.eval_images for c in cohorts}
-            # One unit of the whole is a training step; an image of the evaluation costs about a fifth of one.
-            total = progress.add_task("whole sweep", total=sum(steps.values()) + sum(images.values()) / 5)
-            tasks: dict[int, TaskID] = {}
-            units: dict[int, float] = {}
-
-            def on_progress(cohort: Cohort, phase: str, done: int, of: int) -> None:
-                place = id(cohort)
-                key = escape(f"{cohort.name}: {phase}")
-                if place not in tasks:
-                    tasks[place] = progress.add_task(key, total=of, completed=done)
-                progress.update(tasks[place], description=key, total=of, completed=done)
-                units[place] = done - cohort.start_step if phase == "train" else steps[place] + done / 5
-                progress.update(total, completed=sum(units.values()))
+        """Run cohorts and show how far they are; False where it was interrupted."""
+        with Display(self.console, cohorts) as display:
 
             def on_end(cohort: Cohort, ended: Ended) -> None:
-                place = id(cohort)
-                if place in tasks:
-                    progress.remove_task(tasks.pop(place))
-                units[place] = steps[place] + images[place] / 5
+                display.end(cohort)
                 self._ended(cohort, ended)
 
             launch = self.plan.config.launch
             launch = launch.model_copy(update={"jobs": jobs}) if jobs < self.plan.jobs else launch
-            return not run_cohorts(launch, cohorts, jobs, self.plan.threads, on_progress, on_end)
+            return not run_cohorts(launch, cohorts, jobs, self.plan.threads, display.update, on_end)
 
 
 def _outcome(run: Run, ended: Ended) -> Outcome:

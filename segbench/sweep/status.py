@@ -3,6 +3,7 @@
 import contextlib
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def run_status(folder: Path) -> RunStatus:
     held = store.is_locked(folder)  # before the files, or a run that ends in between would look killed
     try:
         if (row := store.read_row(folder)) is not None:
-            return RunStatus("done", f"at {row.get('finished')}")
+            return RunStatus("done", _done(row))
         status, step = last_said(folder), store.newest_checkpoint(folder)[0]
     except store.Damaged as error:
         return RunStatus("damaged", str(error))
@@ -56,10 +57,29 @@ def last_said(folder: Path) -> dict[str, Any]:
 
 
 def _progress(status: dict[str, Any]) -> str:
-    done, total = status.get("done", 0), status.get("total", 0)
-    ago = duration(max(0.0, time.time() - status.get("time", 0.0)))
-    what = "step" if status.get("phase") == "train" else "image"
-    return f"{what} {done} of {total}, {ago} ago, by process {status.get('pid')} on {status.get('host')}"
+    try:
+        done, total, said_s = int(status["done"]), int(status["total"]), float(status["time"])
+        began_s, first = status["since"]
+        left = duration((total - done) * (said_s - began_s) / (done - first)) if done > first else ""
+    except (KeyError, TypeError, ValueError, OverflowError):  # edited by hand
+        return "which does not say how far it is"
+    ago = duration(max(0.0, time.time() - said_s))
+    eta = left and f", about {left} of this phase to go"
+    said = progress(status.get("phase"), done, total)
+    return f"{said}, {ago} ago, by process {status.get('pid')} on {status.get('host')}{eta}"
+
+
+def _done(row: dict[str, Any]) -> str:
+    own, shared = row["values"].get("train", 0.0), row["train_shared_s"]
+    took = f"trained for {duration(own)}, beside {duration(shared)} that its cohort shares"
+    with contextlib.suppress(ValueError):
+        return f"{datetime.fromisoformat(row.get('finished', '')).astimezone():%Y-%m-%d %H:%M}, {took}"
+    return took
+
+
+def progress(phase: Any, done: int, total: int) -> str:
+    """Such as ``step 85 of 400``, or of the evaluation ``image 10 of 61``."""
+    return f"{'step' if phase == 'train' else 'image'} {done} of {total}"
 
 
 def duration(seconds: float) -> str:

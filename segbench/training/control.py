@@ -41,6 +41,7 @@ class Control(pl.Callback):
         self.desks: dict[str, Desk] = {}
         self.failures, self._report, self._should_stop = failures, report, should_stop
         self._noted, self._saved = -math.inf, time.monotonic()
+        self._phase, self._since = "", (0.0, 0)  # when the phase began, and with how many steps or images done
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         step, steps, every = pl_module.steps_done, self.config.recipe.steps, self.config.evaluation.every
@@ -65,11 +66,14 @@ class Control(pl.Callback):
 
     def note(self, phase: str, done: int, total: int) -> None:
         """Leave word in the folders of the runs that go on, unless that has just been done."""
+        if phase != self._phase:
+            self._phase, self._since = phase, (time.time(), done)
         if time.monotonic() - self._noted < STATUS_S:
             return
         self._noted = time.monotonic()
+        said = {"phase": phase, "done": done, "total": total, "since": self._since}
         for key in self.runs.keys() - self.failures.keys():
-            store.set_status(self.runs[key].folder, "running", phase=phase, done=done, total=total)
+            store.set_status(self.runs[key].folder, "running", **said)
 
     def check(self, *_: int) -> None:
         """Raise `Stopped` where the runner asks for that."""
