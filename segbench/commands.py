@@ -167,6 +167,9 @@ def export(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from segbench import store
+
+    store.read_finished(args.run)  # before torch is imported, which takes seconds
     from segbench.export import export, in_words, load_run
     from segbench.kept import changed_since
     from segbench.training.cohort import quiet

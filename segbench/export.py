@@ -50,9 +50,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         UserError: no finished run there, weights that do not fit, an encoder or decoder of which the source is not as
             it was, or data that cannot be read.
     """
-    counted = store.read_result(folder)
-    if counted is None:
-        raise UserError(f"{folder} holds no finished run ({store.RESULT} is missing)")
+    counted = store.read_finished(folder)
     row = counted.row
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel

@@ -201,6 +201,13 @@ def read_result(folder: Path) -> Result | None:
     return Result(row, ids, counts, folder)
 
 
+def read_finished(folder: Path) -> Result:
+    """As `read_result`; a `UserError` where nothing is finished."""
+    if (result := read_result(folder)) is None:
+        raise UserError(f"{folder} holds no finished run ({RESULT} is missing)")
+    return result
+
+
 def set_aside(folder: Path) -> Path:
     """Move a run's folder to ``damaged/`` of its sweep, where nothing reads it; returns its new place."""
     place = folder.parent / "damaged"

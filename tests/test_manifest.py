@@ -1,18 +1,22 @@
 """`sweep.json`, which says what stands in the table: narrower and other calls on a folder, two runners, damage."""
 
+import io
 import re
 import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from segbench import store
 from segbench.config_file import build_config
+from segbench.errors import UserError
 from segbench.report.provenance import provenance
 from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
 from segbench.sweep.manifest import write_manifest
 from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
 from segbench.sweep.status import read_status
 from tests.conftest import ROOT, WHOLE, segbench, tiny
 from tests.test_sweep import sweep
@@ -114,6 +118,25 @@ def test_a_damaged_manifest_is_said_and_made_again(wide):
         assert code == 0
         assert ("damaged" in out) == ('"x"' not in damage)  # that one is only of an older version
         assert listed(folder) == names
+
+
+def test_a_finished_sweep_on_a_disk_that_takes_no_more_is_shown_all_the_same(wide, monkeypatch):
+    run, folder, names = wide
+    run()
+
+    def refused(*_, **__):
+        raise UserError("cannot write it: Read-only file system")
+
+    for name in ("locked", "write_atomic"):
+        monkeypatch.setattr(store, name, refused)
+    out = io.StringIO()
+    config = build_config(tiny(runs_dir=str(folder.parent), seeds=[0, 1], decoders=["nearest"]))
+    _, code, listed = run_sweep(config, Console(file=out, width=200))
+    assert code == 0
+    assert "nothing is to do, so that the table can be made all the same: cannot write it" in out.getvalue()
+    assert [f"{row['decoder']}-s{row['seed']}" for row in listed["runs"]] == names
+    with pytest.raises(UserError, match="Read-only"):
+        run_sweep(config.model_copy(update={"seeds": [5]}), Console(file=out))
 
 
 @pytest.fixture

@@ -284,6 +284,20 @@ def test_compare_joins_by_decoder(folder, other, capsys):
     assert "recipe.steps: 7 -> 9" in capsys.readouterr().out
 
 
+def test_compare_says_of_the_very_same_runs_that_nothing_can_differ(folder, tmp_path):
+    """The other sweep has one seed less, so that its means are others."""
+    manifest = store.read_json(folder / "sweep.json")
+    store.write_json(folder / "sweep.json", manifest | {"config": sweep_config()})
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    runs = [run for run in manifest["runs"] if (run["decoder"], run["seed"]) != ("better", 2)]
+    store.write_json(again / "sweep.json", {"config": sweep_config(), "runs": runs})
+    table = compare(folder, again, ["miou"]).table
+    assert all(math.isnan(row["Δ mIoU"].mean) for row in table.rows)
+    (note,) = [note for note in table.notes if "very same runs" in note]
+    assert note.endswith("(seeds 0, 1, 2): bilinear, better, same, worse.")
+
+
 def test_compare_makes_no_difference_of_what_was_counted_differently(folder, other):
     for d in ("bilinear", "better", "worse"):
         for run in other.glob(f"{d}-*"):

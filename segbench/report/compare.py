@@ -51,6 +51,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
     why = _counted_differently(a, b)
     chosen = choose([*sweeps[0].results, *sweeps[1].results], metrics)
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
+    same = [] if why else [d for d in shared if _same_runs(a, b, d)]
     rows: list[dict[str, Any]] = []
     for decoder in shared:
         row: dict[str, Any] = {"decoder": decoder}
@@ -58,11 +59,16 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
         for metric in chosen:
             for name, group in zip(names, (a, b), strict=True):
                 row[f"{metric.column} in {name}"] = Analysis(group, metric).cell(decoder)
-            row[f"Δ {metric.column}"] = HOLE if why else Analysis(pair, metric).against(names[0]).delta(names[1])
+            row[f"Δ {metric.column}"] = (
+                HOLE if why or decoder in same else Analysis(pair, metric).against(names[0]).delta(names[1])
+            )
         rows.append(row)
     blocks = [["decoder"], *([*(f"{m.column} in {name}" for name in names), f"Δ {m.column}"] for m in chosen)]
     notes = [f"Δ: {names[1]} minus {names[0]}; no correction for the number of decoders."]
     notes += [f"No difference is made: {why}."] if why else []
+    if same:
+        seeds = ", ".join(str(s) for s in a.seeds if s in b.seeds)
+        notes.append(f"The very same runs, so that nothing can differ (seeds {seeds}): {', '.join(same)}.")
     if a.seeds != b.seeds and not why:
         notes.append(f"Other seeds ({a.seeds} and {b.seeds}): differences are over those in both, if any.")
     for only, of in ((set(a.decoders) - set(shared), names[0]), (set(b.decoders) - set(shared), names[1])):
@@ -81,6 +87,17 @@ def _counted_differently(a: Group, b: Group) -> str:
             return f"the {called} differ"
     same = one.row["data_fingerprints"][-1] == other.row["data_fingerprints"][-1]
     return "" if same and np.array_equal(one.ids, other.ids) else "the evaluated images differ"
+
+
+def _same_runs(a: Group, b: Group, decoder: str) -> bool:
+    """Whether what both have of a decoder are the very same runs, found in two folders."""
+    both = [
+        (a.results[decoder, s], b.results[decoder, s]) for s in a.seeds if (decoder, s) in a.results.keys() & b.results
+    ]
+    return bool(both) and all(
+        one.row["key"] == other.row["key"] and np.array_equal(one.counts["region"], other.counts["region"])
+        for one, other in both
+    )
 
 
 def _pair(a: Group, b: Group, decoder: str, names: tuple[str, str]) -> Group:

@@ -39,22 +39,33 @@ def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
     Raises:
         UserError: it cannot be read or written.
     """
-    path, damage = runs[0].folder.parent / store.MANIFEST, ""
-    before: list[dict[str, Any]] = []
-    configured: dict[str, Any] = {}
+    path = runs[0].folder.parent / store.MANIFEST
     with store.locked(path, LOCK_S) as mine:
         if not mine:
             raise UserError(f"another process has held the lock of {path} for {LOCK_S:.0f} s; end it and start again")
-        try:
-            if path.exists():
-                there = store.read_manifest(path.parent)
-                before, configured = there["runs"], there.get("config", {})
-        except store.Damaged as error:
-            damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
-        rows = _merged(runs, before)
-        manifest = {"config": _config(config, rows, configured), "runs": rows}
-        store.write_json(path, manifest)
-    return Listed(json.loads(json.dumps(manifest, default=str)), damage, _replaced(path.parent, before, rows))
+        listed = make_manifest(config, runs)
+        store.write_json(path, listed.manifest)
+    return listed
+
+
+def make_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
+    """What `write_manifest` writes; this writes nothing.
+
+    Raises:
+        UserError: what was listed before cannot be read.
+    """
+    folder, damage = runs[0].folder.parent, ""
+    before: list[dict[str, Any]] = []
+    configured: dict[str, Any] = {}
+    try:
+        if (folder / store.MANIFEST).exists():
+            there = store.read_manifest(folder)
+            before, configured = there["runs"], there.get("config", {})
+    except store.Damaged as error:
+        damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
+    rows = _merged(runs, before)
+    manifest = {"config": _config(config, rows, configured), "runs": rows}
+    return Listed(json.loads(json.dumps(manifest, default=str)), damage, _replaced(folder, before, rows))
 
 
 def _replaced(folder: Path, before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:

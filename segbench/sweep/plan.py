@@ -1,5 +1,6 @@
 """A sweep before it runs: what it consists of, what is done, what fails. Imports no torch."""
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def _look(
                 raise
             failing.append(str(error))
     if known.model_dump_json() != before:
-        known.write(folder)
+        with contextlib.nullcontext() if todo else contextlib.suppress(UserError):  # a finished sweep is only shown
+            known.write(folder)
     return runs, statuses, failing, findings
 
 

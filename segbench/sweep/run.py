@@ -16,7 +16,7 @@ from segbench.errors import Failure, UserError
 from segbench.launch.base import run_cohorts
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
 from segbench.runs import Cohort, Run, make_cohorts, should_split
-from segbench.sweep.manifest import write_manifest
+from segbench.sweep.manifest import make_manifest, write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.progress import Display
 from segbench.sweep.status import last_said
@@ -38,8 +38,14 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[st
     plan = make_plan(config)
     runs, folder = plan.runs, plan.folder
     store.tidy_sweep(folder)
-    damages = list(repair(plan))
-    listed = write_manifest(config, runs)
+    try:
+        damages = list(repair(plan))
+        listed = write_manifest(config, runs)
+    except UserError as error:
+        if plan.todo:
+            raise
+        _tell(console, "as it is", [f"nothing is to do, so that the table can be made all the same: {error}"])
+        damages, listed = [], make_manifest(config, runs)
     _tell(console, "damaged", [*damages, listed.damage])
     _tell(console, "replaced", [listed.replaced])
     _tell(console, "data", plan.findings)
