@@ -37,6 +37,8 @@ def fail(error):
     raise error
 
 harms("Grad", lambda *_: torch.set_grad_enabled(False))
+mode = torch.inference_mode()
+harms("Inference", lambda *_: mode.__enter__())
 harms("Dtype", lambda *_: torch.set_default_dtype(torch.float64))
 harms("Threads", lambda *_: torch.set_num_threads(7))
 harms("Deterministic", lambda *_: torch.use_deterministic_algorithms(True))
@@ -74,6 +76,7 @@ class Draws(Whole):  # from generators that nobody asked it to use
 )
 CHANGES = {
     "Grad": "torch.set_grad_enabled",
+    "Inference": "torch.inference_mode and torch.set_grad_enabled",
     "Dtype": "torch.set_default_dtype",
     "Threads": "torch.set_num_threads",
     "Deterministic": "torch.use_deterministic_algorithms",

@@ -64,7 +64,14 @@ def _put_cudnn(values: tuple[bool, bool, bool]) -> None:
     torch.backends.cudnn.set_flags(*values[:2], None, values[2])
 
 
+def _put_inference(value: bool) -> None:
+    _entered.append(torch.inference_mode(value))  # which ends with the last reference to it
+    _entered[-1].__enter__()
+
+
+_entered: list[torch.inference_mode] = []
 SETTINGS = (
+    Setting("torch.inference_mode", torch.is_inference_mode_enabled, _put_inference),
     Setting("torch.set_grad_enabled", torch.is_grad_enabled, torch.set_grad_enabled),
     Setting("torch.set_default_dtype", torch.get_default_dtype, torch.set_default_dtype),
     Setting("torch.set_num_threads", torch.get_num_threads, torch.set_num_threads),
