@@ -339,7 +339,7 @@ def test_hostile_names_do_no_harm(tmp_path):
     store.write_json(path / "sweep.json", {"config": {"seeds": [0], "baseline": "bilinear"}, "runs": runs})
     table = tables.make_table(path)
     assert r"\|c%" in formats.as_md(table)
-    assert r"[bold]a\_b|c\%\{x\}\textbackslash{}y" in formats.as_tex(table)
+    assert r"{[}bold]a\_b$|$c\%\{x\}\textbackslash{}y" in formats.as_tex(table)
     out = io.StringIO()
     formats.print_terminal(table, Console(file=out, width=200))
     assert name in out.getvalue()

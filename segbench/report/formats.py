@@ -13,6 +13,7 @@ import numpy as np
 from segbench.errors import UserError
 from segbench.measures.base import Measure, RunMeasure
 from segbench.report.analysis import Cell, Delta, PValue
+from segbench.report.escape import for_markdown, for_spreadsheet, for_tex
 from segbench.report.ranking import Rank
 from segbench.report.table import Table
 
@@ -61,9 +62,8 @@ def flat(table: Table) -> list[dict[str, Any]]:
 
 def as_csv(table: Table) -> str:
     lines, out = flat(table), io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([for_spreadsheet(v) for v in row] for row in (lines[0], *(line.values() for line in lines)))
     return out.getvalue()
 
 
@@ -79,7 +79,9 @@ def long(frame: "pandas.DataFrame", how: str) -> str | bytes:
         return out.getvalue()
     if how not in ("csv", "json"):
         raise UserError(f"--long is written as csv, json or parquet, not {how}")
-    return str(frame.to_csv(index=False) if how == "csv" else frame.to_json(orient="records", indent=1))
+    if how == "json":
+        return str(frame.to_json(orient="records", indent=1))
+    return str(frame.map(for_spreadsheet).to_csv(index=False, header=list(map(for_spreadsheet, frame))))
 
 
 def as_parquet(table: Table) -> bytes:
@@ -138,9 +140,11 @@ def best_rows(table: Table) -> dict[str, int]:
 
 def as_md(table: Table) -> str:
     header, body = grid(table)
+    header, *body = ([for_markdown(cell) for cell in line] for line in (header, *body))
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
-    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {n}" for n in table.notes)]) + "\n"
+    lines = [f"| {' | '.join(line)} |" for line in (header, rule, *body)]
+    notes = [f"- {for_markdown(note, block=True)}" for note in table.notes]
+    return "\n".join([f"**{for_markdown(table.title)}**", "", *lines, "", *notes]) + "\n"
 
 
 def as_tex(table: Table) -> str:
@@ -149,7 +153,7 @@ def as_tex(table: Table) -> str:
     best = best_rows(table)
     lines = []
     for number, line in enumerate(body):
-        cells = [_tex(cell) for cell in line]
+        cells = [for_tex(cell) for cell in line]
         for place, heading in enumerate(header):
             if best.get(heading) == number:
                 cells[place] = rf"\textbf{{{cells[place]}}}"
@@ -157,19 +161,11 @@ def as_tex(table: Table) -> str:
     top = [
         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"\toprule",
-        " & ".join(map(_tex, header)) + r" \\",
+        " & ".join(map(for_tex, header)) + r" \\",
         r"\midrule",
     ]
-    notes = [f"% {note}" for note in (table.title, *table.notes)]
+    notes = [f"% {' '.join(note.split())}" for note in (table.title, *table.notes)]
     return "\n".join([*notes, *top, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-def _tex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    escaped = "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-    for sign, code in {"±": r"$\pm$", "Δ": r"$\Delta$", "<": "$<$"}.items():
-        escaped = escaped.replace(sign, code)
-    return escaped
 
 
 def print_terminal(table: Table, console: Any) -> None:
