@@ -4,7 +4,7 @@ VENV ?= .venv
 CONFIG ?= configs/default.yaml
 ARGS ?=
 RUN ?=
-FORMAT ?= terminal
+FORMAT ?=
 DECODER ?= bilinear
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -41,8 +41,8 @@ plan: $(READY) ## what CONFIG will do and take: runs, checks, time, memory and d
 status: $(READY) ## where the newest sweep, or RUN=runs/name, stands; from another terminal too
 	@$(BIN)/segbench status $(RUN) $(ARGS)
 
-table: $(READY) ## the newest sweep's table again, or RUN=runs/name; FORMAT=terminal|md|csv|tex|json
-	@$(BIN)/segbench table $(RUN) --format $(FORMAT) $(ARGS)
+table: $(READY) ## the newest sweep's table again, or RUN=name; FORMAT=terminal|md|csv|tex|json
+	@$(BIN)/segbench table $(RUN) $(if $(FORMAT),--format $(FORMAT)) $(ARGS)
 
 report: $(READY) ## one HTML file of the newest sweep, or RUN=runs/name: verdict, table, plots, gallery
 	@$(BIN)/segbench report $(RUN) $(ARGS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from segbench import __version__, commands
 from segbench.errors import UserError
 
-FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
+SWEEP = "a sweep's folder, or its name in runs/; default: the newest there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,13 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     planned.set_defaults(function=commands.plan)
 
     status = add("status", help="where a sweep stands, while it runs or after it stopped")
-    status.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
+    status.add_argument("folder", nargs="?", type=Path, help=SWEEP)
     status.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     status.set_defaults(function=commands.status)
 
     table = add("table", help="the table of a sweep, from its run folders")
-    table.add_argument("folder", nargs="?", help="a sweep's folder; default: the newest in runs/")
-    table.add_argument("--format", choices=FORMATS, default="terminal")
+    table.add_argument("folder", nargs="?", type=Path, help=SWEEP)
+    table.add_argument("--format", choices=commands.FORMATS, help="default: as --out is called, else terminal")
     table.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
     table.add_argument("--per-class", action="store_true", help="the (first) metric of each class")
     table.add_argument("--columns", metavar="A,B,...", help="such as n,score,delta,rank,macs; a wrong one lists all")
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     table.set_defaults(function=commands.table)
 
     report = add("report", help="one HTML file: verdict, table, plots, gallery, provenance")
-    report.add_argument("folder", nargs="?", type=Path, help="a sweep's folder; default: the newest in runs/")
+    report.add_argument("folder", nargs="?", type=Path, help=SWEEP)
     report.add_argument("--out", type=Path, metavar="FILE", help="default: FOLDER/report.html; figures/ lies beside it")
     report.add_argument("--only", metavar="A,B,...", help="these decoders, as if the sweep had no others")
     report.add_argument("--no-gallery", action="store_true", help="leave out the images, for which models are run")
@@ -86,8 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("first", type=Path, help="a sweep's folder")
     compare.add_argument("second", type=Path, help="another's")
     compare.add_argument("--metric", action="append", metavar="NAME", help="miou, biou@0.02, bf1@3, ...; repeatable")
-    compare.add_argument("--format", choices=FORMATS, default="terminal")
+    compare.add_argument("--format", choices=commands.FORMATS, help="default: as --out is called, else terminal")
     compare.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    compare.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     compare.set_defaults(function=commands.compare)
 
     export = add("export", help="a run's predictions, as the data set's owner takes them")
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--split", help="default: the one that the run was evaluated on")
     export.add_argument("--out", type=Path, help="default: RUN/predictions-SPLIT")
+    export.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     export.set_defaults(function=commands.export)
 
     data = add("data", help="look at a data set before training, or download one")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from segbench.config import SweepConfig
     from segbench.report.table import Table
 
+FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
+
 
 def sweep(args: argparse.Namespace) -> int:
     from rich.console import Console
@@ -67,10 +69,9 @@ def status(args: argparse.Namespace) -> int:
     from rich.table import Table as Grid
 
     from segbench.runs import spelled_variant
-    from segbench.store import newest_sweep
     from segbench.sweep.status import read_status
 
-    folder = args.folder or newest_sweep(Path(args.runs_dir))
+    folder = _folder(args.folder, args.runs_dir)
     found = read_status(folder)
     grid = Grid(box=None, pad_edge=False)
     for heading in ("decoder", "seed", "state", ""):
@@ -87,18 +88,17 @@ def status(args: argparse.Namespace) -> int:
 def table(args: argparse.Namespace) -> int:
     from segbench.report import formats
     from segbench.report.table import make_table
-    from segbench.store import newest_sweep
 
-    folder = Path(args.folder) if args.folder else newest_sweep(Path(args.runs_dir))
+    folder, how = _folder(args.folder, args.runs_dir), _format(args)
     _print_measure_files(folder)
     if args.long:
         from segbench.report.frame import load
 
-        _write(formats.long(load(folder, args.allow_mixed, _names(args.only)), args.format), args.out)
+        _write(formats.long(load(folder, args.allow_mixed, _names(args.only)), how), args.out)
         return 0
     columns, only = _names(args.columns), _names(args.only)
     table = make_table(folder, args.metric or (), args.per_class, columns, args.sort, args.allow_mixed, only)
-    _show(table, args.format, args.out)
+    _show(table, how, args.out)
     return 0
 
 
@@ -107,9 +107,8 @@ def report(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from segbench.report.page import write_report
-    from segbench.store import newest_sweep
 
-    folder = args.folder or newest_sweep(Path(args.runs_dir))
+    folder = _folder(args.folder, args.runs_dir)
     _print_measure_files(folder)
     if not args.no_gallery:
         _print_plugin_files(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
@@ -127,11 +126,12 @@ def report(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     from segbench.report.compare import compare
 
-    _print_measure_files(args.first, args.second)
-    found = compare(args.first, args.second, args.metric or ())
-    if args.format == "terminal":
+    first, second, how = _folder(args.first, args.runs_dir), _folder(args.second, args.runs_dir), _format(args)
+    _print_measure_files(first, second)
+    found = compare(first, second, args.metric or ())
+    if how == "terminal":
         print("\n".join(f"{key}: {a} -> {b}" for key, a, b in found.changes) or "the configs are the same")
-    _show(found.table, args.format, args.out)
+    _show(found.table, how, args.out)
     return 0
 
 
@@ -139,12 +139,32 @@ def _names(listed: str | None) -> list[str]:
     return listed.split(",") if listed else []
 
 
+def _folder(given: Path | None, runs_dir: str) -> Path:
+    """The folder that is meant: as given, or by that name in ``runs_dir``; the newest sweep's where none is given."""
+    from segbench.store import newest_sweep
+
+    if given is None:
+        return newest_sweep(Path(runs_dir))
+    inside = Path(runs_dir) / given
+    return inside if inside.is_dir() and not given.exists() else given
+
+
+def _format(args: argparse.Namespace) -> str:
+    """As asked, or by the name of the file to write."""
+    if args.format or not args.out:
+        return args.format or "terminal"
+    suffix: str = args.out.suffix.removeprefix(".")
+    if suffix in FORMATS[1:]:
+        return suffix
+    raise UserError(f"--out {args.out}: its name should end in .{', .'.join(FORMATS[1:])}, or say --format")
+
+
 def _show(table: "Table", how: str, out: Path | None) -> None:
     from segbench.report import formats
 
     if how == "terminal":
         if out:
-            raise UserError("--out wants a --format: md, csv, tex, json or parquet")
+            raise UserError(f"--out takes no --format terminal; there is: {', '.join(FORMATS[1:])}")
         formats.print_terminal(table, _console())
     else:
         write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}
@@ -169,6 +189,7 @@ def export(args: argparse.Namespace) -> int:
 
     from segbench import store
 
+    args.run = _folder(args.run, args.runs_dir)
     store.read_finished(args.run)  # before torch is imported, which takes seconds
     from segbench.export import export, in_words, load_run
     from segbench.kept import changed_since

@@ -342,6 +342,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = read_json(path)
     except Damaged:
         raise damaged from None
+    if manifest is None and (folder.parent / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no sweep; its sweep is {folder.parent}")
     if manifest is None:
         raise UserError(f"{folder} holds no sweep ({MANIFEST} is missing)")
     runs = manifest.get("runs") if isinstance(manifest, dict) else None

@@ -20,8 +20,9 @@ from tests.fakes import fake_sweep
 
 ATTACKS = [
     "<img src=x onerror=alert(1)>", "**bold** __too__", "[l](javascript:alert(1))", "![l](x)", "<http://x.y>",
-    "&lt;&#60;",     "`code`", "$x^2$", "a|b", "~~no~~", "back\\", "\\*", "# heading", "1. list", "- list", "> quotation", "[l]: x", "+",
-    "=cmd|'/c calc'!A0", '=HYPERLINK("http://evil")', "@SUM(1)", "-1+1", "[t]", "*", "_under_", "a_b_c", "bilinear_c",
+    "&lt;&#60;", "`code`", "$x^2$", "a|b", "~~no~~", "back\\", "\\*", "# heading", "1. list", "- list",
+    "> quotation", "[l]: x", "+", "=cmd|'/c calc'!A0", '=HYPERLINK("http://evil")', "@SUM(1)", "-1+1", "[t]", "*",
+    "_under_", "a_b_c", "bilinear_c",
 ]  # fmt: skip
 
 

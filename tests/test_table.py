@@ -239,7 +239,7 @@ def test_the_long_form_holds_every_score(folder):
     assert {"params", "macs", "train", "eval", "memory", "images", "encoder_hash", "key"} <= set(frame.columns)
 
 
-def test_parquet_and_long_files(folder, tmp_path):
+def test_parquet_and_long_files(folder, tmp_path, capsys):
     out = tmp_path / "t.parquet"
     assert main(["table", str(folder), "--format", "parquet", "--out", str(out)]) == 0
     frame = pandas.read_parquet(out)
@@ -249,6 +249,30 @@ def test_parquet_and_long_files(folder, tmp_path):
     assert len(pandas.read_csv(tmp_path / "l.csv")) == 12 * 21
     assert main(["table", str(folder), "--format", "parquet"]) == 2
     assert main(["table", str(folder), "--out", "x"]) == 2
+    assert main(["table", str(folder), "--out", str(tmp_path / "x.csv"), "--format", "terminal"]) == 2
+    for suffix in ("md", "csv", "tex", "json"):
+        assert main(["table", str(folder), "--out", str(tmp_path / f"t.{suffix}")]) == 0
+        assert main(["table", str(folder), "--format", suffix]) == 0
+        assert (tmp_path / f"t.{suffix}").read_text() == capsys.readouterr().out
+    assert main(["table", str(folder), "--out", str(tmp_path / "t.csv"), "--format", "md"]) == 0
+    assert (tmp_path / "t.csv").read_text() == (tmp_path / "t.md").read_text()
+
+
+def test_a_sweep_is_found_by_its_name_and_a_run_is_told_from_it(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    where = ["--runs-dir", folder.parent.name]
+    for command in (
+        ["table", folder.name],
+        ["status", folder.name],
+        ["table", folder.name, "--long", "--format", "csv"],
+    ):
+        assert main([*command, *where]) == 0
+    assert "bilinear" in capsys.readouterr().out
+    assert main(["compare", folder.name, "none", *where]) == 2
+    assert "none holds no sweep" in capsys.readouterr().err
+    run = next(folder.glob("worse-s2-*"))
+    assert main(["table", str(run)]) == 2
+    assert capsys.readouterr().err == f"segbench: {run} holds no sweep; its sweep is {folder}\n"
     assert main(["table", str(folder), "--long", "--format", "md"]) == 2
 
 
