@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import re
 
 import numpy as np
 import pandas
@@ -145,6 +146,28 @@ def test_collapsed_runs_are_marked(folder, undrawn):
     words = " ".join(" ".join(read.words).split())
     assert "deconv has collapsed in 1 of 3 runs" in words
     assert note in words
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 240])
+def test_nothing_is_broken_in_a_terminal(tmp_path, width):
+    """Two baselines, as in the default sweep: at 80 columns a cell has two lines, its verdict being the second."""
+    effects = {"nearest": -0.05, "bilinear": 0.0, "bilinear_conv": 0.02, "deconv": 0.03, "fractional": 0.001}
+    table = tables.make_table(fake_sweep(tmp_path / "s", effects, baseline=["bilinear", "bilinear_conv"]))
+    formats.print_terminal(table, Console(file=(out := io.StringIO()), width=width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    body = [line for line in lines if line.startswith(tuple(effects))]
+    assert len(body) == len(effects) * (2 if width == 240 else 3)  # grids
+    cells = [cell for line in body for cell in re.split(" {3,}", line.rstrip())]
+    whole = [
+        line for row in table.rows for h in table.headings for line in formats.cell_text(table, row, h).splitlines()
+    ]
+    assert all(any(text.startswith(cell) for text in whole) for cell in cells), cells
+    verdicts = [line.split("   ") for line in lines if line.startswith("     ") and "]" not in line and "Δ" not in line]
+    words = {part.strip() for parts in verdicts for part in parts} & {"better", "worse", "within noise"}
+    assert words == ({"better", "worse", "within noise"} if width == 80 else set())
+    intervals = re.findall(r"\[[-+]\d+\.\d\d, [-+]\d+\.\d\d\]", "\n".join(body))
+    assert len(intervals) == 2 * 2 * (len(effects) - 1)
 
 
 def test_sound_runs_are_not_marked(folder):

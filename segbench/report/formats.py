@@ -20,6 +20,8 @@ from segbench.report.table import Table
 if TYPE_CHECKING:
     import pandas
 
+GAP = 3  # columns of the terminal between two of a grid
+
 
 def as_json(table: Table) -> str:
     """Everything, unrounded."""
@@ -172,44 +174,39 @@ def print_terminal(table: Table, console: Any) -> None:
     """Colours: green better than the baseline, red worse, dim within noise; bold the best mean of a score.
 
     Where one grid would be wider than the terminal, there are several, each with the columns that say what a row
-    is: what belongs together stays so, as far as it fits by the longest words of its columns.
+    is; what belongs together stays so where it fits. Where it is still too wide, the verdict of a difference stands
+    below it, and headings are broken between words.
     """
-    from rich.measure import Measurement
     from rich.text import Text
 
     console.print(Text(table.title, style="bold"), soft_wrap=True)
     first, *blocks = table.blocks
-
-    def width(headings: Sequence[str]) -> Measurement:
-        return Measurement.get(console, console.options.update(width=10_000), _rich(table, headings))
-
-    parts = [  # of a block whose longest words do not fit side by side, each column is by itself
-        part
-        for block in blocks
-        for part in ([block] if width(first + block).minimum <= console.width else [[h] for h in block])
-    ]
     grids = [first]
-    for part in parts:
-        if width(grids[-1] + part).maximum <= console.width or grids[-1] == first:
-            grids[-1] = grids[-1] + part
-        else:
-            grids.append(first + part)
+    for block in blocks:
+        for part in [block] if _widths(table, first + block, console.width, True) else [[h] for h in block]:
+            together = grids[-1] + part
+            whole = _widths(table, together, console.width)
+            if grids[-1] == first or (whole and all(len(h) <= whole[h] for h in together)):
+                grids[-1] = together
+            else:
+                grids.append(first + part)
     for headings in grids:
-        found = width(headings)
-        spare = console.width - found.minimum if found.minimum <= console.width < found.maximum else None
-        console.print(_rich(table, headings, spare))
+        console.print()
+        console.print(_rich(table, headings, console.width))
+    console.print()
     for note in table.notes:
         console.print(note, style="dim", highlight=False, markup=False)
 
 
-def _rich(table: Table, headings: Sequence[str], spare: int | None = None) -> Any:
-    """A grid; with ``spare``, what the columns' longest words leave of the terminal's width, no word is broken."""
+def _rich(table: Table, headings: Sequence[str], width: int) -> Any:
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold")
-    widths = {} if spare is None else _widths(table, headings, spare)
+    shown = RichTable(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
+    widths = _widths(table, headings, width)
+    in_lines = widths is None
+    widths = widths or _widths(table, headings, width, True) or {}  # else words are broken
     for i, heading in enumerate(headings):
         shown.add_column(Text(heading), justify="right" if i else "left", overflow="fold", width=widths.get(heading))
     best = best_rows(table)
@@ -217,26 +214,38 @@ def _rich(table: Table, headings: Sequence[str], spare: int | None = None) -> An
     for number, row in enumerate(table.rows):
         cells = []
         for heading in headings:
-            value = row[heading]
+            value, said = row[heading], "\n".join(_lines(table, row, heading, in_lines))
             style = styles[value.verdict] if isinstance(value, Delta) else "red" if heading == "collapsed" else ""
-            cells.append(Text(cell_text(table, row, heading), style="bold" if best.get(heading) == number else style))
+            cells.append(Text(said, style="bold" if best.get(heading) == number else style))
         shown.add_row(*cells)
     return shown
 
 
-def _widths(table: Table, headings: Sequence[str], spare: int) -> dict[str, int]:
-    """Of each column: whole cells up to one width for all, as large as ``spare`` lets it be; never less than words."""
+def _lines(table: Table, row: dict[str, Any], heading: str, in_lines: bool) -> list[str]:
+    """A cell's text; ``in_lines`` with the verdict of a difference on a line of its own."""
+    said, value = cell_text(table, row, heading), row[heading]
+    verdict = value.verdict if isinstance(value, Delta) and in_lines else ""
+    return [said.removesuffix(f" {verdict}"), verdict] if verdict else [said]
+
+
+def _widths(table: Table, headings: Sequence[str], width: int, in_lines: bool = False) -> dict[str, int] | None:
+    """Of each column of a grid ``width`` wide; None where cells or words of headings would have to be broken.
+
+    What is left over goes to the headings, up to one width for all.
+    """
     from rich.cells import cell_len
 
-    words, whole = {}, {}
-    for heading in headings:
-        cells = [heading, *(cell_text(table, row, heading) for row in table.rows)]
-        words[heading] = max(cell_len(word) for cell in cells for word in cell.split() or [""])
-        whole[heading] = max(map(cell_len, cells))
-    found = words
-    for most in range(max(whole.values())):
-        wider = {h: max(words[h], min(whole[h], most)) for h in headings}
-        if sum(wider.values()) - sum(words.values()) > spare:
+    least = {
+        h: max(map(cell_len, [*h.split(), *(line for row in table.rows for line in _lines(table, row, h, in_lines))]))
+        for h in headings
+    }
+    room = width - GAP * (len(headings) - 1)
+    if sum(least.values()) > room:
+        return None
+    found = least
+    for most in range(max(map(cell_len, headings)) + 1):
+        wider = {h: max(least[h], min(cell_len(h), most)) for h in headings}
+        if sum(wider.values()) > room:
             break
         found = wider
     return found
