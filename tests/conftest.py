@@ -1,5 +1,7 @@
 """Shared by all tests: tiny sweeps, the command line as a user runs it, and real data where it is there."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import torch
 import yaml
 
 from segbench import store
+from segbench.cli import main
 from segbench.columns import described, load_measures
 from segbench.config import SweepConfig
 from segbench.config_file import build_config
@@ -96,8 +99,15 @@ def write_again(folder: Path, **changes: Any) -> None:
 
 
 def segbench(*args: object, cwd: Path = ROOT, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """The console script in a process of its own."""
+    """The console script in a process of its own.
+
+    But for commands that run no plug-in in their own process: those run here, with the fork server that is there.
+    """
     command = [sys.executable, "-m", "segbench.cli", *map(str, args)]
+    if args[0] in ("sweep", "plan", "status") and cwd == ROOT == Path.cwd() and not kwargs:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = main([str(arg) for arg in args])
+        return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False, **kwargs)
 
 
