@@ -148,7 +148,7 @@ def test_entry_points_of_both_kinds(tmp_path, write_sweep):
     decoders = [{"name": "blur", "params": {"size": 5}}, "coarsest", "nearest"]
     done = installed("sweep", write_sweep(decoders=decoders), "skeleton=linear", site=site)
     assert done.returncode == 0, done.stderr
-    assert all(re.search(rf"^ +{name} ", done.stdout, re.M) for name in ("blur", "coarsest", "nearest"))
+    assert all(re.search(rf"^ *{name} ", done.stdout, re.M) for name in ("blur", "coarsest", "nearest"))
     assert done.stderr.count(f"runs the code in {site / 'kit.py'}") == 1
 
 

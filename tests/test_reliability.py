@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -158,7 +159,7 @@ def test_the_state_is_saved_every_so_many_minutes(make_config, monkeypatch):
     """Of 10 steps of 25 s each, at most a minute is lost: the first step after it saves, and the last one."""
     planned = make_plan(make_config(decoders=["nearest"], recipe={"steps": 10}, launch={"checkpoint_minutes": 1}))
     now, saved = [0.0], []
-    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(control, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
     monkeypatch.setattr(store, "write_checkpoint", lambda folder, step, data: saved.append(step))
 
     def report(phase, *_):

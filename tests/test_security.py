@@ -150,7 +150,8 @@ def test_a_plug_in_is_named_before_it_runs(write_sweep, plugin, fuse):
     path = write_sweep(decoders=[f"{plugin}:Mine"])
     runs = path.parent / "runs" / "tiny"
     for command in (["sweep", path], ["export", runs / "RUN"], ["report", runs]):
-        done = segbench(*(next(runs.glob("Mine-*")) if part == runs / "RUN" else part for part in command))
+        argv = (next(runs.glob("Mine-*")) if part == runs / "RUN" else part for part in command)
+        done = segbench(*argv, cwd=path.parent)  # a process of its own
         assert done.returncode == 0, done.stderr
         lines = done.stderr.splitlines()
         named = plugin if command[0] == "sweep" else next(runs.glob("Mine-*/source/0")) / plugin.name
