@@ -1,23 +1,63 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
 import math
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from segbench.spelling import look, shows
 
 T = TypeVar("T")
 MOST_RUNS = 10_000  # of a sweep; each is a folder, and planning and the table look at all of them
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Pixels = Annotated[int, Field(gt=0, le=16_384)]
-Count = Annotated[int, Field(gt=0, le=1024)]  # of processes or threads
-Fraction01 = Annotated[float, Field(ge=0, le=1)]
-# No control characters, line breaks or bidirectional marks.
-PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
-OneLine = Annotated[str, Field(pattern=f"^{PRINTABLE}+$", description="text of one line")]
+LABEL = 60  # characters of a label, which stands in every line of a table
+
+
+@BeforeValidator
+def number(value: Any) -> Any:
+    if isinstance(value, bool):  # which Python counts as 0 and 1
+        raise PydanticCustomError("number", "a number")
+    return value
+
+
+Int = Annotated[int, number]
+Float = Annotated[float, number]
+Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
+AtLeast1 = Annotated[Int, Field(gt=0)]
+Pixels = Annotated[Int, Field(gt=0, le=16_384)]
+Count = Annotated[Int, Field(gt=0, le=1024)]  # of processes or threads
+Fraction01 = Annotated[Float, Field(ge=0, le=1)]
+
+
+@AfterValidator
+def one_line(text: str) -> str:
+    if not shows(text):
+        raise PydanticCustomError("text", "text of one line, without characters that do not show")
+    return text
+
+
+@AfterValidator
+def short(text: str) -> str:
+    if text and not shows(text):
+        raise PydanticCustomError("text", "text of one line, without characters that do not show")
+    if len(text) > LABEL:
+        raise PydanticCustomError("text", "at most {most} characters", {"most": LABEL})
+    return text
+
+
+@AfterValidator
+def name_of_folder(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
+        raise PydanticCustomError("text", "up to 100 letters, digits, dots, - and _; the first a letter or digit")
+    return text
+
+
+OneLine = Annotated[str, one_line]
 Size = Annotated[
     tuple[Pixels, Pixels],
-    BeforeValidator(lambda v: (v, v) if isinstance(v, int) else v),
+    BeforeValidator(lambda v: (v, v) if isinstance(v, int) and not isinstance(v, bool) else v),
     Field(description="(height, width) in pixels"),
 ]
 
@@ -86,15 +126,13 @@ class EncoderConfig(PluginConfig):
     )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
-    strides: list[PositiveInt] | None = Field(
-        None, description="levels to use; default: every level of stride 4 and more"
-    )
+    strides: list[AtLeast1] | None = Field(None, description="levels to use; default: every level of stride 4 and more")
 
 
 class DecoderConfig(PluginConfig):
     """An upsampler or decoder, and its label in tables."""
 
-    label: Annotated[str, Field(pattern=f"^{PRINTABLE}*$", description="text of one line")] = ""
+    label: Annotated[str, short] = Field("", description="what it is called in tables; default: its name")
 
     @property
     def title(self) -> str:
@@ -104,16 +142,20 @@ class DecoderConfig(PluginConfig):
 @AfterValidator
 def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
     titles = [d.title for d in decoders]
+    looks = [look(title) for title in titles]
     if twice := [t for t in titles if titles.count(t) > 1]:
         raise ValueError(f"two are called '{min(twice)}'; give one of them a label")
+    if alike := [title for title in titles if looks.count(look(title)) > 1]:
+        spelled = " and ".join(map(ascii, alike[:2]))
+        raise ValueError(f"two look the same, {spelled}; give one of them another label")
     return decoders
 
 
 class RecipeConfig(Section):
     """How every decoder of the sweep is trained."""
 
-    steps: Annotated[int, Field(gt=0, le=100_000_000)]
-    batch_size: Annotated[int, Field(gt=0, le=65_536)] = 8
+    steps: Annotated[Int, Field(gt=0, le=100_000_000)]
+    batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 8
     crop: Size = (256, 256)
     scale: tuple[Positive, Positive] = (0.5, 2.0)
     flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
@@ -124,7 +166,7 @@ class RecipeConfig(Section):
     momentum: Fraction01 = Field(0.9, description="sgd only")
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     power: Positive = Field(0.9, description="poly only")
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Int, Field(ge=0)] = 0
     clip_norm: Positive | None = Field(None, description="largest gradient norm, for each decoder by itself")
     class_weights: list[NonNegative] | None = Field(None, description="one weight per class in the cross-entropy")
 
@@ -149,7 +191,7 @@ class EvaluationConfig(Section):
         "mean",
         description="below and to the right, up to a multiple of the largest stride: the mean colour or the edge",
     )
-    every: PositiveInt | None = Field(None, description="also evaluate every so many steps, for the history")
+    every: AtLeast1 | None = Field(None, description="also evaluate every so many steps, for the history")
 
     @model_validator(mode="after")
     def _windows(self) -> "EvaluationConfig":
@@ -188,7 +230,9 @@ class TrainerConfig(Section):
         "cpu", description="auto: the best of this machine; a cluster's is not known here, and has to be named"
     )
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    deterministic: bool | Literal["warn"] = False
+    deterministic: Literal[True, False, "warn"] = Field(
+        False, description="refuse what is not deterministic, or warn; on a CPU nothing here needs it"
+    )
     benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
 
 
@@ -199,10 +243,10 @@ class SlurmConfig(Section):
     """
 
     cluster: Literal["slurm", "local"] = Field("slurm", description="local: processes of this machine, to try it out")
-    timeout_min: PositiveInt = Field(240, description="minutes, after which a job saves its state and queues again")
-    signal_delay_s: PositiveInt = Field(90, description="seconds before that in which it can do so")
-    cpus_per_task: PositiveInt | None = Field(None, description="default: launch.threads")
-    gpus_per_node: PositiveInt | None = Field(None, description="default: 1 for a GPU cohort, else none")
+    timeout_min: AtLeast1 = Field(240, description="minutes, after which a job saves its state and queues again")
+    signal_delay_s: AtLeast1 = Field(90, description="seconds before that in which it can do so")
+    cpus_per_task: AtLeast1 | None = Field(None, description="default: launch.threads")
+    gpus_per_node: AtLeast1 | None = Field(None, description="default: 1 for a GPU cohort, else none")
     mem_gb: Positive | None = None
     partition: OneLine | None = None
     account: OneLine | None = None
@@ -235,7 +279,7 @@ class LaunchConfig(Section):
     timeout_min: Positive | None = Field(
         60.0, description="minutes without a step or image, after which a cohort is ended; null: it is waited for"
     )
-    workers: Annotated[int, Field(ge=0, le=1024)] = Field(
+    workers: Annotated[Int, Field(ge=0, le=1024)] = Field(
         0, description="data loader processes of each; 0 loads in the cohort's own"
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
@@ -250,7 +294,7 @@ class LaunchConfig(Section):
 class SweepConfig(Section):
     """A sweep: its runs are the product of ``decoders``, ``seeds`` and every list in ``grid``."""
 
-    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    name: Annotated[str, name_of_folder] = Field(description="of the sweep's folder in runs_dir; default: the file's")
     data: DataConfig
     encoder: EncoderConfig = EncoderConfig()
     decoders: Annotated[list[DecoderConfig], Field(min_length=1), distinct_titles] = Field(
@@ -260,7 +304,7 @@ class SweepConfig(Section):
     decoder_defaults: dict[str, Any] = Field(
         {}, description="parameters for every decoder that takes them, such as width: 32"
     )
-    seeds: Distinct[Annotated[int, Field(ge=0, lt=2**31)]] = [0]
+    seeds: Distinct[Annotated[Int, Field(ge=0, lt=2**31)]] = [0]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]"
     )

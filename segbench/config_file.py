@@ -12,6 +12,7 @@ from segbench.config import SweepConfig
 from segbench.errors import UserError, suggest
 from segbench.registry import validation_message
 
+TOLD = 4  # mistakes that one message names
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # of a sweep file
 
 
@@ -71,8 +72,9 @@ def build_config(values: dict[str, Any], source: str = "config", lines: dict[str
     try:
         return SweepConfig.model_validate(values)
     except ValidationError as error:
-        messages = [_explain(e, source, lines or {}) for e in error.errors()]
-        raise UserError("; ".join(dict.fromkeys(messages))) from None
+        messages = list(dict.fromkeys(_explain(e, source, lines or {}) for e in error.errors()))
+        more = [f"and {len(messages) - TOLD} more"] if len(messages) > TOLD else []
+        raise UserError("; ".join([*messages[:TOLD], *more])) from None
 
 
 def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConfig]]:

@@ -4,6 +4,7 @@ Nothing here imports torch, nor any plug-in that was not asked for.
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -11,6 +12,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -18,7 +20,10 @@ from types import ModuleType
 from typing import Any
 
 import pydantic
+import yaml
 
+import segbench.config
+from segbench.config import PluginConfig
 from segbench.errors import UserError, located, suggest, unknown
 
 INSTALLED = ("site-packages", "dist-packages")  # folders whose modules are no neighbours of each other
@@ -309,10 +314,12 @@ def check_params(kind: Kind, name: str, cls: type[Any], params: Mapping[str, Any
 
 def fit_params(who: str, known: Parameters, params: Mapping[str, Any]) -> dict[str, Any]:
     """As `check_params`, for ``known`` parameters of one constructor or of several; errors begin with ``who``."""
-    for key in params:
+    for key, value in params.items():
         if key not in known:
             there = f"it takes: {', '.join(known)}" if known else "it takes none"
             raise UserError(f"{who} has no parameter '{key}'{suggest(key, known)}; {there}")
+        if isinstance(value, bool) and known[key][0] in (int, float, int | None, float | None):  # not 0 or 1
+            raise UserError(f"{who}: {key} should be a number, not {in_yaml(value)}")
     model = pydantic.create_model("Params", __config__=pydantic.ConfigDict(arbitrary_types_allowed=True), **known)  # type: ignore[call-overload]
     try:
         checked = model(**params)
@@ -321,13 +328,46 @@ def fit_params(who: str, known: Parameters, params: Mapping[str, Any]) -> dict[s
     return {key: getattr(checked, key) for key in known}
 
 
+WANTED = {  # kinds of pydantic's errors that its own words do not say plainly
+    "string_type": "text", "string_too_short": "text that is not empty", "model_type": "keys with values",
+    "dict_type": "keys with values", "list_type": "a list", "tuple_type": "a list", "path_type": "a path",
+    "bool_type": "true or false", "bool_parsing": "true or false",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+}  # fmt: skip
+
+
 def validation_message(error: Any) -> str:
-    """One pydantic error in words: the place, what was wanted and what was found."""
-    place = ".".join(map(str, error["loc"]))
-    if error["type"] == "missing":
+    """One pydantic error in words: the place, what was wanted and what was found, as YAML spells it."""
+    place, kind, value, context = ".".join(map(str, error["loc"])), error["type"], error["input"], error.get("ctx", {})
+    if kind == "missing" and isinstance(error["loc"][-1], int):
+        return f"{place.rpartition('.')[0]} has too few values"
+    if kind == "missing":
         return f"{place} is missing"
-    if error["type"] in ("value_error", "assertion_error"):
-        return f"{place}: {error['ctx']['error']}".removeprefix(": ")
-    found = repr(error["input"])
+    if kind in ("value_error", "assertion_error"):
+        return f"{place}: {context['error']}".removeprefix(": ")
+    if kind in ("too_short", "too_long"):
+        limit = f"{context['min_length']} or more" if kind == "too_short" else f"{context['max_length']} or fewer"
+        return f"{place} should have {limit} values, not {context['actual_length']}"
+    wanted = WANTED.get(kind) or error["msg"].removeprefix("Input should be ")
+    if kind == "literal_error":
+        wanted = wanted.replace("True", "true").replace("False", "false")
+    if kind == "model_type" and issubclass(getattr(segbench.config, context["class_name"], object), PluginConfig):
+        wanted = "a name, or keys such as name: and params:"
+    found = in_yaml(value)
     found = found if len(found) <= 100 else f"{found[:97]}..."
-    return f"{place} should be {error['msg'].removeprefix('Input should be ')}, not {found}"
+    hint = ""
+    if wanted.startswith(("text", "a name", "a path")) and isinstance(value, bool | int | float | date):
+        read = "no, off, yes and on" if isinstance(value, bool) else "a date" if isinstance(value, date) else "a number"
+        hint = f" (YAML reads {read} so: quote it)" if isinstance(value, bool) else f" (YAML reads {read}: quote it)"
+    return f"{place} should be {wanted}, not {found}{hint}"
+
+
+def in_yaml(value: Any) -> str:
+    """A value as a sweep file has it, in one line; text in quotes."""
+    if isinstance(value, str):
+        return repr(value)
+    with contextlib.suppress(yaml.YAMLError, RecursionError):
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False)
+        return text.removesuffix("...\n").strip()
+    return repr(value)

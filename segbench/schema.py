@@ -5,6 +5,8 @@ from typing import Annotated, Any
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from segbench.registry import validation_message
+
 
 class _Measure(BaseModel):
     name: str
@@ -74,8 +76,7 @@ def _wrong(model: type[BaseModel], value: Any) -> str:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return validation_message(error.errors()[0])
     return ""
 
 

@@ -1,9 +1,12 @@
+import datetime
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from segbench.config_file import build_config, expand_grid, load_config
+from segbench.config import Section, SweepConfig
+from segbench.config_file import _assign, build_config, expand_grid, load_config
 from segbench.errors import UserError
 from tests.conftest import ROOT, tiny
 
@@ -73,14 +76,14 @@ def test_a_narrower_call_need_not_have_the_file_s_baselines(tmp_path):
         (
             "data: {name: shapes}\ndecoders: [bilinear]\nrecipe:\n  steps: many\n",
             [],
-            r"line 4: recipe\.steps should be a valid integer.*'many'",
+            r"line 4: recipe\.steps should be a whole number, not 'many'",
         ),
         (GOOD, ["recipe.steps=0"], r"recipe\.steps should be greater than 0, not 0"),
         (GOOD, ["recipe.optimizer=adam"], r"recipe\.optimizer should be 'adamw' or 'sgd', not 'adam'"),
         (GOOD, ["recipe.scale=[2,1]"], r"scale should be \[smallest, largest\], not \[2.0, 1.0\]"),
         (GOOD, ["recipe.warmup_steps=10"], r"warmup_steps \(10\) should be less than steps \(10\)"),
         (GOOD, ["decoders=[bilinear, bilinear]"], r"two are called 'bilinear'; give one of them a label"),
-        (GOOD, ["decoders=[]"], r"decoders .*at least 1 item"),
+        (GOOD, ["decoders=[]"], r"decoders .*1 or more values"),
         (
             GOOD,
             ["baseline=bilnear"],
@@ -88,9 +91,9 @@ def test_a_narrower_call_need_not_have_the_file_s_baselines(tmp_path):
         ),
         (GOOD, ["baseline=[bilinear, bilnear]"], r"baseline: there is no 'bilnear' \(did you mean 'bilinear'\?\)"),
         (GOOD, ["baseline=[bilinear, bilinear]"], r"baseline: \['bilinear', 'bilinear'\] holds one twice"),
-        (GOOD, ["baseline=[bilinear, nearest, deconv]"], r"baseline .*at most 2 items"),
-        (GOOD, ["baseline=[]"], r"baseline .*at least 1 item"),
-        (GOOD, ["grid={recipe.lr: []}"], r"grid\.recipe\.lr .*at least 1 item"),
+        (GOOD, ["baseline=[bilinear, nearest, deconv]"], r"baseline .*2 or fewer values"),
+        (GOOD, ["baseline=[]"], r"baseline .*1 or more values"),
+        (GOOD, ["grid={recipe.lr: []}"], r"grid\.recipe\.lr .*1 or more values"),
         (GOOD, ["name=.."], r"name should"),
         (GOOD, ["recipe.steps=0"], r"my_sweep\.yaml: recipe\.steps should be greater than 0"),
         ("data: {{ROOT}}\n", [], r"is not valid YAML"),
@@ -120,6 +123,93 @@ def test_mistakes_are_named_with_their_place(tmp_path, text, overrides, message)
     with pytest.raises(UserError, match=message) as caught:
         load_config(write(tmp_path, text), overrides)
     assert "\n" not in str(caught.value)
+
+
+def told_by(function, *args):
+    try:
+        function(*args)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def leaves(model, place=()):
+    """(dotted place, value that it has) of every key of a section."""
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if isinstance(value, Section):
+            yield from leaves(value, (*place, name))
+        yield ".".join((*place, name)), value
+
+
+def test_a_value_of_the_wrong_kind_is_told_in_plain_words_for_every_key():
+    """No word of Python's or pydantic's; YAML's spelling of what was found."""
+    config = SweepConfig.model_validate(tiny(decoders=[{"name": "bilinear", "label": "x"}], measures=["biou"]))
+    jargon = re.compile(
+        r"Input|valid|pattern|instance|datetime|Config|None|True|False|unable|tuple|\bstr\b|\bint\b|bool"
+    )
+    kinds = [True, 3.5, -7, "no\u200bt", datetime.date(2024, 1, 2), None, [], [[]], {}, {"a": 1}, "x" * 300, [1] * 9]
+    told = 0
+    for place, _ in leaves(config):
+        for bad in kinds:
+            values = config.model_dump()
+            _assign(values, place, bad)
+            said = told_by(build_config, values)
+            for message in said.split("; "):
+                own = re.sub(r"'[^']*'|there is: .*|has: .*", "", message)
+                assert not jargon.search(own), (place, bad, message)
+            assert not said or place.split(".")[0] in said
+            assert len(said) < 700, (place, bad)
+            told += bool(said)
+    assert told > 300
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "decoders=[no]",
+            "decoders.0 should be a name, or keys such as name: and params:, not false (YAML reads no, off,",
+        ),
+        ("decoders=[2024-01-02]", "not 2024-01-02 (YAML reads a date: quote it)"),
+        ("encoder.weights=1", "encoder.weights should be text, not 1 (YAML reads a number: quote it)"),
+        ("seeds=[true]", "seeds.0 should be a number, not true"),
+        ("recipe.batch_size=no", "recipe.batch_size should be a number, not false"),
+        ("recipe.crop=[64]", "recipe.crop has too few values"),
+        ("seeds=[]", "seeds should have 1 or more values, not 0"),
+        ("baseline=[a, b, c]", "baseline should have 2 or fewer values, not 3"),
+        (
+            "name=../x",
+            "name should be up to 100 letters, digits, dots, - and _; the first a letter or digit, not '../x'",
+        ),
+        (f"name={'x' * 300}", "name should be up to 100 letters"),
+        ("trainer.deterministic=maybe", "trainer.deterministic should be true, false or 'warn', not 'maybe'"),
+        ("recipe=3", "recipe should be keys with values, not 3"),
+        ("grid={recipe.lr: 3}", "grid.recipe.lr should be a list, not 3"),
+        (f"decoders=[{{name: bilinear, label: {'x' * 61}}}]", "label should be at most 60 characters, not 'xxx"),
+        (
+            "decoders=[{name: bilinear, label: 'a\u200bb'}]",
+            "label should be text of one line, without characters that do",
+        ),
+        ("decoders=[{name: bilinear, label: '\u3164'}]", "without characters that do not show"),
+        (
+            "decoders=[bilinear, {name: nearest, label: bilin\u0435ar}]",
+            "two look the same, 'bilinear' and 'bilin\\u0435ar'",
+        ),
+        ("decoders=[bilinear, {name: nearest, label: \uff42ilinear}]", "two look the same"),
+        ("decoders=[{name: nearest, label: e\u0301}, {name: bilinear, label: \u00e9}]", "two look the same"),
+    ],
+)
+def test_what_is_wrong_and_what_to_do(tmp_path, override, said):
+    with pytest.raises(UserError) as told:
+        load_config(write(tmp_path, GOOD), [override])
+    assert said in str(told.value)
+
+
+def test_labels_in_any_script_are_taken(tmp_path):
+    titles = ["ближайший", "最近傍", "κοντινό", "plus proche", "x" * 60]
+    decoders = ", ".join(f"{{name: nearest, label: {title}}}" for title in titles)
+    assert [d.title for d in load_config(write(tmp_path, GOOD), [f"decoders=[{decoders}]"]).decoders] == titles
 
 
 def test_missing_file(tmp_path):

@@ -129,7 +129,7 @@ def test_wrong_split_and_parameters():
         check_params(DATASETS, "camvid", CamVid, {})
     with pytest.raises(UserError, match=r"data set 'shapes' has no parameter 'sice' \(did you mean 'size'\?\)"):
         check_params(DATASETS, "shapes", Shapes, {"sice": 3})
-    with pytest.raises(UserError, match="data set 'shapes': train should be a valid integer"):
+    with pytest.raises(UserError, match="data set 'shapes': train should be a whole number"):
         check_params(DATASETS, "shapes", Shapes, {"train": "many"})
 
 

@@ -318,7 +318,7 @@ def test_it_is_said_before_anything_starts(bad, write_sweep, tmp_path):
     [
         ({"weights": "imagenet"}, r"encoder\.weights: imagenet is for encoders of SMP and timm; '.*OwnEncoder' loads"),
         ({"params": {"wdth": 4}}, r"encoder '.*OwnEncoder' has no parameter 'wdth' \(did you mean 'width'\?\)"),
-        ({"params": {"width": "wide"}}, r"encoder '.*OwnEncoder': width should be a valid integer.*'wide'"),
+        ({"params": {"width": "wide"}}, r"encoder '.*OwnEncoder': width should be a whole number, not 'wide'"),
         ({"name": "resnet18", "params": {"depth": 3}}, r"encoder\.params: for plug-ins; 'resnet18' is an encoder"),
         ({"name": str(FILE)}, r"unknown encoder '.*own_encoder\.py'; write .*own_encoder\.py:ClassName for a class"),
         ({"name": "gone.py:X"}, r"no such file: gone\.py"),

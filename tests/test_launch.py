@@ -316,7 +316,7 @@ def test_a_stop_that_raises_kills():
         ({"params": {"queue": "a"}}, r"^launcher 'local' has no parameter 'queue'; it takes none$"),
         (
             {"launcher": f"{OWN}:Subprocesses", "params": {"nice": "very"}},
-            r"launcher '.*' *: nice should be a valid integer, .*, not 'very'",
+            r"launcher '.*' *: nice should be a whole number, not 'very'",
         ),
     ],
 )

@@ -1,6 +1,8 @@
 """What an encoder plug-in is, and `Encoder`, which freezes one and makes it ready for a cohort."""
 
 import hashlib
+import pickle
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -231,8 +233,11 @@ def load_weights(body: nn.Module, path: Path, name: str) -> None:
             f"encoder.weights: no file {path}; allowed are imagenet, none, or a file (.safetensors, .pt, .pth)"
         )
     try:
-        safe = path.suffix == ".safetensors"
-        tensors: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of how it was pickled, whatever comes of it
+            safe = path.suffix == ".safetensors"
+            tensors: Any = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whose message says how to run what is in it
+        raise UserError(f"encoder.weights: {path} holds something else than tensors; it is not read") from None
     except Exception as error:  # a file that is no weights fails in as many ways as there are files
         raise UserError(f"encoder.weights: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tensors, Mapping):
