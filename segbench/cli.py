@@ -117,10 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--url", help="a mirror; the checksum must be the same")
     get.set_defaults(function=commands.data_get)
 
-    listing = add("list", help="upsamplers, decoders, encoders, data sets, and plug-ins that do not import")
-    listing.add_argument("plugins", nargs="*", metavar="FILE.py:Class", help="also look at these")
-    listing.add_argument("--encoder", action="append", metavar="FILE.py:Class", help="and at this encoder; repeatable")
+    listing = add("list", help="upsamplers, decoders, encoders, data sets, ...; or all about those that are named")
+    listing.add_argument("names", nargs="*", metavar="NAME", help="such as deconv, folder or path/to/file.py:Class")
     listing.set_defaults(function=commands.list_)
+
+    keys = add("config", help="every key of a sweep file: what it takes, its default and what it means")
+    keys.add_argument("key", nargs="?", metavar="KEY", help="a section or key, such as recipe or recipe.lr")
+    keys.set_defaults(function=commands.config)
 
     check = add("check", help="does an upsampler or decoder keep the contract?")
     check.add_argument("decoder", help="a name, path/to/file.py:Class or package.module:Class")

@@ -238,8 +238,25 @@ def data_get(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     from segbench.listing import print_plug_ins
+    from segbench.reference import describe
 
-    return print_plug_ins(args.plugins, args.encoder or [])
+    if not args.names:
+        print_plug_ins()
+    code = 0
+    for name in args.names:
+        try:
+            print("\n".join(describe(name)))
+        except UserError as error:
+            print(f"{name}  FAILED: {error}")
+            code = 1
+    return code
+
+
+def config(args: argparse.Namespace) -> int:
+    from segbench.reference import keys
+
+    print("\n".join(keys(args.key or "")))
+    return 0
 
 
 def check(args: argparse.Namespace) -> int:

@@ -86,9 +86,9 @@ class DataConfig(BaseModel):
     """``name`` and the splits; every other key is a parameter of that data set's class."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: OneLine
-    train_split: str = "train"
-    val_split: str = "val"
+    name: OneLine = Field(description="a data set by name, or path/to/file.py:Class")
+    train_split: str = Field("train", description="its split to train on")
+    val_split: str = Field("val", description="and to evaluate on")
 
     @property
     def params(self) -> dict[str, Any]:
@@ -98,8 +98,8 @@ class DataConfig(BaseModel):
 class PluginConfig(Section):
     """A plug-in by name or ``path/to/file.py:Class``, with its parameters; or the name alone."""
 
-    name: OneLine
-    params: dict[str, Any] = {}
+    name: OneLine = Field(description="by name, or path/to/file.py:Class")
+    params: dict[str, Any] = Field({}, description="parameters of its constructor")
 
     @model_validator(mode="before")
     @classmethod
@@ -154,19 +154,19 @@ def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
 class RecipeConfig(Section):
     """How every decoder of the sweep is trained."""
 
-    steps: Annotated[Int, Field(gt=0, le=100_000_000)]
-    batch_size: Annotated[Int, Field(gt=0, le=65_536)] = 8
-    crop: Size = (256, 256)
-    scale: tuple[Positive, Positive] = (0.5, 2.0)
+    steps: Annotated[Int, Field(gt=0, le=100_000_000)] = Field(description="of the optimizer")
+    batch_size: Annotated[Int, Field(gt=0, le=65_536)] = Field(8, description="images in a step")
+    crop: Size = Field((256, 256), description="(height, width) in pixels cut from an image, or one for both")
+    scale: tuple[Positive, Positive] = Field((0.5, 2.0), description="smallest and largest resizing before that")
     flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
     color_jitter: Fraction01 = Field(0.0, description="strength of brightness, contrast and saturation jitter")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch's")
     lr: Positive = Field(2e-3, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="not of biases, normalisation and upsampler kernels")
     momentum: Fraction01 = Field(0.9, description="sgd only")
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "constant"] = Field("cosine", description="how the learning rate falls")
     power: Positive = Field(0.9, description="poly only")
-    warmup_steps: Annotated[Int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Int, Field(ge=0)] = Field(0, description="in which the learning rate rises to its peak")
     clip_norm: Positive | None = Field(None, description="largest gradient norm, for each decoder by itself")
     class_weights: list[NonNegative] | None = Field(None, description="one weight per class in the cross-entropy")
 
@@ -229,7 +229,7 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field(
         "cpu", description="auto: the best of this machine; a cluster's is not known here, and has to be named"
     )
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = Field("32-true", description="Lightning's")
     deterministic: Literal[True, False, "warn"] = Field(
         False, description="refuse what is not deterministic, or warn; on a CPU nothing here needs it"
     )
@@ -247,14 +247,14 @@ class SlurmConfig(Section):
     signal_delay_s: AtLeast1 = Field(90, description="seconds before that in which it can do so")
     cpus_per_task: AtLeast1 | None = Field(None, description="default: launch.threads")
     gpus_per_node: AtLeast1 | None = Field(None, description="default: 1 for a GPU cohort, else none")
-    mem_gb: Positive | None = None
-    partition: OneLine | None = None
-    account: OneLine | None = None
-    qos: OneLine | None = None
-    constraint: OneLine | None = None
-    gres: OneLine | None = None
-    nodelist: OneLine | None = None
-    exclude: OneLine | None = None
+    mem_gb: Positive | None = Field(None, description="memory of a job")
+    partition: OneLine | None = Field(None, description="sbatch's --partition")
+    account: OneLine | None = Field(None, description="sbatch's --account")
+    qos: OneLine | None = Field(None, description="sbatch's --qos")
+    constraint: OneLine | None = Field(None, description="sbatch's --constraint")
+    gres: OneLine | None = Field(None, description="sbatch's --gres")
+    nodelist: OneLine | None = Field(None, description="sbatch's --nodelist")
+    exclude: OneLine | None = Field(None, description="sbatch's --exclude")
 
 
 class LaunchConfig(Section):
@@ -304,7 +304,9 @@ class SweepConfig(Section):
     decoder_defaults: dict[str, Any] = Field(
         {}, description="parameters for every decoder that takes them, such as width: 32"
     )
-    seeds: Distinct[Annotated[Int, Field(ge=0, lt=2**31)]] = [0]
+    seeds: Distinct[Annotated[Int, Field(ge=0, lt=2**31)]] = Field(
+        [0], description="one training of each decoder for each"
+    )
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
         {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]"
     )
@@ -319,7 +321,7 @@ class SweepConfig(Section):
         None,
         description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
-    runs_dir: OneLine = "runs"
+    runs_dir: OneLine = Field("runs", description="the folder of all sweeps' folders")
 
     @model_validator(mode="after")
     def _few_enough(self) -> "SweepConfig":

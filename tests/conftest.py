@@ -106,7 +106,10 @@ def segbench(*args: object, cwd: Path = ROOT, **kwargs: Any) -> subprocess.Compl
     command = [sys.executable, "-m", "segbench.cli", *map(str, args)]
     if args[0] in ("sweep", "plan", "status") and cwd == ROOT == Path.cwd() and not kwargs:
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-            code = main([str(arg) for arg in args])
+            try:
+                code = main([str(arg) for arg in args])
+            except SystemExit as stop:  # by argparse
+                code = int(stop.code or 0)
         return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False, **kwargs)
 
