@@ -125,6 +125,16 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("key", nargs="?", metavar="KEY", help="a section or key, such as recipe or recipe.lr")
     keys.set_defaults(function=commands.config)
 
+    new = add("new", help="a file to start from: an upsampler of your own, or a sweep over your images")
+    of_new = new.add_subparsers(required=True, metavar="COMMAND")
+    upsampler = of_new.add_parser("upsampler", help="a plug-in to change, which passes `segbench check`")
+    upsampler.add_argument("path", type=Path, metavar="FILE.py", help="which is written")
+    upsampler.set_defaults(function=commands.new_upsampler)
+    sweep_file = of_new.add_parser("config", help="a sweep file, with the classes that the masks of a folder hold")
+    sweep_file.add_argument("path", type=Path, metavar="FILE.yaml", help="which is written")
+    sweep_file.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="with images/ and masks/ in it")
+    sweep_file.set_defaults(function=commands.new_config)
+
     check = add("check", help="does an upsampler or decoder keep the contract?")
     check.add_argument("decoder", help="a name, path/to/file.py:Class or package.module:Class")
     check.add_argument("params", nargs="*", default=[], metavar="key=value", help="its parameters, or its skeleton's")

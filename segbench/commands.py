@@ -259,6 +259,26 @@ def config(args: argparse.Namespace) -> int:
     return 0
 
 
+def new_upsampler(args: argparse.Namespace) -> int:
+    from segbench.new import new_upsampler
+
+    _print_next(args.path, new_upsampler(args.path))
+    return 0
+
+
+def new_config(args: argparse.Namespace) -> int:
+    from segbench.new import new_config
+
+    found, then = new_config(args.path, args.data)
+    print(f"found {found}")
+    _print_next(args.path, then)
+    return 0
+
+
+def _print_next(path: Path, commands: Sequence[str]) -> None:
+    print("\n  ".join([f"{path} is written; next:", *commands]))
+
+
 def check(args: argparse.Namespace) -> int:
     from segbench.check import check_decoder
     from segbench.config_file import load_config, parse_overrides

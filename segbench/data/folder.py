@@ -73,7 +73,7 @@ class Folder(PairedFiles):
                 codes[_code(np.array(void_color))] = VOID
             codes[_code(np.array(palette))] = np.arange(len(palette))
             self._codes = codes
-        self.splits, pairs = _from_table(root, table, split) if table else _from_folders(root, split)
+        self.splits, pairs = _from_table(root, table, split) if table else files_of(root, split)
         super().__init__(split, pairs, LAYOUT, table)
 
     def decode(self, path: Path) -> Pixels:
@@ -98,7 +98,8 @@ def _code(colours: np.ndarray) -> np.ndarray:
     return (r << 16) | (g << 8) | b
 
 
-def _from_folders(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
+def files_of(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
+    """The splits of a folder, and the (id, image, mask) of one."""
     if not is_folder(root / "images"):
         raise UserError(f"data.root: {root} has no folder images; {LAYOUT}")
     splits = tuple(p.name for p in list_folder(root / "images", LAYOUT) if is_folder(p))
