@@ -60,6 +60,7 @@ class _SweepConfig(BaseModel):
 class _Manifest(BaseModel):
     config: _SweepConfig
     runs: list[_Planned]
+    called: dict[str, str] = {}
 
 
 def check_manifest(manifest: Any) -> str:

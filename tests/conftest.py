@@ -3,10 +3,11 @@
 import contextlib
 import io
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from segbench.measures.base import RunMeasure
 
 ROOT = Path(__file__).parent.parent
 REAL_DATA = Path(os.environ.get("SEGBENCH_TEST_DATA", ROOT.parent / "shared" / "data"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 local.context()  # whichever test starts the fork server first, it has what cohorts import
 torch.set_num_threads(1)  # tests run beside each other and beside cohorts; more threads on a busy machine only wait
@@ -143,3 +145,41 @@ def voc_root() -> Path:
 @pytest.fixture(scope="session")
 def voc_masks() -> Path:
     return real_data("voc2012_masks")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's chromium by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    with playwright.sync_playwright() as p:
+        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a file; whatever the console says, every request and dialog is kept, and none may be there in the end."""
+    contexts, faults = [], []
+
+    def open_page(path: Path, width: int = 1280, scheme: str = "light", **options: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: faults.append(f"console: {m.text}"))
+        page.on("pageerror", lambda e: faults.append(f"error: {e}"))
+        page.on("dialog", lambda d: (faults.append(f"dialog: {d.message}"), d.dismiss()))
+        own = path.as_uri()
+        page.on(
+            "request",
+            lambda r: (
+                None if r.url == own or r.url.startswith(("data:", "blob:")) else faults.append(f"request: {r.url}")
+            ),
+        )
+        page.goto(own)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert faults == []

@@ -70,7 +70,8 @@ def fake_sweep(path, effects, seeds=(0, 1, 2), images=12, noise=0.002, classes=C
             counts = counts_of(effect, seed, images, len(classes), noise, number)
             runs.append(write_run(path, decoder, seed, counts, number, classes, **changes))
     config = {"name": "fake", "seeds": list(seeds), "baseline": baseline, "data": {"root": "/<data>"}}
-    store.write_json(path / "sweep.json", {"config": config, "runs": runs})
+    called = {"command": "segbench sweep 'my file.yaml' seeds=[0,1,2]", "commit": "0123abc"}
+    store.write_json(path / "sweep.json", {"config": config, "runs": runs, "called": called})
     return path
 
 

@@ -199,9 +199,9 @@ def test_the_verdict_of_each_question_is_about_its_own_baseline(folder):
     a = page._Section(sweep, sweep.groups[0], 0, folder).analyses["miou"]
     first, second = (verdict(a.against(b)).main for b in ("bilinear", "bilinear_conv"))
     delta = a.against("bilinear_conv").delta("deconv")
-    assert "over bilinear," in first
+    assert "over bilinear at 1.5 times the decoder time per image," in first
     assert second.startswith(f"deconv leads mIoU by {delta.mean:.1f} [{delta.low:.1f}, {delta.high:.1f}] points over")
-    assert "over bilinear_conv; bilinear (by " in second
+    assert "over bilinear_conv at 1.2 times the decoder time per image; bilinear (by " in second
 
 
 def test_the_page_answers_both(folder, tmp_path, monkeypatch):
@@ -209,7 +209,8 @@ def test_the_page_answers_both(folder, tmp_path, monkeypatch):
     read = Reader(write_report(folder, tmp_path / "r.html", gallery=False).path.read_text())
     heads, rows = table_of(read, "decoder")
     assert heads[:8] == [
-        "decoder", "n", "mean ± sd", "Δ bilinear", "Δ bilinear_conv", "mean ± sd", "Δ bilinear", "Δ bilinear_conv",
+        "decoder", "n", "mean ± sd", "Δ from bilinear", "Δ from bilinear_conv", "mean ± sd", "Δ from bilinear",
+        "Δ from bilinear_conv",
     ]  # fmt: skip
     numbers = {row["decoder"]: row for row in tables.make_table(folder).rows}
     metrics = read.json["sections"][0]["metrics"]

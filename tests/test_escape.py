@@ -85,15 +85,21 @@ def test_a_table_of_attacks(tmp_path):
     assert all(name in page.text for name in names)
 
 
-def test_numbers_are_no_formulas():
-    assert [for_spreadsheet(v) for v in (-1.5, 3, None, "-1.5", "a=b", "\tx")] == [
-        -1.5,
-        3,
-        None,
-        "'-1.5",
-        "a=b",
-        "'\tx",
-    ]
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        (-1.5, -1.5), (3, 3), (None, None), ("-1.5", "'-1.5"), ("a=b", "a=b"), ("\tx", "'\tx"), (" =1", "' =1"),
+        ("a;=1", "a;'=1"), ("a\t@b", "a\t'@b"), ("a; b-c", "a; b-c"), ("\uff1d1", "'\uff1d1"), ("a\r\n=1", "a\r\n=1"),
+    ],
+)  # fmt: skip
+def test_numbers_are_no_formulas(value, cell):
+    assert for_spreadsheet(value) == cell
+
+
+def test_lines_and_bare_addresses_in_markdown():
+    assert for_markdown("a\nb\u2028c") == "a b c"
+    assert for_markdown("https://x.y www.x.y 1:2") == r"https\://x.y www\.x.y 1:2"  # which GitHub makes links of
+    check_markdown("https://x.y www.x.y")
 
 
 @pytest.mark.parametrize(
@@ -102,10 +108,46 @@ def test_numbers_are_no_formulas():
         ("[t] x", "{[}t] x"), ("*", "{*}"), ("-1.20 [-0.30, +0.5]", "$-$1.20 [$-$0.30, +0.5]"), ("a-1", "a-1"),
         ("2024-01-02", "2024-01-02"), ("-.5", "$-$.5"), ("a--b", "a-{}-b"), ("5 % & a_b #1", r"5 \% \& a\_b \#1"),
         ("\\input{x}", r"\textbackslash{}input\{x\}"), ("< 0.001 ± 1", r"$<$ 0.001 $\pm$ 1"), ("a|b>c", "a$|$b$>$c"),
+        ("---", "-{}-{}-"), ("``a'' ?`", "`{}`a'{}' ?{}`"), ('"a"', r"\char34{}a\char34{}"), ("a\nb\x7fc", "a b c"),
+        ("é × ≤ −1", r"é $\times$ $\le$ $-$1"), ("雪", "雪"),
     ],
 )  # fmt: skip
 def test_text_of_latex(text, tex):
     assert for_tex(text) == tex
+
+
+def read_tex(tex):
+    """What LaTeX would print, by its rules for the few things that may be there; it fails on anything else."""
+    names = {"textbackslash": "\\", "textasciitilde": "~", "textasciicircum": "^"}
+    token = re.compile(r"\\char34\{\}|\\([a-z]+)\{\}|\\([&%$#_{}])|\$([<>|-])\$|\{([\[*]?)\}|([^\\{}$&%#_~^])")
+    text, place = "", 0
+    while place < len(tex):
+        found = token.match(tex, place)
+        assert found, tex[place:]
+        name, sign, formula, grouped, letter = found.groups()
+        text += (
+            '"'
+            if found[0].startswith(r"\char")
+            else names[name]
+            if name
+            else sign or formula or grouped or letter or ""
+        )
+        place = found.end()
+    return text
+
+
+@given(st.text(st.sampled_from(string.punctuation + "ab1 é"), min_size=1, max_size=30))
+def test_any_text_is_printed_by_latex(text):
+    tex = for_tex(text)
+    assert read_tex(tex) == text
+    assert not re.search(r"--|``|''|,,|[?!]`|^\s*[\[*]", tex)
+
+
+def test_letters_that_a_font_may_lack_are_named(tmp_path):
+    table = make_table(fake_sweep(tmp_path / "s", {"bilinear": 0.0, "é": 0.1, "雪Ω": 0.2}))
+    assert "% pdfLaTeX wants a package for Ω 雪; LuaLaTeX and XeLaTeX a font that has them." in formats.as_tex(table)
+    plain = make_table(tmp_path / "s", only=["bilinear", "é"])
+    assert "pdfLaTeX" not in formats.as_tex(plain)
 
 
 def test_no_row_of_latex_begins_with_an_argument(tmp_path):

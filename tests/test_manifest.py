@@ -8,7 +8,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from segbench import store
+from segbench import checkout, store
 from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.report.provenance import provenance
@@ -92,6 +92,36 @@ def test_what_was_made_under_other_conditions_is_listed_when_its_own_command_is_
     run()
     assert listed(folder) == names
     assert set(names) <= set(before)
+
+
+def test_the_manifest_says_by_what_command_and_from_what_commit(done, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/segbench", "sweep", "my file.yaml", "seeds=[0]"])
+    done(decoders=["bilinear"])
+    (path,) = tmp_path.glob("runs/*/sweep.json")
+    assert store.read_plan(path.parent)["called"] == {
+        "command": "segbench sweep 'my file.yaml' 'seeds=[0]'",
+        "commit": "",
+    }
+
+    def git(*words):
+        command = ["git", "-c", "user.name=n", "-c", "user.email=e", *words]
+        return subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    (project / "plan.txt").write_text("one")
+    git("add", ".")
+    git("commit", "-m", "one")
+    commit = git("rev-parse", "HEAD")
+    (project / "not tracked").write_text("")
+    assert checkout.of_folder(project) == commit
+    (project / "plan.txt").write_text("two")
+    assert checkout.of_folder(project) == f"{commit} with uncommitted changes"
+    monkeypatch.setattr(checkout.segbench, "__file__", str(project / ".venv" / "segbench" / "__init__.py"))
+    (project / ".venv" / "segbench").mkdir(parents=True)
+    assert checkout.of_segbench() == {"commit": None, "changes": None}  # another project's commit is not segbench's
 
 
 @pytest.mark.parametrize("config", [None, 3, {}, {"decoders": [3]}, {"decoders": [{"nome": "nearest"}]}])

@@ -9,12 +9,10 @@ from segbench.cli import main
 from segbench.config_file import build_config
 from segbench.report import page as report_page
 from segbench.report.page import write_report
-from tests.conftest import tiny
+from tests.conftest import CHROMIUM, tiny
 from tests.fakes import EFFECTS, HOSTILE, fake_sweep
 from tests.test_sweep import sweep as run_sweep
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
@@ -22,14 +20,6 @@ pytestmark = [
 
 XSS, LONG = HOSTILE[0], "a_decoder_with_a_name_" + "longer" * 12
 SIZES = [390, 1280, 2560]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,34 +50,6 @@ def hostile(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_page._Section, "draw", lambda self: None)
         return write_report(path, gallery=False).path
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a file; whatever the console says, every request and dialog is kept, and none may be there in the end."""
-    contexts, faults = [], []
-
-    def open_page(path, width=1280, scheme="light", **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: faults.append(f"console: {m.text}"))
-        page.on("pageerror", lambda e: faults.append(f"error: {e}"))
-        page.on("dialog", lambda d: (faults.append(f"dialog: {d.message}"), d.dismiss()))
-        own = path.as_uri()
-        page.on(
-            "request",
-            lambda r: (
-                None if r.url == own or r.url.startswith(("data:", "blob:")) else faults.append(f"request: {r.url}")
-            ),
-        )
-        page.goto(own)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert faults == []
 
 
 def overflowing(page):

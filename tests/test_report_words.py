@@ -2,19 +2,24 @@
 
 import pytest
 
+from segbench import store
 from segbench.report.analysis import Analysis, Delta
 from segbench.report.metrics import available
 from segbench.report.runs import read_sweep
 from segbench.report.words import interval, verdict
+from tests.conftest import write_again
 from tests.fakes import fake_sweep
 
 
-def say(tmp_path, effects, metric="biou@0.02", **options):
-    path = fake_sweep(tmp_path / "s", effects, **options)
+def contrast(path, metric):
     sweep = read_sweep(path)
     group = sweep.groups[0]
     chosen = next(m for m in available(list(group.results.values())) if m.name == metric)
-    a = Analysis(group, chosen).against(sweep.baselines[0])
+    return Analysis(group, chosen).against(sweep.baselines[0])
+
+
+def say(tmp_path, effects, metric="biou@0.02", **options):
+    a = contrast(fake_sweep(tmp_path / "s", effects, **options), metric)
     return verdict(a), a
 
 
@@ -23,8 +28,9 @@ def test_verdict_of_a_clear_leader(tmp_path):
     delta = a.delta("subpixel")
     assert said.main == (
         f"subpixel leads Boundary IoU 0.02 (5px) by {delta.mean:.1f} [{delta.low:.1f}, {delta.high:.1f}] points over "
-        "bilinear; the other difference is within noise."
+        "bilinear at 1.5 times the decoder time per image; the other difference is within noise."
     )
+    assert [a.group.of(d)[0].row["values"]["eval"] for d in ("bilinear", "subpixel")] == [4.0, 6.0]  # 1.5 times
     assert delta.low > 0
     assert said.more == ""  # better than each of the others
 
@@ -36,6 +42,22 @@ def test_verdict_names_the_better_and_the_worse(tmp_path):
     assert "is better than bilinear too; c (by " in said.main
     assert said.main.endswith(" points) is worse; the other difference is within noise.")
     assert "−" not in said.main
+
+
+def test_the_cost_of_the_leader_is_the_ratio_of_the_means(tmp_path):
+    path = fake_sweep(tmp_path / "s", {"bilinear": 0.0, "a": 0.2}, images=40)
+    for decoder, number, values in (("bilinear", 0, (1.0, 2.0, 3.0)), ("a", 1, (20.0, 50.0, 11.0))):
+        for seed, eval_ms in enumerate(values):
+            run = path / f"run{number}-s{seed}"
+            row = store.read_json(run / "result.json")
+            assert row["decoder"] == decoder
+            write_again(run, values=row["values"] | {"eval": eval_ms})
+    said = verdict(contrast(path, "miou"))
+    assert " points over bilinear at 14 times the decoder time per image." in said.main  # 27 / 2 = 13.5
+    for seed in range(3):
+        row = store.read_json(path / f"run0-s{seed}" / "result.json")
+        write_again(path / f"run0-s{seed}", values={k: v for k, v in row["values"].items() if k != "eval"})
+    assert verdict(contrast(path, "miou")).main.endswith(" points over bilinear.")
 
 
 def test_verdict_of_noise(tmp_path):

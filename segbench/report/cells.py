@@ -85,7 +85,9 @@ def means(
         compared = possible if measure.per_class else []
         for b in compared:
             points = a.metric.points
-            heads.append(Head(f"Δ {b}", f"Difference with its paired 95 % interval{points and f', {points}'}", rising))
+            heads.append(
+                Head(f"Δ from {b}", f"Difference with its paired 95 % interval{points and f', {points}'}", rising)
+            )
             columns.append(_deltas(measure, [None if d == b else a.against(b).delta(d) for d in group.decoders]))
         spans.append((a.metric.column, 1 + len(compared)))
     for cost, of in costs:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,13 @@ LONGEST_NAME = 22
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 STYLE: Any = {
-    "font.size": 7.5,
+    "font.size": 8.5,
     "font.family": ["DejaVu Sans"],
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.2,
@@ -105,6 +106,11 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
+def in_lines(label: str) -> str:
+    """A label of an upright axis, in lines that are no longer than it."""
+    return textwrap.fill(label, 28)
+
+
 def new_figure(height_in: float) -> Figure:
     return Figure(figsize=(COLUMN_IN, height_in), layout="constrained")
 
@@ -113,7 +119,7 @@ def legend(figure: Figure, look: Look, decoders: Sequence[str], extra: Sequence[
     """Above the axes, in as many columns as the names allow."""
     names = [short(d) for d in decoders] + [name for _, name in extra]
     handles = [look.handle(d) for d in decoders] + [handle for handle, _ in extra]
-    columns = max(1, min(len(names), 56 // (max(map(len, names), default=1) + 6)))
+    columns = max(1, min(len(names), 49 // (max(map(len, names), default=1) + 6)))
     drawn = figure.legend(handles, names, loc="outside upper left", ncols=columns, borderaxespad=0.2)
     for text, name in zip(drawn.get_texts(), names, strict=True):
         text.set_text(name)  # as it is, whatever matplotlib makes of a leading underscore

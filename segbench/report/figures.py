@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from segbench import store
 from segbench.measures.base import RunMeasure
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
-from segbench.report.drawing import GRID, INK, MUTED, PAPER, Look, legend, new_figure, short
+from segbench.report.drawing import GRID, INK, MUTED, PAPER, Look, in_lines, legend, new_figure, short
 from segbench.report.metrics import available
 
 MOST_CLASSES = 20  # that one figure shows
@@ -126,7 +126,7 @@ def against_cost(
     for d, (x, cell) in places.items():
         axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
     axes.set_xlabel(f"{cost.long} ({unit})")
-    axes.set_ylabel(_label(analysis.metric.column, analysis.metric.measure.unit))
+    axes.set_ylabel(in_lines(_label(analysis.metric.column, analysis.metric.measure.unit)))
     legend(figure, look, decoders, [(Line2D([], [], **dashed), "Pareto front")])
     return figure
 
@@ -242,7 +242,7 @@ def _over(
     axes.set_xticks(places, [f"{p:g}" for p in places])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(curves[0][0])
-    axes.set_ylabel(label)
+    axes.set_ylabel(in_lines(label))
     legend(figure, look, decoders)
     return figure
 
@@ -289,7 +289,7 @@ def curves(runs: Sequence[store.Result], look: Look, slug: str) -> Iterator[Plot
             steps, values = _thinned(history, column, per_point if column == "loss" else 1)
             marker = look.marker(d) if column != "loss" else None
             axes.plot(steps, values, color=look.colour(d), linewidth=0.8, alpha=0.85, marker=marker, ms=2.8)
-        axes.set_ylabel(label)
+        axes.set_ylabel(in_lines(label))
     drawn[-1].set_xlabel("step")
     decoders = list(dict.fromkeys(d for d, _ in histories))
     legend(figure, look, decoders)

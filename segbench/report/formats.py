@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 from segbench.errors import UserError
 from segbench.measures.base import Measure, RunMeasure
 from segbench.report.analysis import Cell, Delta, PValue
-from segbench.report.escape import for_markdown, for_spreadsheet, for_tex
+from segbench.report.escape import IN_EVERY_FONT, for_markdown, for_spreadsheet, for_tex
 from segbench.report.ranking import Rank
 from segbench.report.table import Table
 
@@ -166,8 +167,11 @@ def as_tex(table: Table) -> str:
         " & ".join(map(for_tex, header)) + r" \\",
         r"\midrule",
     ]
-    notes = [f"% {' '.join(note.split())}" for note in (table.title, *table.notes)]
-    return "\n".join([*notes, *top, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    tabular = [*top, *lines, r"\bottomrule", r"\end{tabular}"]
+    notes = [table.title, *table.notes]
+    if strange := sorted(set(re.findall(f"[^{IN_EVERY_FONT}]", "".join(tabular)))):
+        notes.append(f"pdfLaTeX wants a package for {' '.join(strange)}; LuaLaTeX and XeLaTeX a font that has them.")
+    return "\n".join([*(f"% {' '.join(note.split())}" for note in notes), *tabular]) + "\n"
 
 
 def print_terminal(table: Table, console: Any) -> None:

@@ -16,13 +16,13 @@ from markupsafe import Markup
 from segbench import __version__, store
 from segbench.report import cells, figures, formats
 from segbench.report.analysis import Analysis
-from segbench.report.drawing import PALETTE, Look, inline, save, settle, style
+from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
 from segbench.report.metrics import Metric, available, choose, of_runs, value
 from segbench.report.provenance import provenance
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.table import Table, table_of, version_note
-from segbench.report.words import Verdict, caveats, compared, questions, verdict
+from segbench.report.words import Answers, as_text, caveats, compared, questions, verdict
 
 WEB = Path(__file__).parent / "web"
 LIMIT = 15_000_000  # bytes of the page; the gallery takes what the rest leaves
@@ -97,7 +97,7 @@ class _Section:
         self.look = Look(sweep.decoders, self.baselines[0])
         self.costs = [(m, {d: value(m, group.of(d)) for d in group.decoders}) for m in of_runs(results)]
         self.compared = compared(sweep, group)
-        self.answers: list[tuple[str, list[tuple[str, Verdict]]]] = [
+        self.answers: Answers = [
             (question, [(a.metric.name, verdict(a.against(b))) for a in self.main])
             for question, b in zip(questions(self.baselines), self.baselines, strict=True)
         ]
@@ -113,6 +113,11 @@ class _Section:
             if a.metric.measure.verdict_place is not None:
                 kinds.setdefault(a.metric.measure.kind, a)
         return sorted(kinds.values(), key=lambda a: a.metric.measure.verdict_place or 0)
+
+    @property
+    def text(self) -> str:
+        """What the page says first, as a paragraph for a paper."""
+        return f"{as_text(self.compared, self.answers, self.caveats)} Made with segbench {__version__}."
 
     @property
     def means(self) -> cells.View:
@@ -215,6 +220,7 @@ class _Page:
             "sections": [s.plain() for s in self.sections],
             "files": self.files,
             "stem": self.stem,
+            "colours": {variable[4:-1]: colour for colour, variable in VARIABLES.items()},
             "galleries": [s.gallery.plain() for s in self.sections],
         }
         return self.environment.get_template("report.html").render(

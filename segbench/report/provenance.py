@@ -78,7 +78,7 @@ def _environment(folder: Path) -> list[tuple[str, str]]:
     found = store.read_json(folder / "environment.json") or {}
     git = found.get("git") or {}
     facts = [(n, found.get(n)) for n in ("cpu", "gpu", "threads", "platform")]
-    facts += [("git commit", git.get("commit")), ("uncommitted changes", git.get("changes"))]
+    facts += [("segbench's git commit", git.get("commit")), ("and uncommitted changes", git.get("changes"))]
     facts += sorted((found.get("versions") or {}).items(), key=lambda kv: (kv[0] not in ("segbench", "python"), kv[0]))
     return [(name, str(value)) for name, value in facts if value not in (None, "")]
 

@@ -81,6 +81,7 @@ class Sweep:
 
     Attributes:
         planned: the manifest's entry of each run that is shown, or missing.
+        called: the last ``command`` that listed runs, and the git ``commit`` of the folder where it was given.
     """
 
     folder: Path
@@ -88,6 +89,7 @@ class Sweep:
     planned: list[dict[str, Any]]
     groups: list[Group]
     missing: list[Missing]
+    called: dict[str, str]
 
     @property
     def results(self) -> list[store.Result]:
@@ -168,7 +170,7 @@ def read_sweep(
         decoders = [d for d in dict.fromkeys(p["decoder"] for p in planned_here) if alone or d in there]
         results = {(p["decoder"], p["seed"]): r for p, r in group}
         groups.append(Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results))
-    return Sweep(folder, manifest["config"], all_planned, groups, missing)
+    return Sweep(folder, manifest["config"], all_planned, groups, missing, manifest.get("called", {}))
 
 
 def collapsed(counts: npt.NDArray[np.integer[Any]]) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from segbench import store
 from segbench.report.analysis import Analysis, Contrast, Delta
+from segbench.report.metrics import of_runs, value
 from segbench.report.runs import Group, Sweep
 
 
@@ -20,6 +21,7 @@ class Verdict:
         return f"{self.main} {self.more}".strip()
 
 
+Answers = list[tuple[str, list[tuple[str, Verdict]]]]  # a question, and for each metric its name and the verdict
 SPELLED_OUT = 3  # decoders that a sentence lists with their numbers
 QUESTIONS = {
     **dict.fromkeys(("bilinear", "nearest"), "Better than interpolation?"),
@@ -70,6 +72,20 @@ def unequal_starts(group: Group, baselines: Sequence[str]) -> str:
         [f"{_listed(list(own))} {_have(own)} a skeleton of {'its' if len(own) == 1 else 'their'} own"] if own else []
     )
     return f"Skeletons do not start equal: {'; '.join(said)}. Such differences carry the noise of the start."
+
+
+def as_text(compared: str, answers: Answers, caveats: Sequence[str]) -> str:
+    """What was compared, every verdict and how it was come by, in a paragraph."""
+    said = [compared]
+    for question, verdicts in answers:
+        said += [question] * (len(answers) > 1) + [str(words) for _, words in verdicts]
+    by_itself = ", for each baseline by itself" if len(answers) > 1 else ""
+    said += caveats
+    said.append(
+        "Differences are paired by seed and image, with 95 % intervals; better and worse: p < 0.05 after Holm's "
+        f"correction over the decoders{by_itself}; within noise: the interval holds zero."
+    )
+    return " ".join(said)
 
 
 def caveats(group: Group, baselines: Sequence[str]) -> list[str]:
@@ -149,7 +165,17 @@ def _leader(analysis: Analysis, better: Sequence[str], found: dict[str, Delta], 
     by = interval(found[first], points, up)
     leads = analysis.ranks[first].rank == 1  # another mean may be higher, though its difference is within noise
     said = f"{first} leads {name} by {by} over {base}" if leads else f"{first} is better than {base} in {name} by {by}"
+    said += _pace(analysis.group, first, base)
     return said + (f", {_with_numbers(more, found, points, up)} {_are(more)} better than {base} too" if more else "")
+
+
+def _pace(group: Group, decoder: str, base: str) -> str:
+    """`` at 4.0 times the decoder time per image``; empty where it was not measured."""
+    for measure in of_runs(list(group.results.values())):
+        if measure.name == "eval":
+            ratio = value(measure, group.of(decoder)) / (value(measure, group.of(base)) or math.nan)
+            return "" if math.isnan(ratio) else f" at {ratio:.{int(ratio < 9.95)}f} times the decoder time per image"
+    return ""
 
 
 def _openness(analysis: Analysis, best: str) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from segbench import store
+from segbench import checkout, store
 from segbench.config import DecoderConfig, SweepConfig
 from segbench.errors import UserError
 from segbench.runs import Run, run_key
@@ -64,7 +66,9 @@ def make_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
     except store.Damaged as error:
         damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
     rows = _merged(runs, before)
-    manifest = {"config": _config(config, rows, configured), "runs": rows}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    called = {"command": command, "commit": checkout.of_folder(Path.cwd())}
+    manifest = {"config": _config(config, rows, configured), "runs": rows, "called": called}
     return Listed(json.loads(json.dumps(manifest, default=str)), damage, _replaced(folder, before, rows))
 
 

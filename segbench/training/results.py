@@ -6,7 +6,6 @@ import math
 import platform
 import re
 import resource
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import save
 
 import segbench
-from segbench import store
+from segbench import checkout, store
 from segbench.columns import described, said
 from segbench.config import WEIGHTS_BY_NAME
 from segbench.errors import brief
@@ -54,15 +53,8 @@ def environment(threads: int, accelerator: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
         "threads": threads,
         "platform": platform.platform(),
-        "git": {"commit": _git("rev-parse", "HEAD"), "changes": _git("status", "--porcelain", "--", ".")},
+        "git": checkout.of_segbench(),
     }
-
-
-def _git(*asked: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", segbench.__path__[0], *asked]  # a commit at the same time goes on
-    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None
 
 
 def _cpu_name() -> str:

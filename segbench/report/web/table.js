@@ -30,8 +30,8 @@
     status.textContent = `Sorted by ${button.textContent.trim()}, ${order}`;
   }
 
-  function save(name) {
-    const url = URL.createObjectURL(new Blob([data.files[name]], { type: "text/plain;charset=utf-8" }));
+  function save(name, text = data.files[name], type = "text/plain") {
+    const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
     const link = document.createElement("a");
     link.href = url;
     link.download = name;
@@ -42,6 +42,31 @@
   for (const button of document.querySelectorAll(".sort")) button.addEventListener("click", () => sortBy(button));
   for (const button of document.querySelectorAll("[data-file]")) {
     button.addEventListener("click", () => save(button.dataset.file));
+  }
+
+  for (const button of document.querySelectorAll("[data-svg]")) {
+    button.addEventListener("click", () => {
+      const copy = button.closest(".plot").querySelector("svg").cloneNode(true);
+      const [, , width, height] = copy.getAttribute("viewBox").split(" ");
+      copy.setAttribute("width", `${width}pt`);
+      copy.setAttribute("height", `${height}pt`);
+      const text = new XMLSerializer().serializeToString(copy);
+      save(button.dataset.svg, text.replace(/var\(([\w-]+)\)/g, (_, name) => data.colours[name]), "image/svg+xml");
+    });
+  }
+
+  for (const button of document.querySelectorAll("[data-copy]")) {
+    const paragraph = button.parentElement.querySelector("p");
+    const status = button.parentElement.querySelector("[role=status]");
+    button.addEventListener("click", async () => {
+      try {
+        await navigator.clipboard.writeText(paragraph.textContent);
+        status.textContent = "Copied.";
+      } catch {
+        getSelection().selectAllChildren(paragraph);
+        status.textContent = "Selected: copy it by the keyboard.";
+      }
+    });
   }
 
   for (const section of document.querySelectorAll(".tables")) {
