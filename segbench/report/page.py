@@ -18,7 +18,7 @@ from segbench.report import cells, figures, formats
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
-from segbench.report.metrics import Metric, available, choose, of_runs, value
+from segbench.report.metrics import Metric, available, choose, of_runs, thin_bands, value
 from segbench.report.provenance import provenance
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.table import Table, table_of, version_note
@@ -250,6 +250,8 @@ class _Page:
             self.notes.append(version_note(self.sweep.results))
             return files
         self._add(files, self.stem, table_of(self.sweep))
+        thin = thin_bands(self.sweep.results, [m.name for m in available(self.sweep.results)])
+        self.notes += [n for n in thin if n not in self.notes]
         for name in dict.fromkeys(metric.name for metric, _, _ in self.sections[0].per_class):
             table = table_of(self.sweep, [name], True, ("n", "score", "delta"))
             self._add(files, f"{self.stem}-{slug(name)}-classes", table)

@@ -14,7 +14,7 @@ from segbench.errors import UserError, unknown
 from segbench.measures.base import Measure, RunMeasure
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Cell, Delta, PValue
-from segbench.report.metrics import Metric, available, choose, lost, of_runs, value
+from segbench.report.metrics import Metric, available, choose, lost, of_runs, thin_bands, value
 from segbench.report.ranking import Rank
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.words import unanswered, unequal_starts, upsampled
@@ -310,6 +310,7 @@ def _notes(
             )
     if sparse := _sparse(sweep, headings):
         yield f"Present in fewer than {FEW_IMAGES} images; intervals are too narrow: {', '.join(sparse)}."
+    yield from thin_bands(there, [m.name for m in measures.values()])
     if any(len(r.ids) < 2 for r in there):
         yield "One image: no interval can be made."
     yield from (f"Missing: {hole}" for hole in [*sweep.holes, *lost(there)])
