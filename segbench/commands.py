@@ -220,7 +220,7 @@ def data_check(args: argparse.Namespace) -> int:
         raise UserError(f"--processes should be 1 or more, not {args.processes}")
     config = load_config(args.config, args.overrides)
     _print_plugin_files([config], data_only=True)
-    check = check_data(config.data, args.processes, Console(stderr=True))
+    check = check_data(config.data, args.processes, Console(stderr=True), config.recipe)
     print_check(check, f"{config.data.name}, by {args.config}", _console())
     if args.picture:
         draw(check, args.picture)

@@ -360,6 +360,8 @@ def validation_message(error: Any) -> str:
     if wanted.startswith(("text", "a name", "a path")) and isinstance(value, bool | int | float | date):
         read = "no, off, yes and on" if isinstance(value, bool) else "a date" if isinstance(value, date) else "a number"
         hint = f" (YAML reads {read} so: quote it)" if isinstance(value, bool) else f" (YAML reads {read}: quote it)"
+    if wanted == "a list" and isinstance(value, str) and "," in value:
+        hint = f" (write [{', '.join(part.strip() for part in value.split(','))}])"
     return f"{place} should be {wanted}, not {found}{hint}"
 
 

@@ -1,10 +1,13 @@
 """Your own images: images/<split> and masks/<split> with matching stems, or a CSV of image, mask, split."""
 
+import contextlib
 import csv
+import io
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from segbench.data.base import (
     VOID,
@@ -35,7 +38,7 @@ class Folder(PairedFiles):
         masks: ``index`` where a mask holds labels (grey or palette, 8 or 16 bit), ``rgb`` where it holds colours.
         void: the stored label that counts nowhere, or null.
         void_color: the colour that counts nowhere, where ``masks`` is ``rgb``.
-        table: a CSV with the columns image, mask and split, in place of folders.
+        table: a CSV (commas, semicolons or tabs) with the columns image, mask and split, in place of folders.
 
     Raises:
         UserError: missing folders or columns, images without a mask or masks without an image, two files with one stem.
@@ -78,7 +81,13 @@ class Folder(PairedFiles):
 
     def decode(self, path: Path) -> Pixels:
         if self._codes is None:
-            return read_labels(path)
+            try:
+                return read_labels(path)
+            except UserError as error:
+                if not _is_coloured(path):
+                    raise
+                hint = "where colours stand for classes, say masks: rgb and palette: [[r, g, b], ...]"
+                raise UserError(f"{error}; {hint}") from None
         colours = read_image(path)
         labels = self._codes[_code(colours)]
         strange = np.argwhere(labels == 254)
@@ -91,6 +100,12 @@ class Folder(PairedFiles):
 
 
 Pairs = list[Pair]
+
+
+def _is_coloured(path: Path) -> bool:
+    with contextlib.suppress(Exception), Image.open(path) as picture:  # only a hint hangs on it
+        return picture.mode in ("RGB", "RGBA")
+    return False
 
 
 def _code(colours: np.ndarray) -> np.ndarray:
@@ -117,7 +132,7 @@ def files_of(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
 def _by_stem(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in list_folder(folder, LAYOUT):
-        if path.suffix.lower() not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):  # such as macOS's ._NAME.png
             continue
         if path.stem in found:
             raise UserError(f"two files with one stem: {found[path.stem]} and {path}")
@@ -128,7 +143,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 def _from_table(root: Path, table: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
     try:
         with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            text = file.read()
+        header = text.partition("\n")[0]
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"data.table: cannot read {table}: {error}") from None
     missing = [c for c in ("image", "mask", "split") if not rows or c not in rows[0]]

@@ -1,12 +1,10 @@
 """Look at all of a data set before training: what is broken, what would mislead. Imports no torch."""
 
-import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,81 +16,28 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from segbench.config import DataConfig
+from segbench.config import DataConfig, RecipeConfig
 from segbench.data import open_data
 from segbench.data.base import VOID, Dataset, LabelOutOfRange, SizeMismatch
 from segbench.errors import UserError, brief
+from segbench.loading.findings import Check, Look, Split, classes_of, findings, look_at
 
+FEW = 20  # classes up to which those that are nowhere have a row too
 SPLITS = ("train", "val")
-LISTED = 10  # faults of a kind that are named; the rest is counted
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one image and its labels hold.
-
-    Attributes:
-        size: (height, width) in pixels.
-        labels: (256,) pixels of each label, 255 being void.
-        content: hash of the image's pixels.
-        fault, kind: what is wrong, and whether that is ``size``, ``label`` or ``unreadable``; empty where nothing is.
-    """
-
-    index: int
-    size: tuple[int, int] = (0, 0)
-    labels: npt.NDArray[np.int64] | None = None
-    content: str = ""
-    fault: str = ""
-    kind: str = ""
-
-
-@dataclass
-class Split:
-    """What a split holds, and what is wrong with it as a whole, such as a file that is missing."""
-
-    name: str
-    dataset: Dataset | None = None
-    looks: list[Look] = field(default_factory=list)
-    fault: str = ""
-
-    def good(self) -> list[Look]:
-        return [look for look in self.looks if not look.fault]
-
-    def faults(self, kind: str) -> list[str]:
-        return [look.fault for look in self.looks if look.kind == kind]
-
-    def pixels(self) -> npt.NDArray[np.int64]:
-        """(256,) pixels of each label over the split."""
-        return sum((look.labels for look in self.good() if look.labels is not None), np.zeros(256, np.int64))
-
-    def images_with(self) -> npt.NDArray[np.int64]:
-        """(256,) images that hold each label."""
-        there = [look.labels > 0 for look in self.good() if look.labels is not None]
-        return np.sum(there, axis=0, initial=0) + np.zeros(256, np.int64)
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result: both splits, and findings in words.
-
-    Attributes:
-        errors: what would make a training fail or mislead.
-        warnings: what one should know.
-        meaningless: those errors after which no score would mean anything.
-    """
-
-    splits: list[Split]
-    errors: list[str]
-    warnings: list[str]
-    meaningless: list[str]
-
-
-def check_data(config: DataConfig, processes: int | None = None, console: Console | None = None) -> Check:
+def check_data(
+    config: DataConfig,
+    processes: int | None = None,
+    console: Console | None = None,
+    recipe: RecipeConfig | None = None,
+) -> Check:
     """Read every image of both splits.
 
     Args:
         processes: that read; default: one for each core.
         console: shows the progress.
+        recipe: by which it is trained on.
 
     Raises:
         UserError: no such data set or parameter, or a reading process that dies.
@@ -108,18 +53,7 @@ def check_data(config: DataConfig, processes: int | None = None, console: Consol
     if all(split.dataset is None for split in splits):
         raise UserError("; ".join(dict.fromkeys(split.fault for split in splits)))
     _read(config, splits, processes, console)
-    return findings(splits)
-
-
-def look_at(dataset: Dataset, index: int) -> Look:
-    """What image ``index`` and its labels hold.
-
-    Raises:
-        UserError: they cannot be read, or do not fit.
-    """
-    image, labels = dataset.read(index)
-    content = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
-    return Look(index, image.shape[:2], np.bincount(labels.ravel(), minlength=256), content)
+    return findings(splits, recipe)
 
 
 def _read(config: DataConfig, splits: Sequence[Split], processes: int | None, console: Console | None) -> None:
@@ -171,105 +105,6 @@ class _Reader:
             return Look(place[1], fault=f"{dataset.ids[place[1]]}: {brief(error)}", kind="unreadable")
 
 
-def findings(splits: Sequence[Split]) -> Check:
-    """What is wrong with splits that have been looked at, and what one should know."""
-    errors = [f"{split.name}: {split.fault}" for split in splits if split.fault]
-    meaningless, warnings = list[str](), list[str]()
-    for split in splits:
-        for kind in ("unreadable", "size", "label"):
-            errors += _shortened([f"{split.name}: {fault}" for fault in split.faults(kind)])
-        meaningless += [f"{split.name}: {line}" for line in _emptiness(split)]
-        warnings += [f"{split.name}: {line}" for line in (*_repeats(split), *_hidden(split))]
-    errors += meaningless
-    if all(split.dataset is not None for split in splits):
-        errors += _shortened(list(_shared(*splits)))
-        train, val = (split.pixels() for split in splits)
-        for names, said_in, text in (
-            (_named(splits, (val > 0) & (train == 0)), errors, "in {val} but not in {train}: IoU can only be 0"),
-            (_named(splits, (val == 0) & (train > 0)), warnings, "in {train} only: no score, or 0 where predicted"),
-            (_named(splits, (val == 0) & (train == 0)), warnings, "nowhere: no score, and left out of the means"),
-        ):
-            if names:
-                said = text.format(train=splits[0].name, val=splits[1].name)
-                said_in.append(f"{len(names)} class{'es' if len(names) > 1 else ''} {said}: {', '.join(names)}")
-        if not (train[0] or val[0]) and (train[1:VOID].any() or val[1:VOID].any()):
-            warnings.append(f"no pixel has label 0, '{_classes(splits)[0]}': do the masks' labels start at 1?")
-    return Check(list(splits), errors, warnings, meaningless)
-
-
-def _named(splits: Sequence[Split], which: npt.NDArray[np.bool_]) -> list[str]:
-    return [name for name, there in zip(_classes(splits), which, strict=False) if there]
-
-
-def _emptiness(split: Split) -> Iterator[str]:
-    if split.dataset is None or not split.good():
-        return
-    if not split.dataset.labelled:
-        yield "the split has no labels, so nothing can be trained or scored on it"
-        return
-    there = np.flatnonzero(split.pixels()[:VOID])
-    if not len(there):
-        yield "every pixel is void"
-    elif len(there) == 1:
-        cause = ""
-        if there[0] == 0 and split.pixels()[VOID]:
-            cause = (
-                ". Where masks hold 0 and 255 for background and foreground, 255 is read as void: store 0 and 1, or "
-                "say data.masks=rgb data.palette=[[0,0,0],[255,255,255]]"
-            )
-        yield f"only class '{split.dataset.classes[there[0]]}' has pixels, so that any model scores 100 %{cause}"
-
-
-def _hidden(split: Split) -> Iterator[str]:
-    """A class that is void in some of the masks: missing from exactly those that hold void."""
-    looks = [look.labels for look in split.good() if look.labels is not None and look.labels[:VOID].any()]
-    if split.dataset is None or not looks:
-        return
-    there = np.stack(looks) > 0  # (N, 256)
-    void = there[:, VOID]
-    for number, name in enumerate(split.dataset.classes):
-        if void.any() and not void.all() and np.array_equal(there[:, number], ~void):
-            yield (
-                f"class '{name}' is missing from exactly the {void.sum()} masks that hold void, of {len(looks)}: is "
-                "void its label in those?"
-            )
-
-
-def _repeats(split: Split) -> Iterator[str]:
-    if split.dataset is None:
-        return
-    ids = split.dataset.ids
-    void = [ids[look.index] for look in split.good() if look.labels is not None and not look.labels[:VOID].any()]
-    if void and split.pixels()[:VOID].any():
-        yield f"{len(void)} images hold nothing but void, such as {void[0]}"
-    first: dict[str, int] = {}
-    same = [(first.setdefault(look.content, look.index), look.index) for look in split.good()]
-    same = [(a, b) for a, b in same if a != b]
-    if same:
-        yield f"{len(same)} images are copies of others, such as {ids[same[0][1]]} of {ids[same[0][0]]}"
-
-
-def _shared(train: Split, val: Split) -> Iterator[str]:
-    assert train.dataset is not None
-    assert val.dataset is not None
-    known = {look.content: train.dataset.ids[look.index] for look in train.good()}
-    for look in val.good():
-        if look.content in known:
-            yield (
-                f"{val.name}: image {val.dataset.ids[look.index]} is also in {train.name}, as {known[look.content]}: "
-                "scores on it are too good"
-            )
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    more = len(lines) - LISTED
-    return lines if more <= 0 else [*lines[:LISTED], f"... and {more} more like this"]
-
-
-def _classes(splits: Sequence[Split]) -> tuple[str, ...]:
-    return next(split.dataset.classes for split in splits if split.dataset is not None)
-
-
 def print_check(check: Check, title: str, console: Console) -> None:
     """Two tables and the findings."""
     overview = Table(box=box.SIMPLE_HEAD)
@@ -312,7 +147,10 @@ def _class_table(splits: Sequence[Split]) -> Table:
     for split in splits:
         table.add_column(f"{split.name} %", justify="right")
         table.add_column("images", justify="right")
-    for i, name in enumerate(_classes(splits)):
+    names, everywhere = classes_of(splits), np.sum([split.pixels() for split in splits], axis=0)
+    for i, name in enumerate(names):
+        if len(names) > FEW and not everywhere[i]:  # of which a line says how many they are
+            continue
         cells = []
         for split in splits:
             pixels, images = split.pixels(), split.images_with()

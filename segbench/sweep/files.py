@@ -10,10 +10,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
+from segbench.config import RecipeConfig
 from segbench.data import base
 from segbench.data.base import Dataset, PairedFiles
 from segbench.errors import UserError
-from segbench.loading.check import Split, findings, look_at
+from segbench.loading.findings import Split, findings, look_at
 from segbench.store import write_atomic
 
 KNOWN = ".files.json"
@@ -57,8 +58,11 @@ class KnownFiles(BaseModel):
             self.hashes[str(path)] = (*stamp, digest.hex())
         return digest
 
-    def check(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> list[str]:
+    def check(self, data: Mapping[str, Dataset], fingerprints: list[str], recipe: RecipeConfig) -> list[str]:
         """Read every image of both splits once, so that what is wrong is told before training, not in the midst of it.
+
+        Args:
+            recipe: by which they are trained on.
 
         Returns:
             What `segbench data check` finds beside, when they are read.
@@ -75,7 +79,7 @@ class KnownFiles(BaseModel):
             with ThreadPoolExecutor() as pool:
                 looks = list(pool.map(lambda i, d=dataset: look_at(d, i), range(len(dataset))))
             splits.append(Split(getattr(dataset, "split", name), dataset, looks))
-        found = findings(splits)
+        found = findings(splits, recipe)
         if found.meaningless:
             raise UserError("; ".join(found.meaningless))
         self.good += [fingerprint for fingerprint in fingerprints if fingerprint not in self.good]

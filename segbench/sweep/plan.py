@@ -102,10 +102,10 @@ def _look(
         if status.state == "unreadable":
             raise UserError(status.more)
     todo, findings = [run for run in runs if statuses[run.key].state != "done"], list[str]()
-    for section in {repr(run.config.data): run.config.data for run in todo}.values():
-        data, facts = finder.once(finder.open_both, section)
+    for variant in {repr(run.config.data): run.config for run in todo}.values():
+        data, facts = finder.once(finder.open_both, variant.data)
         try:
-            findings += known.check(data, facts[-2:])
+            findings += known.check(data, facts[-2:], variant.recipe)
         except UserError as error:
             if not partly:
                 raise
