@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -328,6 +329,8 @@ def fit_params(who: str, known: Parameters, params: Mapping[str, Any]) -> dict[s
     return {key: getattr(checked, key) for key in known}
 
 
+# Of a union, in the places that pydantic names.
+KINDS = r"(int|float|str|bool|tuple|list|dict|function|constrained|nullable|literal|lax)\b"
 WANTED = {  # kinds of pydantic's errors that its own words do not say plainly
     "string_type": "text", "string_too_short": "text that is not empty", "model_type": "keys with values",
     "dict_type": "keys with values", "list_type": "a list", "tuple_type": "a list", "path_type": "a path",
@@ -339,7 +342,8 @@ WANTED = {  # kinds of pydantic's errors that its own words do not say plainly
 
 def validation_message(error: Any) -> str:
     """One pydantic error in words: the place, what was wanted and what was found, as YAML spells it."""
-    place, kind, value, context = ".".join(map(str, error["loc"])), error["type"], error["input"], error.get("ctx", {})
+    place = ".".join(str(p) for i, p in enumerate(error["loc"]) if not (i and re.match(KINDS, str(p))))
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing" and isinstance(error["loc"][-1], int):
         return f"{place.rpartition('.')[0]} has too few values"
     if kind == "missing":

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from segbench.config_file import expand_grid
+from segbench.errors import UserError
 from segbench.sweep.plan import make_plan
 from tests.conftest import WHOLE, segbench
 
@@ -122,3 +123,13 @@ def test_each_decoder_that_fails_is_said_once_over_a_grid(write_sweep, tmp_path)
     said = segbench("plan", path, "decoders=[nothing, bilnear]")
     assert said.returncode == 2
     assert [line.split("'")[1] for line in said.stdout.splitlines()] == ["nothing", "bilnear"]
+
+
+def test_a_default_that_no_decoder_takes(make_config):
+    """A misspelt one would train all decoders otherwise than asked; one of an absent decoder is noted."""
+    with pytest.raises(UserError, match=r"decoder_defaults: no decoder takes 'widht' \(did you mean 'width'\?\)"):
+        make_plan(make_config(decoder_defaults={"widht": 8}))
+    plan = make_plan(make_config(decoder_defaults={"width": 8, "init": "icnr"}))
+    assert plan.findings == ["decoder_defaults: no decoder here takes 'init'"]
+    assert "  note: decoder_defaults: no decoder here takes 'init'" in str(plan)
+    assert make_plan(make_config(decoders=["subpixel"], decoder_defaults={"init": "icnr"})).findings == []

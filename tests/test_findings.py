@@ -80,7 +80,7 @@ def test_the_sweep_says_so_too(root, write_sweep, capsys):
     data = {"name": "folder", "root": str(root), "classes": CLASSES}
     path = write_sweep(recipe={"crop": 64})
     assert main(["sweep", str(path), f"data={data}", "decoders=[nearest]"]) == 0
-    assert "data train: 4 of 4 images are smaller than recipe.crop, 64x64" in capsys.readouterr().err
+    assert "note train: 4 of 4 images are smaller than recipe.crop, 64x64" in capsys.readouterr().err
     assert main(["data", "check", str(path), f"data={data}"]) == 0
     assert "warning  train: 4 of 4 images are smaller than recipe.crop, 64x64" in capsys.readouterr().out
 

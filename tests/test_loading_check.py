@@ -208,7 +208,7 @@ def test_a_class_that_is_void_in_some_masks(tmp_path):
     sweep, look = run(tmp_path, data)
     said = "train: class 'crack' is missing from exactly the 1 masks that hold void, of 3: is void its label in those?"
     assert sweep.returncode == look.returncode == 0
-    assert f"data {said}" in sweep.stderr
+    assert f"note {said}" in sweep.stderr
     assert f"warning  {said}" in look.stdout
     again, _ = run(tmp_path, data)
     assert said not in again.stderr  # once, when they are read
@@ -225,7 +225,7 @@ def test_an_image_in_both_splits_is_said_by_the_sweep(tmp_path):
     shutil.copy(tmp_path / "images/train/a.png", tmp_path / "images/val/d.png")
     sweep, _ = run(tmp_path, data)
     assert sweep.returncode == 0, sweep.stderr
-    assert "data val: image d is also in train, as a: scores on it are too good" in sweep.stderr
+    assert "note val: image d is also in train, as a: scores on it are too good" in sweep.stderr
 
 
 def test_two_splits_that_do_not_open_for_two_reasons(tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,10 @@ from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder, plugin_class, plugin_params
-from segbench.errors import UserError, located
+from segbench.errors import UserError, located, suggest
 from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
-from segbench.registry import DATASETS, check_params, source_hash
+from segbench.registry import DATASETS, DECODERS, UPSAMPLERS, check_params, parameters, source_hash
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.files import KnownFiles
 from segbench.training.isolation import turn
@@ -44,11 +44,13 @@ class FactFinder:
 
     Attributes:
         failing: title of a decoder -> why it fails, in one line.
+        unused: name of a default that no decoder takes -> that, in one line.
     """
 
     def __init__(self, on_cluster: bool, partly: bool, known: KnownFiles) -> None:
         self.on_cluster, self.partly, self.known = on_cluster, partly, known
         self.failing: dict[str, str] = {}
+        self.unused: dict[str, str] = {}
         self._found: dict[tuple[Any, str], Any] = {}
 
     def once(self, find: Callable[..., Any], *of: Any) -> Any:
@@ -101,9 +103,19 @@ class FactFinder:
                 if not self.partly:
                     raise
                 self.failing[decoder.title] = str(error)
+        if not self.failing:
+            self._check_defaults(config.decoder_defaults, {name for d in decoders.values() for name in d.params})
         gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
         weights_hash, _, strides, plugin = encoder
         return Facts(accelerator, gpus, weights_hash, classes, of_data, images, strides, decoders, measures, plugin)
+
+    def _check_defaults(self, defaults: Mapping[str, Any], taken: Collection[str]) -> None:
+        """Refuse a misspelt name; one of a decoder that does not take part, as in a narrower call, is noted."""
+        for name in defaults.keys() - taken:
+            there = (parameters(kind.load(n), kind.given) for kind in (UPSAMPLERS, DECODERS) for n in kind.builtin())
+            if (near := suggest(name, taken)) and not any(name in known for known in there):
+                raise UserError(f"decoder_defaults: no decoder takes '{name}'{near}")
+            self.unused[name] = f"decoder_defaults: no decoder here takes '{name}'"
 
 
 def _build(config: EncoderConfig) -> BuiltEncoder:

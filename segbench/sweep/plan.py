@@ -11,7 +11,16 @@ from segbench.config_file import expand_grid
 from segbench.errors import UserError
 from segbench.launch import local
 from segbench.launch.base import as_user_error, load
-from segbench.registry import DATASETS, DECODERS, ENCODERS, LAUNCHERS, MEASURES, UPSAMPLERS
+from segbench.registry import (
+    DATASETS,
+    DECODERS,
+    ENCODERS,
+    LAUNCHERS,
+    MEASURES,
+    UPSAMPLERS,
+    check_params,
+    find,
+)
 from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
 from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
@@ -25,7 +34,7 @@ class Plan:
     runs: list[Run]  # all of them; none where everything fails
     todo: list[Run]  # those that are not done, among them those of which a result is damaged
     damaged: list[str]  # what is wrong with such results, in one line each
-    findings: list[str]  # what one should know of the data, where they were read for the first time
+    findings: list[str]  # what one should know, of the data where they were read for the first time
     cohorts: list[Cohort]  # of what is to do
     failing: list[str]  # what fails, a decoder by itself or all of them, in one line each
     jobs: int  # cohorts at a time
@@ -41,7 +50,7 @@ class Plan:
         done = len(self.runs) - len(self.todo)
         lines = [f"{self.config.name}: {len(self.runs)} runs, {done} done, {len(self.todo)} to do"]
         lines += [f"  damaged {damage}; it will be set aside, and the run made again" for damage in self.damaged]
-        lines += [f"  data: {finding}" for finding in self.findings]
+        lines += [f"  note: {finding}" for finding in self.findings]
         for cohort in self.cohorts:
             start = f", from step {cohort.start_step}" if cohort.start_step else ""
             lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")
@@ -63,6 +72,8 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
         UserError: something that would make every run fail; without ``partly``, a decoder that fails.
     """
     began = time.monotonic()
+    if not partly:
+        _check_names(config)
     runs, statuses, findings = list[Run](), dict[str, RunStatus](), list[str]()
     try:
         launcher, _ = load(config.launch)
@@ -80,10 +91,19 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
     return Plan(config, runs, todo, damaged, findings, cohorts, failing, jobs, threads, time.monotonic() - began)
 
 
+def _check_names(config: SweepConfig) -> None:
+    """Raise a `UserError` for wrong names, and wrong parameters of our data sets, before torch is imported."""
+    for name in [d.name for d in config.decoders if ":" not in d.name]:
+        find(name, DECODERS, UPSAMPLERS)
+    for data in {repr(variant.data): variant.data for _, variant in expand_grid(config)}.values():
+        if ":" not in data.name and find(data.name, DATASETS)[1] is None:
+            check_params(DATASETS, data.name, DATASETS.load(data.name), data.params)
+
+
 def _look(
     config: SweepConfig, on_cluster: bool, partly: bool
 ) -> tuple[list[Run], dict[str, RunStatus], list[str], list[str]]:
-    """Every run, its status by key, what fails, and what one should know of the data."""
+    """Every run, its status by key, what fails, and what one should know."""
     from segbench.sweep.facts import FactFinder
 
     folder = _folder(config)
@@ -101,7 +121,7 @@ def _look(
     for status in statuses.values():
         if status.state == "unreadable":
             raise UserError(status.more)
-    todo, findings = [run for run in runs if statuses[run.key].state != "done"], list[str]()
+    todo, findings = [run for run in runs if statuses[run.key].state != "done"], list(finder.unused.values())
     for variant in {repr(run.config.data): run.config for run in todo}.values():
         data, facts = finder.once(finder.open_both, variant.data)
         try:

@@ -48,7 +48,7 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[st
         damages, listed = [], make_manifest(config, runs)
     _tell(console, "damaged", [*damages, listed.damage])
     _tell(console, "replaced", [listed.replaced])
-    _tell(console, "data", plan.findings)
+    _tell(console, "note", plan.findings)
     said = f"{len(runs)} runs, {len(runs) - len(plan.todo)} done before, {len(plan.todo)} to do"
     console.print(f"[bold]{escape(config.name)}[/]: {said}")
     if not plan.todo:
