@@ -1,5 +1,7 @@
 """All scores of one prediction on 1024x2048 with 19 classes, against per-class references, on the same arrays.
 
+With ``--labels`` of label maps of one size, such as CamVid's, in place of a drawn scene.
+
 Counted: mIoU, Boundary IoU at two ratios, boundary F1 at 3 px, trimap IoU at five widths; on one core. The reference
 does each class by itself as published: OpenCV erosions for Boundary IoU, OpenCV distance transforms for the others.
 Both must give the same numbers. Prints seconds and ratio, with the truth's side and, as decoders share it, without.
@@ -8,18 +10,20 @@ Both must give the same numbers. Prints seconds and ratio, with the truth's side
 import argparse
 import statistics
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from segbench.data.base import read_labels
 from segbench.measures.base import VOID, Sample, check_labels
 from segbench.measures.bf1 import BF1
 from segbench.measures.biou import BIoU, band_width
 from segbench.measures.trimap import Trimap
 
 SIZES = range(3, 22)  # how many regions of a class stand above each other in the image
-CLASSES, RATIOS, TOLERANCE, WIDTHS = len(SIZES), [0.02, 0.005], 3, [1, 2, 4, 8, 16]
+RATIOS, TOLERANCE, WIDTHS = [0.02, 0.005], 3, [1, 2, 4, 8, 16]
 
 
 def scene(height: int, width: int, seed: int) -> np.ndarray:
@@ -31,15 +35,15 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
     return labels
 
 
-def reference(truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
+def reference(truth: np.ndarray, prediction: np.ndarray, classes: int) -> list[np.ndarray]:
     """Counts class by class."""
     void = truth == VOID
     prediction = np.where(void, VOID, prediction).astype(np.uint8)
     box = np.ones((3, 3), np.uint8)
-    region, boundary = np.zeros((3, CLASSES), np.int64), np.zeros((2, 3, CLASSES), np.int64)
-    contour, trimap = np.zeros((4, CLASSES), np.int64), np.zeros((5, 3, CLASSES), np.int64)
+    region, boundary = np.zeros((3, classes), np.int64), np.zeros((2, 3, classes), np.int64)
+    contour, trimap = np.zeros((4, classes), np.int64), np.zeros((5, 3, classes), np.int64)
     to_other = np.full(truth.shape, np.inf)  # Chebyshev distance of a pixel to the nearest of another class
-    for c in range(CLASSES):
+    for c in range(classes):
         t, p = truth == c, prediction == c
         region[:, c] = (t & p).sum(), p.sum(), t.sum()
         filled = [((m | void) * np.uint8(1)) for m in (p, t)]
@@ -58,7 +62,7 @@ def reference(truth: np.ndarray, prediction: np.ndarray) -> list[np.ndarray]:
         distance = cv2.distanceTransform(1 - others, cv2.DIST_C, 3) if others.any() else np.inf
         to_other = np.where(t, distance, to_other)
     for i, w in enumerate(WIDTHS):
-        for c in range(CLASSES):
+        for c in range(classes):
             t, p = (truth == c) & (to_other <= w), (prediction == c) & (to_other <= w)
             trimap[i, :, c] = (t & p).sum(), p.sum(), t.sum()
     return [region, boundary, contour, trimap]
@@ -72,23 +76,29 @@ def count(sample: Sample) -> list[np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"))
+    parser.add_argument("--labels", type=Path, help="a label map in place of the drawn scene")
+    parser.add_argument("--classes", type=int, help="of that; higher labels are void")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    truth = scene(*args.size, 0)
+    truth, classes = scene(*args.size, 0), len(SIZES)
+    if args.labels:
+        truth = read_labels(args.labels)
+        classes = args.classes
+        truth[truth >= classes] = VOID
     prediction = np.roll(np.where(truth == VOID, 0, truth), (2, 3), (0, 1)).astype(np.uint8)
-    on_contour = check_labels(truth, CLASSES).band(1).mean()
+    on_contour = check_labels(truth, classes).band(1).mean()
     print(f"{truth.shape[1]}x{truth.shape[0]}, {on_contour:.1%} on a contour")
     ours_whole, ours_shared, theirs = [], [], []
     for _ in range(args.repeats):
         start = time.perf_counter()
-        side = check_labels(truth, CLASSES)
+        side = check_labels(truth, classes)
         count(Sample(side, prediction))
         middle = time.perf_counter()
         found = count(Sample(side, prediction))
         end = time.perf_counter()
-        wanted = reference(truth, prediction)
+        wanted = reference(truth, prediction, classes)
         theirs.append(time.perf_counter() - end)
         ours_whole.append(middle - start)
         ours_shared.append(end - middle)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from segbench.measures.base import VOID, CountMeasure, Sample, check_labels, iou, mean_over_classes
 from segbench.measures.bf1 import BF1, contour_f1
@@ -22,6 +23,7 @@ __all__ = [
     "BoundaryF1",
     "BoundaryIoU",
     "MeanIoU",
+    "SegmentationMetrics",
     "TrimapIoU",
     "band_width",
     "boundary_f1",
@@ -32,6 +34,8 @@ __all__ = [
     "mean_over_classes",
     "trimap_iou",
 ]
+
+Array = Tensor | npt.NDArray[Any]
 
 
 class _FromMeasure(Metric):
@@ -51,23 +55,25 @@ class _FromMeasure(Metric):
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.add_state("counts", torch.zeros(*shape, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add a batch.
+    def update(self, preds: Array, target: Array) -> None:
+        """Add a batch or an image, as tensors or NumPy arrays.
 
         Args:
-            preds: (B, H, W) integer labels, or (B, K, H, W) floats, of which the argmax is taken.
-            target: (B, H, W) integer labels, 0 to K-1 or ``ignore_index``.
+            preds: (B, H, W) integer labels, or (B, K, H, W) floats, of which the argmax is taken; or without B.
+            target: (B, H, W) integer labels, 0 to K-1 or ``ignore_index``; or without B.
 
         Raises:
-            ValueError: shapes that do not fit, or a label out of range.
+            ValueError: shapes that do not fit, a label out of range, or logits that hold NaN.
         """
         for image in self.count_images(preds, target):
             self.counts += image
 
-    def count_images(self, preds: Tensor, target: Tensor) -> list[Tensor]:
+    def count_images(self, preds: Array, target: Array) -> list[Tensor]:
         """The counts of each image of a batch, (..., K) int64, without adding them up; arguments as in `update`."""
-        prepared = prepare(preds.cpu(), target.cpu(), self.num_classes, self.ignore_index)
-        return [self._count(p, t).to(self.counts.device) for p, t in zip(*prepared, strict=True)]
+        samples = (
+            preds if isinstance(preds, _Samples) else samples_of(preds, target, self.num_classes, self.ignore_index)
+        )
+        return [self._count(sample).to(self.counts.device) for sample in samples]
 
     def per_class(self) -> Tensor:
         """(..., K) scores in 0 to 1, float64, NaN for a class that never appears."""
@@ -80,8 +86,7 @@ class _FromMeasure(Metric):
     def _score(self) -> Any:
         return self.score(self.counts.cpu().numpy())
 
-    def _count(self, prediction: Tensor, target: Tensor) -> Tensor:
-        sample = Sample(check_labels(target.numpy(), self.num_classes), prediction.numpy())
+    def _count(self, sample: Sample) -> Tensor:
         counts = [torch.from_numpy(np.array(m.count(sample))) for m in self._measures(sample.size)]
         return torch.stack(counts).view(self.counts.shape)
 
@@ -183,15 +188,67 @@ class TrimapIoU(_FromMeasure):
         return self.measures
 
 
-def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """A batch as uint8 label maps, void 255.
+class SegmentationMetrics(MetricCollection):
+    """Metrics of this module side by side, which share what is worked out of each image, as its boundary bands.
+
+    Args:
+        metrics: as `torchmetrics.MetricCollection` takes them, with one ``num_classes`` and ``ignore_index`` for all.
+        prefix, postfix: of their names in what `compute` returns.
 
     Raises:
-        ValueError: shapes that do not fit, or a label out of range.
+        ValueError: metrics of other modules, or that differ in ``num_classes`` or ``ignore_index``.
     """
+
+    num_classes: Any
+    ignore_index: Any
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric | MetricCollection] | dict[str, Metric | MetricCollection],
+        prefix: str | None = None,
+        postfix: str | None = None,
+    ) -> None:
+        super().__init__(metrics, prefix=prefix, postfix=postfix, compute_groups=False)
+        if strange := [type(m).__name__ for m in self.values() if not isinstance(m, _FromMeasure)]:
+            raise ValueError(f"{strange[0]} is none of segbench.metrics; put it into a MetricCollection")
+        first, *others = self.values()
+        self.num_classes, self.ignore_index = first.num_classes, first.ignore_index
+        for other in others:
+            if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
+                raise ValueError("metrics differ in num_classes or ignore_index")
+
+    def update(self, preds: Array, target: Array) -> None:  # type: ignore[override]
+        """Add a batch or an image to each; arguments and errors as those of the metrics."""
+        super().update(samples_of(preds, target, self.num_classes, self.ignore_index), None)
+
+    def forward(self, preds: Array, target: Array) -> dict[str, Any]:
+        """As `update`; the scores of this batch alone."""
+        return super().forward(samples_of(preds, target, self.num_classes, self.ignore_index), None)
+
+
+class _Samples(list[Sample]):
+    """The images of a batch, made ready once for all metrics."""
+
+
+def samples_of(preds: Array, target: Array, num_classes: int, ignore_index: int | None) -> _Samples:
+    """A batch, or an image, as samples; arguments and errors as `_FromMeasure.update`'s."""
+    maps = prepare(torch.as_tensor(preds).cpu(), torch.as_tensor(target).cpu(), num_classes, ignore_index)
+    return _Samples(Sample(check_labels(t.numpy(), num_classes), p.numpy()) for p, t in zip(*maps, strict=True))
+
+
+def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """A batch, or an image, as a batch of uint8 label maps, void 255.
+
+    Raises:
+        ValueError: shapes that do not fit, a label out of range, or logits that hold NaN.
+    """
+    if target.ndim == 2:
+        preds, target = preds[None], target[None]
     if preds.is_floating_point():
         if preds.ndim != 4 or preds.shape[1] != num_classes:
             raise ValueError(f"logits should be (B, {num_classes}, H, W), not {tuple(preds.shape)}")
+        if preds.isnan().any():
+            raise ValueError("logits hold NaN, of which no class is the largest")
         preds = preds.argmax(1)
     if target.is_floating_point() or target.ndim != 3 or preds.shape != target.shape:
         raise ValueError(f"target should be (B, H, W) integers as preds, not {tuple(target.shape)} {target.dtype}")
@@ -203,32 +260,32 @@ def prepare(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int |
     return torch.where(void, 0, preds).to(torch.uint8), torch.where(void, VOID, target).to(torch.uint8)
 
 
-def _functional(metric: _FromMeasure, preds: Tensor, target: Tensor) -> Tensor:
-    metric.to(target.device).update(preds, target)
+def _functional(metric: _FromMeasure, preds: Array, target: Array) -> Tensor:
+    metric.to(torch.as_tensor(target).device).update(preds, target)
     return metric.compute()
 
 
-def mean_iou(preds: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = 255) -> Tensor:
+def mean_iou(preds: Array, target: Array, num_classes: int, ignore_index: int | None = 255) -> Tensor:
     """`MeanIoU` of one batch."""
     return _functional(MeanIoU(num_classes, ignore_index), preds, target)
 
 
 def boundary_iou(
-    preds: Tensor, target: Tensor, num_classes: int, ratio: float = 0.02, ignore_index: int | None = 255
+    preds: Array, target: Array, num_classes: int, ratio: float = 0.02, ignore_index: int | None = 255
 ) -> Tensor:
     """`BoundaryIoU` of one batch."""
     return _functional(BoundaryIoU(num_classes, ratio, ignore_index), preds, target)
 
 
 def boundary_f1(
-    preds: Tensor, target: Tensor, num_classes: int, tolerance_px: float, ignore_index: int | None = 255
+    preds: Array, target: Array, num_classes: int, tolerance_px: float, ignore_index: int | None = 255
 ) -> Tensor:
     """`BoundaryF1` of one batch."""
     return _functional(BoundaryF1(num_classes, tolerance_px, None, ignore_index), preds, target)
 
 
 def trimap_iou(
-    preds: Tensor, target: Tensor, num_classes: int, widths_px: Sequence[int], ignore_index: int | None = 255
+    preds: Array, target: Array, num_classes: int, widths_px: Sequence[int], ignore_index: int | None = 255
 ) -> Tensor:
     """`TrimapIoU` of one batch: one score for each width."""
     return _functional(TrimapIoU(num_classes, widths_px, ignore_index), preds, target)

@@ -1,13 +1,16 @@
 """Where void lies along the contours, narrow bands hold nearly nothing, and the table and the page say so."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter
 
 from segbench import store
-from segbench.measures.base import LabelMap, Sample
+from segbench.measures.base import LabelMap, Sample, iou, mean_over_classes
 from segbench.measures.biou import BIoU
 from segbench.measures.trimap import Trimap
+from segbench.metrics import BoundaryIoU
 from segbench.report.metrics import thin_bands
 from tests.conftest import ROOT, described_measures
 
@@ -56,8 +59,6 @@ def test_what_is_not_shown_is_not_spoken_of():
 @pytest.mark.slow
 def test_the_figures_of_voc_in_the_docs(voc_masks):
     """docs/metrics.md, by a definition of its own: a pixel's window holds two classes."""
-    from scipy.ndimage import maximum_filter, minimum_filter
-
     paths = sorted(voc_masks.glob("*.png"))[::7]
     held = dict.fromkeys((1, 2, 3, 4, 8), 0)
     for path in paths:
@@ -70,3 +71,50 @@ def test_the_figures_of_voc_in_the_docs(voc_masks):
     text = (ROOT / "docs" / "metrics.md").read_text()
     assert f"{len(paths)} label maps" in text
     assert ", ".join(f"{number:,}" for number in held.values()) in " ".join(text.split())
+
+
+def brute_boundary_iou(pairs, num_classes, ratio, region):
+    """Boundary IoU in percent, class by class by OpenCV's erosion; ``region``: void is one more region."""
+    counts = np.zeros((3, num_classes), np.int64)
+    for truth, prediction in pairs:
+        d = max(1, round(ratio * float(np.hypot(*truth.shape))))
+        void = truth == 255
+        for c in range(num_classes):
+            bands = []
+            for own in (truth == c, (prediction == c) & ~void):
+                around = own if region else own | void  # what is filled with the class makes no contour to it
+                padded = cv2.copyMakeBorder(around.astype(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+                inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=d)[1:-1, 1:-1]
+                bands.append(own & (inner == 0))
+            counts[:, c] += (bands[0] & bands[1]).sum(), bands[1].sum(), bands[0].sum()
+    return 100 * mean_over_classes(iou(counts))
+
+
+def reduced(truth, factor=8):
+    """A prediction without void: the truth, its void filled with the nearest class, reduced and brought back."""
+    rows, columns = distance_transform_edt(truth == 255, return_distances=False, return_indices=True)
+    filled, (height, width) = truth[rows, columns], truth.shape
+    small = cv2.resize(filled, (-(-width // factor), -(-height // factor)), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "classes"), [("VOC", 21), ("CamVid", 11)])
+def test_void_as_a_region_in_the_docs(request, name, classes):
+    """docs/metrics.md's table of Boundary IoU at 0.005, of which segbench's is the one that leaves void out."""
+    root = (
+        request.getfixturevalue("voc_masks") if name == "VOC" else request.getfixturevalue("camvid_root") / "valannot"
+    )
+    pairs = []
+    for path in sorted(root.glob("*.png"))[::7]:
+        truth = np.array(Image.open(path))
+        truth[truth >= classes] = 255
+        if (truth != 255).any():
+            pairs.append((truth, reduced(truth)))
+    as_region, left_out = (brute_boundary_iou(pairs, classes, 0.005, region) for region in (True, False))
+    metric = BoundaryIoU(classes, 0.005)
+    for truth, prediction in pairs:
+        metric.update(prediction, truth)
+    assert 100 * float(metric.compute()) == pytest.approx(left_out, abs=1e-9)
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    assert f"| {name} val, {len(pairs)} | {as_region:.1f} | {left_out:.1f} |" in text

@@ -5,9 +5,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torchmetrics import MeanMetric
 
 from segbench import metrics
-from segbench.measures.base import iou, mean_over_classes
+from segbench.measures.base import check_labels, iou, mean_over_classes
 from segbench.measures.bf1 import contour_f1
 from tests.test_measures import blobs, count
 
@@ -158,3 +159,57 @@ def test_measures_stand_alone():
         "assert all(n.startswith(('segbench.measures', 'segbench.metrics')) for n in own), own"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def together():
+    return metrics.SegmentationMetrics([cls(5, **options) for cls, options, *_ in MODULES[:3]])
+
+
+def test_together_gives_the_same_and_makes_the_truth_s_side_once(monkeypatch):
+    alone, several = [cls(5, **options) for cls, options, *_ in MODULES[:3]], together()
+    made = []
+    monkeypatch.setattr(metrics, "check_labels", lambda *args: made.append(1) or check_labels(*args))
+    for preds, target in batches(logits=True):
+        several.update(preds, target)
+    assert len(made) == 3 * 2  # images
+    for preds, target in batches(logits=True):
+        for metric in alone:
+            metric.update(preds, target)
+    assert len(made) == (1 + len(alone)) * 3 * 2
+    found = several.compute()
+    assert list(found) == ["MeanIoU", "BoundaryIoU", "BoundaryF1"]
+    assert [v.item() for v in found.values()] == [m.compute().item() for m in alone]
+    of_one = several(*next(iter(batches())))  # forward: of that batch alone, and added
+    assert of_one["MeanIoU"].item() == metrics.mean_iou(*next(iter(batches())), 5).item()
+    assert all(m._update_count == 4 for m in several.values())
+    several.reset()
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert several.compute()["MeanIoU"].isnan()
+
+
+def test_what_cannot_be_counted_together():
+    with pytest.raises(ValueError, match="MeanMetric is none of segbench.metrics"):
+        metrics.SegmentationMetrics([metrics.MeanIoU(5), MeanMetric()])
+    with pytest.raises(ValueError, match="differ in num_classes or ignore_index"):
+        metrics.SegmentationMetrics({"a": metrics.MeanIoU(5), "b": metrics.MeanIoU(5, None)})
+
+
+def test_arrays_and_single_images():
+    for preds, target in batches(1, logits=True):
+        wanted = metrics.boundary_iou(preds[:1], target[:1], 5)
+        assert metrics.boundary_iou(preds[0], target[0], 5) == wanted
+        assert metrics.boundary_iou(preds[0].numpy(), target[0].numpy(), 5) == wanted
+        assert metrics.boundary_iou(preds.argmax(1)[0].numpy().astype(np.int32), target.numpy()[0], 5) == wanted
+        both = together()
+        both.update(preds.numpy(), target.numpy())
+        assert both.compute()["MeanIoU"] == metrics.mean_iou(preds, target, 5)
+
+
+def test_logits_that_hold_nan_are_refused():
+    preds, target = next(batches(1, logits=True))
+    preds[1, 2, 3, 4] = torch.nan
+    for metric in (metrics.MeanIoU(5), together()):
+        with pytest.raises(ValueError, match="logits hold NaN"):
+            metric.update(preds, target)
+    preds[1, 2, 3, 4] = -torch.inf  # which is a logit
+    assert metrics.mean_iou(preds, target, 5) > 0
