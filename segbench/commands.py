@@ -107,12 +107,13 @@ def report(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from segbench.report.page import write_report
+    from segbench.store import read_plan
 
-    folder = _folder(args.folder, args.runs_dir)
+    folder, only = _folder(args.folder, args.runs_dir), _names(args.only)
     _print_measure_files(folder)
     if not args.no_gallery:
-        _print_plugin_files(config for run in sorted(folder.glob("*/")) for config in _run_configs(run, args.set or ()))
-    only = _names(args.only)
+        shown = [row["folder"] for row in read_plan(folder)["runs"] if not only or row["decoder"] in only]
+        _print_plugin_files(config for run in shown for config in _run_configs(folder / run, args.set or ()))
     with Console(stderr=True).status("") as status:
         done = write_report(
             folder, args.out, not args.no_gallery, args.set or (), lambda what: status.update(escape(what)), only

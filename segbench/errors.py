@@ -35,7 +35,7 @@ def located(error: BaseException) -> str:
 
 OUT_OF_MEMORY = (
     "out of memory: with launch.on_oom=split fewer decoders are trained at a time; or lower launch.jobs, "
-    "recipe.batch_size or recipe.crop"
+    "recipe.batch_size or recipe.crop, and where images are large, evaluate by windows (evaluation.mode=slide)"
 )
 
 
