@@ -142,7 +142,7 @@ def _names(listed: str | None) -> list[str]:
 
 def _folder(given: Path | None, runs_dir: str) -> Path:
     """The folder that is meant: as given, or by that name in ``runs_dir``; the newest sweep's where none is given."""
-    from segbench.store import newest_sweep
+    from segbench.sweep.status import newest_sweep
 
     if given is None:
         return newest_sweep(Path(runs_dir))

@@ -372,18 +372,6 @@ def read_plan(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def newest_sweep(runs_dir: Path) -> Path:
-    """The sweep folder that was planned last.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = sorted(runs_dir.glob(f"*/{MANIFEST}"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise UserError(f"no sweep in {runs_dir}; `make sweep` (or `segbench sweep`) runs one")
-    return found[-1].parent
-
-
 def _checksum(row: dict[str, Any]) -> str:
     """Of a row as JSON holds it."""
     plain = json.loads(json.dumps(row, default=str))

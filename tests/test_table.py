@@ -17,6 +17,7 @@ from segbench.errors import Failure, UserError
 from segbench.report import formats
 from segbench.report import table as tables
 from segbench.report.compare import compare
+from segbench.sweep.status import newest_sweep
 from tests.conftest import described_measures, write_again
 
 CLASSES = ["sky", "pole", "never"]
@@ -383,7 +384,7 @@ def test_broken_folders_are_explained(folder, tmp_path):
     with pytest.raises(UserError, match="holds no sweep"):
         tables.make_table(tmp_path)
     with pytest.raises(UserError, match="no sweep in .*; `make sweep`"):
-        store.newest_sweep(tmp_path / "nothing")
+        newest_sweep(tmp_path / "nothing")
     run = next(folder.glob("worse-s2-*"))
     (run / "counts.npz").write_bytes(b"PK\x03\x04 broken")
     assert any("counts.npz is damaged or was edited" in note for note in tables.make_table(folder).notes)

@@ -20,6 +20,18 @@ class RunStatus:
     step: int = 0  # that it goes on from
 
 
+def newest_sweep(runs_dir: Path) -> Path:
+    """The sweep folder that was planned last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(runs_dir.glob(f"*/{store.MANIFEST}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(f"no sweep in {runs_dir}; `make sweep` (or `segbench sweep`) runs one")
+    return found[-1].parent
+
+
 def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
     """Every row of a sweep's manifest with the status of its run, in the order of the sweep.
 
