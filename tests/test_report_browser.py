@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
 ]
 
-XSS, LONG = HOSTILE[0], "a_decoder_with_a_name_" + "longer" * 12
+XSS, LONG = HOSTILE[0], "a_decoder_with_a_name_" + "longer" * 6
 SIZES = [390, 1280, 2560]
 
 
