@@ -95,10 +95,10 @@ class Bomb:
     ("content", "message"),
     [
         (None, "no file .*; allowed are imagenet, none, or a file"),
-        (b"not weights", "cannot be read"),
+        (b"not weights", "holds something else than tensors; it is not read"),
         ({"some": torch.zeros(1)}, "does not fit 'tf_efficientnet_lite0': .* are missing or of another shape"),
         ([1, 2], "holds list, not a mapping"),
-        ({"x": Bomb()}, "cannot be read"),
+        ({"x": Bomb()}, "holds something else than tensors; it is not read"),
     ],
 )
 def test_bad_weight_files(tmp_path, content, message, capsys):

@@ -140,7 +140,7 @@ def test_windows_are_padded_each_by_itself(pixels):
         ({"mode": "slide"}, "mode: slide needs a window"),
         ({"window": 64}, "window and stride are for mode: slide"),
         ({"mode": "slide", "window": 64, "stride": 65}, "stride .65, 65. is larger than window"),
-        ({"scales": []}, "at least 1 item"),
+        ({"scales": []}, "1 or more values"),
         ({"scales": [1.0, 1.0]}, "holds one twice"),
         ({"scales": [0]}, "greater than 0"),
         ({"mode": "sliding"}, "'whole' or 'slide'"),
