@@ -1,5 +1,6 @@
 """Files to start from: an upsampler of one's own, and a sweep over a folder of images. Imports no torch."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,7 @@ class {name}(nn.Module):
 CONFIG = """# Made from {root}: {found}.
 data:
   name: folder
-  root: {root_yaml}
+  root: {root}
   classes: {classes}
 {masks}  train_split: {train}
   val_split: {val}
@@ -115,8 +116,8 @@ def new_config(path: Path, root: Path) -> tuple[str, list[str]]:
     crop = max(64, min(256, min(sides) // 32 * 32))
     found = f"{len(pairs[train])} images to train on, {len(pairs[val])} to evaluate on, {number} classes, {kind}"
     values = {
-        "root": root, "root_yaml": in_yaml(str(root)), "found": found, "classes": in_yaml(classes or default),
-        "masks": "".join(f"  {line}\n" for line in masks), "train": in_yaml(train), "val": in_yaml(val), "crop": crop,
+        "root": json.dumps(str(root), ensure_ascii=False), "found": found, "classes": in_yaml(classes or default),
+        "masks": "".join(f"  {line}\n" for line in masks), "train": json.dumps(train, ensure_ascii=False), "val": json.dumps(val, ensure_ascii=False), "crop": crop,
     }  # fmt: skip
     _write(path, CONFIG.format(**values))
     return found, [f"segbench {command} {path}" for command in ("data check", "plan", "sweep")]

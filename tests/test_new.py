@@ -77,6 +77,14 @@ def test_a_new_config_reads_what_the_masks_hold(images, tmp_path, capsys, paint,
     assert main(["data", "check", str(path)]) == 0
 
 
+def test_a_folder_with_quotes_and_backslashes_in_its_name(images, tmp_path, capsys):
+    root, path = images(lambda labels: labels), tmp_path / "own.yaml"
+    strange = root.rename(tmp_path / 'it\'s "a" \\n b: #é')
+    assert main(["new", "config", str(path), "--data", str(strange)]) == 0
+    assert load_config(path).data.params["root"] == str(strange)
+    assert main(["data", "check", str(path)]) == 0
+
+
 def test_names_of_classes_from_a_file(images, tmp_path, capsys):
     root, path = images(lambda labels: labels), tmp_path / "own.yaml"
     (root / "classes.txt").write_text("road\nsky: blue\n'car'\n")
