@@ -117,7 +117,8 @@ def new_config(path: Path, root: Path) -> tuple[str, list[str]]:
     found = f"{len(pairs[train])} images to train on, {len(pairs[val])} to evaluate on, {number} classes, {kind}"
     values = {
         "root": json.dumps(str(root), ensure_ascii=False), "found": found, "classes": in_yaml(classes or default),
-        "masks": "".join(f"  {line}\n" for line in masks), "train": json.dumps(train, ensure_ascii=False), "val": json.dumps(val, ensure_ascii=False), "crop": crop,
+        "masks": "".join(f"  {line}\n" for line in masks), "train": json.dumps(train, ensure_ascii=False),
+        "val": json.dumps(val, ensure_ascii=False), "crop": crop,
     }  # fmt: skip
     _write(path, CONFIG.format(**values))
     return found, [f"segbench {command} {path}" for command in ("data check", "plan", "sweep")]

@@ -51,7 +51,9 @@ class Kind:
         """Name -> first line of the file's docstring. Read as text; nothing is imported."""
         files = sorted((Path(__file__).parent / self.package.rpartition(".")[2]).glob("*.py"))
         docs = {f.stem: ast.get_docstring(ast.parse(f.read_text("utf-8"))) or "" for f in files}
-        return {name: doc.partition("\n")[0] for name, doc in docs.items() if name not in ("__init__", "base")}
+        return {
+            name: doc.partition("\n")[0] for name, doc in docs.items() if not name.startswith("_") and name != "base"
+        }
 
     def announced(self) -> dict[str, EntryPoint]:
         """Name -> entry point, for what installed packages announce."""

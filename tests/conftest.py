@@ -61,6 +61,7 @@ def tiny(**changes: Any) -> dict[str, Any]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--moments", type=int, default=8, help="how many times tests/test_chaos.py kills a sweep")
+    parser.addoption("--golden", metavar="FOLDER", help="golden files of upsamplers, for tests/test_parity.py")
     parser.addoption("--write-golden", action="store_true", help="freeze the counts of tests/test_golden.py anew")
 
 
@@ -68,6 +69,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, so that processes which share the files out end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests/test_parity.py found of each golden file."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)]
+    for line in sorted(value for r in reports for name, value in r.user_properties if name == "parity"):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
