@@ -111,7 +111,7 @@ class Third(Half):
     [
         (
             ["decoders=[bilnear]"],
-            r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: bilinear, bilinear_conv, deconv",
+            r"unknown decoder 'bilnear' \(did you mean 'bilinear'\?\); there is: a2u, .*bilinear_conv",
         ),
         (["encoder.name=resnt18"], r"unknown encoder 'resnt18' \(did you mean 'resnet18'\?\)"),
         (["data.name=shape"], r"unknown data set 'shape' \(did you mean 'shapes'\?\); there is: ade20k, camvid, city"),

@@ -173,7 +173,11 @@ class Whole(Decoder):
         ("nearest", "{tmp}:Bare", r"^skeleton Bare names no part in skeleton\(\)"),
         ("nearest", "{tmp}:None", "^skeleton: .* has no class 'None'"),
         ("{tmp}:Bare", "pyramid", "Bare is a skeleton: name an upsampler, or set skeleton: .*:Bare$"),
-        ("nearst", "pyramid", r"unknown decoder 'nearst' \(did you mean 'nearest'\?\); there is: bilinear, .*pyramid"),
+        (
+            "nearst",
+            "pyramid",
+            r"unknown decoder 'nearst' \(did you mean 'nearest'\?\); there is: a2u, .*bilinear, .*pyramid",
+        ),
     ],
 )
 def test_a_skeleton_of_no_use_is_told_in_one_line(tmp_path, name, skeleton, said):

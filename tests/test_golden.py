@@ -26,6 +26,13 @@ from tests.test_sweep import sweep
 GOLDEN = Path(__file__).parent / "golden.json"
 TOLERANCE = 0.01  # share of an image's pixels; with oneDNN held to AVX2 or SSE4.1 0.001 moved at most
 
+# These predict less than four classes after so few steps, so that their counts would show little. What they compute is
+# held by tests/test_parity.py.
+SLOW = {
+    "carafe", "deconv_separable", "dlu", "eucb", "fade", "gai", "lda_aqu", "local_attender",
+    "max_unpool", "resfu", "sapa",
+}  # fmt: skip
+
 
 def processor() -> str:
     """What decides how torch rounds here: the processor's model, the instructions that torch uses, torch's version."""
@@ -60,7 +67,12 @@ def found(tmp_path_factory):
     recipe = {"steps": 24, "batch_size": 4, "lr": 0.01, "scale": [0.8, 1.25], "color_jitter": 0.3, "warmup_steps": 2}
     recipe["class_weights"] = [0.3, 1, 1, 1, 1, 1, 1]
     data = {"size": 96, "train": 12, "val": 4}
-    changes = {"decoders": list(UPSAMPLERS.builtin()), "recipe": recipe, "data": data, "seeds": [0]}
+    changes = {
+        "decoders": [name for name in UPSAMPLERS.builtin() if name not in SLOW],
+        "recipe": recipe,
+        "data": data,
+        "seeds": [0],
+    }
     results, code, out = sweep(build_config(tiny(runs_dir=str(tmp_path_factory.mktemp("golden")), **changes)))
     assert code == 0, out
     return {

@@ -1,0 +1,200 @@
+"""Upsamplers that have no golden file, against constructions by other means; parameters; groups that do not fit."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segbench.registry import UPSAMPLERS
+from segbench.upsamplers import (
+    Bicubic,
+    BilinearAdditive,
+    Binomial,
+    Carafe,
+    Deconv,
+    DeconvDecomposed,
+    DeconvLarge,
+    Dysample,
+    Freqfusion,
+    MaxUnpool,
+    Subpixel,
+)
+from segbench.upsamplers._operations import GroupNorm, largest_divisor, reassemble
+
+nearest = functools.partial(F.interpolate, scale_factor=2, mode="nearest")
+bilinear = functools.partial(F.interpolate, scale_factor=2, mode="bilinear")
+
+
+def smooth(x, taps):
+    """Each channel by itself, the border repeated."""
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, -1, -1)
+    return F.conv2d(F.pad(x, (len(taps) // 2,) * 4, mode="replicate"), kernel, groups=x.shape[1])
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(2, 8, 7, 5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_bicubic_is_torchs(x, scale):
+    torch.testing.assert_close(Bicubic(8, scale)(x), F.interpolate(x, scale_factor=scale, mode="bicubic"))
+
+
+def test_binomial_is_nearest_and_then_smoothed(x):
+    torch.testing.assert_close(Binomial(8, order=1).double()(x), nearest(x))
+    torch.testing.assert_close(Binomial(8, order=3).double()(x), bilinear(x))
+    taps = torch.tensor([1, 4, 6, 4, 1], dtype=torch.float64) / 16
+    torch.testing.assert_close(Binomial(8).double()(x), smooth(nearest(x), taps))
+    with pytest.raises(ValueError, match="order must be odd and at least 1, not 4"):
+        Binomial(8, order=4)
+
+
+def test_bilinear_additive_adds_four_channels(x):
+    up = BilinearAdditive(8).double()
+    sums = bilinear(x).view(2, 2, 4, 14, 10).sum(2)
+    torch.testing.assert_close(up(x), F.conv2d(sums, up.conv.weight, up.conv.bias, padding=1))
+    odd = BilinearAdditive(7, residual=True)
+    assert odd.conv.in_channels == 2
+    assert odd(x[:, :7].float()).shape == (2, 7, 14, 10)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 4])
+def test_a_transposed_convolution_is_zero_insertion_and_a_convolution(x, kernel):
+    up = Deconv(8, kernel=kernel, init="random").double()
+    zeros = torch.zeros(2, 8, 14, 10, dtype=torch.float64)
+    zeros[..., ::2, ::2] = x
+    flipped = up.weight.flip(2, 3).transpose(0, 1)
+    before = kernel - 1 - up.padding[0]
+    padded = F.pad(zeros, (before, kernel - 1 - before) * 2)
+    torch.testing.assert_close(up(x), F.conv2d(padded, flipped, up.bias))
+
+
+def test_starts_of_transposed_convolutions(x):
+    torch.testing.assert_close(Deconv(8, kernel=2).double()(x), nearest(x))
+    assert Deconv(8, kernel=3).starts_as == "random"
+    with pytest.raises(ValueError, match="kernel must be from 2 to 4 for x2, not 5"):
+        Deconv(8, kernel=5)
+
+
+def test_deconv_decomposed_of_rank_1_is_the_outer_product(x):
+    up = DeconvDecomposed(1, rank=1).double()
+    column, row = torch.randn(2, 4, dtype=torch.float64)
+    with torch.no_grad():
+        up[0].weight.copy_(column.view(1, 1, 4, 1))
+        up[1].weight.copy_(row.view(1, 1, 1, 4))
+    wanted = F.conv_transpose2d(x[:, :1], torch.outer(column, row)[None, None], stride=2, padding=1)
+    torch.testing.assert_close(up(x[:, :1]), wanted)
+    assert DeconvDecomposed(8, rank=2).starts_as == "random"
+
+
+@pytest.mark.parametrize("kernel", [7, 11])
+def test_deconv_large_is_one_kernel_with_the_small_one_in_its_middle(x, kernel):
+    up = DeconvLarge(8, kernel=kernel).double()
+    weight = up.large.weight + F.pad(up.small.weight, ((kernel - 3) // 2,) * 4)
+    bias = up.large.bias + up.small.bias
+    wanted = F.conv_transpose2d(x, weight, bias, stride=2, padding=kernel // 2, output_padding=1)
+    torch.testing.assert_close(up(x), wanted)
+
+
+def test_subpixel_with_blur_keeps_a_constant(x):
+    up = Subpixel(8, init="plain", blur=True).double()
+    y = up(torch.ones_like(x))[..., 3:-3, 3:-3]
+    torch.testing.assert_close(y, y.mean((2, 3), keepdim=True).expand_as(y))
+    assert torch.allclose(Subpixel(8, kernel=1).double()(x), nearest(x))
+
+
+def test_max_unpool_puts_each_pixel_at_the_maximum(x):
+    guide = torch.randn(2, 8, 14, 10, dtype=torch.float64)
+    y = MaxUnpool(8, guide_channels=8)(x, guide)
+    cells = lambda t: t.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)  # noqa: E731
+    torch.testing.assert_close(cells(y).sum(-1), x)
+    assert torch.equal(cells(y).ne(0).int().argmax(-1), cells(guide).argmax(-1))
+    one = MaxUnpool(8, guide_channels=3)(x, guide[:, :3])
+    assert torch.equal(
+        cells(one).ne(0).int().argmax(-1)[:, 0], cells(guide[:, :3].mean(1, keepdim=True)).argmax(-1)[:, 0]
+    )
+
+
+def test_dysample_without_offsets_is_bilinear(x):
+    for style in ("lp", "pl"):
+        up = Dysample(8, style=style).double()
+        torch.nn.init.zeros_(up.offset.weight)
+        torch.testing.assert_close(up(x), bilinear(x))
+
+
+@pytest.mark.parametrize(("size", "scale", "groups"), [(5, 2, 2), (3, 3, 1), (1, 2, 4)])
+def test_reassembly_is_the_unfolded_sum(x, size, scale, groups):
+    kernel = torch.randn(2, groups * size**2, 7 * scale, 5 * scale, dtype=torch.float64)
+    windows = F.unfold(x, size, padding=size // 2).view(2, 8 * size**2, 7, 5)
+    windows = F.interpolate(windows, scale_factor=scale).view(2, groups, 8 // groups, size**2, 7 * scale, 5 * scale)
+    wanted = (windows * kernel.view(2, groups, 1, size**2, 7 * scale, 5 * scale)).sum(3).flatten(1, 2)
+    torch.testing.assert_close(reassemble(x, kernel, size, scale), wanted)
+
+
+def test_carafe_starts_near_the_mean_of_its_window(x):
+    near = Carafe(8).double()(x)
+    mean = nearest(F.avg_pool2d(x, 5, 1, 2))
+    assert float((near - mean).detach().abs().max()) < 0.01 * float(x.abs().max())
+
+
+def test_groups_that_do_not_fit():
+    assert [largest_divisor(n, 4) for n in (21, 19, 8, 2)] == [3, 1, 4, 2]
+    norm = GroupNorm(19, 32)
+    torch.nn.init.normal_(norm.bias)
+    assert torch.equal(norm(torch.randn(1, 19, 1, 1)), norm.bias.view(1, 19, 1, 1))
+    x = torch.randn(1, 19, 2, 3)
+    torch.testing.assert_close(norm(x), F.instance_norm(x) + norm.bias[:, None, None], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="compressed must be a multiple of 8, not 12"):
+        Freqfusion(16, guide_channels=16, compressed=12)
+
+
+PARAMETERS = [  # name, parameters of the constructor, number at C = Cg = 256 and x2
+    ("a2u", {}, 10_790),
+    ("alignseg_cab", {}, 272_384),
+    ("bilinear_additive", {}, 147_712),
+    ("carafe", {}, 74_148),
+    ("deconv", {}, 1_048_832),
+    ("deconv", {"kernel": 2}, 262_400),
+    ("deconv", {"kernel": 3}, 590_080),
+    ("deconv_decomposed", {}, 524_544),
+    ("deconv_large", {}, 3_801_600),
+    ("deconv_separable", {}, 69_888),
+    ("dlu", {}, 35_489),
+    ("dysample", {}, 8_224),
+    ("dysample", {"dynamic_scope": True}, 16_416),
+    ("dysample", {"style": "pl", "groups": 8}, 1_040),
+    ("dysample", {"style": "pl", "groups": 8, "dynamic_scope": True}, 2_064),
+    ("eucb", {}, 68_608),
+    ("fade", {}, 47_257),
+    ("fade", {"gate": True}, 47_514),
+    ("fade", {"gate": True, "lite": True}, 13_332),
+    ("fam", {}, 70_144),
+    ("fam", {"gated": True}, 77_056),
+    ("featup_jbu", {}, 26_726),
+    ("freqfusion", {}, 52_514),
+    ("freqfusion", {"resample": True}, 104_690),
+    ("gai", {}, 218_017),
+    ("indexnet", {"style": "hin"}, 2_100_224),
+    ("indexnet", {"style": "hin", "nonlinear": False}, 16_384),
+    ("indexnet", {"style": "m2o"}, 4_458_496),
+    ("indexnet", {"style": "o2o"}, 19_456),
+    ("lda_aqu", {}, 39_410),
+    ("local_attender", {}, 4_369),
+    ("pac", {}, 1_638_656 + 256 * 9 * 16 + 16),
+    ("resfu", {}, 47_570),
+    ("sapa", {}, 17_472),
+    ("sapa_d", {}, 139_808),
+    ("subpixel", {}, 2_360_320),
+    ("subpixel", {"kernel": 1}, 263_168),
+    *((name, {}, 0) for name in ("bicubic", "binomial", "guided_filter", "joint_bilateral", "lanczos", "max_unpool")),
+    ("sapa", {"similarity": "inherent"}, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "wanted"), PARAMETERS)
+def test_number_of_parameters(name, params, wanted):
+    module = UPSAMPLERS.load(name)(channels=256, scale=2, guide_channels=256, **params)
+    assert sum(p.numel() for p in module.parameters()) == wanted
