@@ -23,7 +23,8 @@ class LdaAqu(nn.Module):
         heads: of the attention; the largest divisor of C / reduction up to that.
         kernel: k, odd: the points of a k x k window, before they are moved.
         kernel_offset: side of the convolution that predicts the offsets, odd.
-        groups: of channels with offsets of their own.
+        groups: of channels with offsets of their own. Where C / (reduction * groups) is 1, its layer norm over one
+            channel gives the same offsets everywhere.
         range: the largest offset, in output pixels.
     """
 
