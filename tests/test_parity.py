@@ -6,6 +6,7 @@ absolute difference, relative to max(1, the largest absolute value of the refere
 """
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from segbench.decoders.ifa import Ifa
 from segbench.registry import UPSAMPLERS
 from segbench.upsamplers import _operations
 from tests.conftest import REAL_DATA
@@ -29,6 +31,8 @@ TOLERANCE = 1e-5
 OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "a2u": ("a2u", {}),
     "alignseg_cab": ("alignseg_cab", {}),
+    "anyup": ("anyup", {"released_view": True}),
+    "anyup_paper": ("anyup", {}),
     "bicubic_catmull_rom": ("bicubic", {"a": -0.5, "outside": "renormalise"}),
     "carafe": ("carafe", {}),
     "dlu": ("dlu", {}),
@@ -43,6 +47,7 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "fam": ("fam", {}),
     "fam_gated": ("fam", {"gated": True}),
     "featup_jbu": ("featup_jbu", {}),
+    "featup_jbu_stack": ("featup_jbu_stack", {}),
     "freqfusion": ("freqfusion", {}),
     "freqfusion_resample": ("freqfusion", {}),
     "gai": ("gai", {}),
@@ -50,16 +55,20 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "indexnet_hin": ("indexnet", {"style": "hin"}),
     "indexnet_m2o": ("indexnet", {"style": "m2o"}),
     "indexnet_o2o": ("indexnet", {"style": "o2o"}),
+    "jafar": ("jafar", {}),
     "joint_bilateral": ("joint_bilateral", {}),
     "lanczos3": ("lanczos", {}),
     "lda_aqu": ("lda_aqu", {}),
     "local_attender": ("local_attender", {}),
+    "lift": ("lift", {}),
+    "liif": ("liif", {}),
+    "loftup": ("loftup", {"batch_extrema": True}),
+    "naf": ("naf", {}),
     "resfu": ("resfu", {}),
     "sapa_b": ("sapa", {"similarity": "bilinear"}),
     "sapa_d": ("sapa_d", {}),
     "sapa_i": ("sapa", {"similarity": "inherent"}),
 }
-LATER = {"anyup", "anyup_paper", "featup_jbu_stack", "ifa", "jafar", "lift", "liif", "loftup", "naf"}  # image to image
 NEVER = {"featup_ifa", "guided_filter_conv"}  # that are no upsampler of a decoder
 
 # Options that say what an upsampler does anyway, and nothing else is published of it.
@@ -68,10 +77,10 @@ FIXED: dict[str, dict[str, Any]] = {
     "sapa_i": {"norm_affine": False}, "sapa_d": {"norm": False, "per_output_offsets": True},
 }  # fmt: skip
 # Constants that the upsampler computes by itself.
-CONSTANTS = {"initial_offset", "base_offset", "hamming_lowpass", "hamming_highpass"}
+CONSTANTS = {"rope_periods", "initial_offset", "base_offset", "hamming_lowpass", "hamming_highpass"}
 # What is called to get the output, where that is not what a skeleton calls.
 CALLED = {
-    "alignseg_cab": "aligned", "bicubic_catmull_rom": "resize", "guided_filter": "filter", "lanczos3": "resize",
+    "alignseg_cab": "aligned", "guided_filter": "filter", "lift": "step",
 }  # fmt: skip
 
 
@@ -103,18 +112,40 @@ def build(operator: str, options: dict[str, Any], given: dict[str, Tensor], weig
     options = {k: v for k, v in options.items() if k not in ("batchnorm", "out_channels", "output_size")}
     for key, value in FIXED.get(operator, {}).items():
         assert options.pop(key, value) == value, f"{operator} with another {key} than {value} is not built"
-    channels = {"channels": given["x"].shape[1], "guide_channels": given["guide"].shape[1] if "guide" in given else 0}
+    guide = given.get("guide", given.get("image"))
+    channels = {"channels": given["x"].shape[1], "guide_channels": 0 if guide is None else guide.shape[1]}
     for key, value in channels.items():
         assert options.pop(key, value) == value
-    scale = int(options.pop("scale", given["guide"].shape[-1] // given["x"].shape[-1] if "guide" in given else 2))
+    scale = 2 if guide is None else guide.shape[-1] // given["x"].shape[-1]
+    scale = int(options.pop("scale", options.pop("stride", scale)))
+    if "lfu_view" in options:
+        assert options.pop("lfu_view") == ("released" if params else "paper")
+    if operator == "liif":
+        options["out_channels"] = weights[f"mlp{len(options['hidden'])}_bias"].numel()
     if operator == "gai":
         options["activation"] = "out_norm_weight" in weights
     module = UPSAMPLERS.load(name)(**channels, scale=scale, **{**params, **options}).double().eval()
+    load(module, weights)
+    return module
+
+
+def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """All of the weights of a file, and none left over."""
     state = module.state_dict()
+    _without_what_does_not_act(weights)
     stored = {key: _stored(key) for key in state if not key.endswith("num_batches_tracked")}
     assert set(stored.values()) == weights.keys() - CONSTANTS
     module.load_state_dict(state | {key: weights[name].reshape(state[key].shape) for key, name in stored.items()})
-    return module
+
+
+def _without_what_does_not_act(weights: dict[str, Tensor]) -> None:
+    """Attention's projections by the names of ours; those of values, which the output does not depend on, left out."""
+    if (biases := weights.pop("attention_qkv_bias", None)) is None:
+        return
+    for name, bias in zip(("query", "key"), biases.chunk(3)[:2], strict=True):
+        weights[f"attention_{name}_bias"] = bias
+    if (every := weights.pop("attention_qkv_weight", None)) is not None:
+        weights["attention_query_weight"], weights["attention_key_weight"] = every.chunk(3)[:2]
 
 
 def _stored(key: str) -> str:
@@ -129,6 +160,15 @@ def _stored(key: str) -> str:
 def error(found: Tensor, wanted: Tensor) -> float:
     assert found.shape == wanted.shape
     return float((found - wanted).detach().abs().max() / max(1.0, float(wanted.abs().max())))
+
+
+def build_ifa(options: dict[str, Any], given: dict[str, Tensor], weights: dict[str, Tensor]) -> Callable[..., Tensor]:
+    layers = itertools.takewhile(lambda i: f"norm{i}_weight" in weights, itertools.count())
+    hidden = tuple(weights[f"mlp{i}_bias"].numel() for i in layers)
+    strides = range(1, len(given) + 1)
+    decoder = Ifa(options["channels"], strides, options["classes"], hidden=hidden, position_dim=options["position_dim"])
+    load(decoder.double().eval(), weights)
+    return lambda *features: decoder.logits(list(features), tuple(options["output_size"]))
 
 
 class PacJoint(nn.Module):
@@ -160,12 +200,12 @@ class PacJoint(nn.Module):
 
 def test_parity(golden: Path, record_property: Callable[[str, object], None]) -> None:
     operator, options, tensors = read(golden)
-    if operator in LATER | NEVER:
+    if operator in NEVER:
         pytest.skip(f"{operator} is not built")
     results = {
         n: tensors.pop(n) for n in list(tensors) if n in ("output", "cotangent") or n.startswith(("grad_", "mid_"))
     }
-    inputs = [n for n in ("x", "kernel", "guide_low", "guide") if n in tensors]
+    inputs = [n for n in ("x", "x0", "x1", "x2", "x3", "kernel", "guide_low", "guide", "image") if n in tensors]
     given = {name: tensors.pop(name).requires_grad_() for name in inputs}
     run: Callable[..., Any]
     errors: dict[str, float] = {}
@@ -175,11 +215,13 @@ def test_parity(golden: Path, record_property: Callable[[str, object], None]) ->
         run = lambda x, guide: _operations.pac_transposed(  # noqa: E731
             x, guide, tensors["weight"], tensors["bias"], options["scale"], normalize=options["normalize_kernel"]
         )
+    elif operator == "ifa":
+        run = build_ifa(options, given, tensors)
     elif operator == "pac_joint":
         run = PacJoint(tensors, options["k_ch"], options["scale"])
     else:
         module = build(operator, options, given, tensors)
-        run = getattr(module, CALLED.get(operator, "forward"))
+        run = getattr(module, CALLED.get(operator, "resize" if "output_size" in options else "forward"))
         if "output_size" in options:
             run = functools.partial(run, size=tuple(options["output_size"]))
         if operator.startswith("freqfusion"):

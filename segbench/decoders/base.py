@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers.base import Scale, Upsampler, ceil_size, crop, is_guided, takes, upsample
+from segbench.upsamplers.base import Scale, Upsampler, ceil_size, crop, is_guided, is_one_shot, takes, upsample
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class Decoder(nn.Module):
 class Steps(nn.ModuleList):
     """The steps of an upsampler from one stride to a finer one.
 
-    As many x2 steps as fit into the ratio of the strides; what then remains is done by the upsampler where it takes
-    such a ratio, else by bilinear interpolation.
+    As many x2 steps as fit into the ratio of the strides, or, of an upsampler that is ``one_shot`` and takes such a
+    ratio, one step of it all; what then remains is done by the upsampler where it takes such a ratio, else by bilinear
+    interpolation.
 
     Args:
         upsampler: its class, or `functools.partial` of it.
@@ -86,7 +87,8 @@ class Steps(nn.ModuleList):
     """
 
     def __init__(self, upsampler: Upsampler, channels: int, guide_channels: int, ratio: Fraction) -> None:
-        doublings = int(math.log2(ratio))
+        at_once = ratio > 1 and is_one_shot(upsampler) and takes(upsampler, ratio)
+        doublings = 0 if at_once else int(math.log2(ratio))
         rest = ratio / 2**doublings
         scales: list[Scale] = [2] * doublings
         scales += [rest] if rest > 1 and takes(upsampler, rest) else []

@@ -7,6 +7,7 @@ base class of segbench:
         ratios = "integer"     # the scales s that it takes, one of `RATIOS`; "two" where nothing is said
         starts_as = "nearest"  # what it computes before training, one of `STARTS`; may be set in the constructor
         guided = True          # called as forward(x, guide); False where nothing is said
+        one_shot = True        # called once for the whole way, not in steps of 2; False where nothing is said
 
         def __init__(self, channels, scale=2, guide_channels=0, *, init="nearest"): ...
         def forward(self, x, guide): ...
@@ -45,6 +46,10 @@ class BrokenUpsampler(ValueError):
 
 def is_guided(upsampler: Upsampler) -> bool:
     return bool(_declared(upsampler, "guided", False))
+
+
+def is_one_shot(upsampler: Upsampler) -> bool:
+    return bool(_declared(upsampler, "one_shot", False))
 
 
 def takes(upsampler: Upsampler, scale: Scale) -> bool:
