@@ -372,5 +372,6 @@ def test_parameters_are_those_of_the_upsampler_and_of_the_skeleton():
     config = DecoderConfig(name="deconv", params={"init": "random"})
     blueprint = look_up(config, {"width": 8, "taps": 3})
     assert blueprint.params == {"kernel": None, "init": "random", "width": 8, "output_stride": 1}
-    with pytest.raises(UserError, match=r"'deconv' has no parameter 'unit' .*'init'\?\); it takes: init, width"):
+    told = r"'deconv' has no parameter 'unit' .*'init'\?\); it takes: kernel, init, width"
+    with pytest.raises(UserError, match=told):
         look_up(DecoderConfig(name="deconv", params={"unit": 1}))

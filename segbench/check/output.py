@@ -25,11 +25,13 @@ def shapes(build: Builder) -> str:
 
 
 def strides(build: Builder) -> str:
-    """Any increasing list of strides, a single one included."""
-    ends_at = getattr(build(), "output_stride", 1)
-    lists = [some for some in ((16,), (14,), (2, 4, 8), (4, 16), (8, 16, 32)) if some[0] >= ends_at]
+    """Any increasing list of strides, a single one included; or those that it says it needs."""
+    made = build()
+    ends_at, needed = getattr(made, "output_stride", 1), getattr(made, "strides_needed", None)
+    every = [needed] if needed else [(16,), (14,), (2, 4, 8), (4, 16), (8, 16, 32)]
+    lists = [some for some in every if some[0] >= ends_at]
     for some in lists:
-        channels = (24, 40, 112)[: len(some)]
+        channels = (24, 40, 112, 320, 320)[: len(some)]
         decoder = build(channels, some).eval()
         logits = forward(decoder, *fake_inputs(channels, some, (112, 224)))
         if tuple(logits.shape) != (1, build.setting.num_classes, 112, 224):

@@ -40,9 +40,14 @@ class Decoder(nn.Module):
         strides: image pixels per feature pixel of each map, strictly increasing.
         num_classes: K, the number of logit channels, at least 2.
 
+    Attributes:
+        strides_needed: of a decoder that is made for certain strides alone; None for one that takes any.
+
     Raises:
         ValueError: channels and strides that do not pair up, or strides that do not increase.
     """
+
+    strides_needed: tuple[int, ...] | None = None
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
