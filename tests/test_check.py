@@ -4,9 +4,11 @@ import pytest
 
 from segbench.check import CHECKS, check_decoder
 from segbench.config_file import build_config
+from segbench.decoders.smp import SHIPPED
 from segbench.errors import UserError
 from segbench.registry import UPSAMPLERS
 from segbench.sweep.plan import make_plan
+from segbench.upsamplers.base import is_one_shot
 from tests.conftest import segbench, tiny
 
 HEAD = """
@@ -301,14 +303,35 @@ def test_a_sweep_says_what_it_is_checked_at(tmp_path):
 
 # They are centred on output pixel s m by definition, or put a pixel where the guide says.
 OFF_CENTRE = {"deconv_large", "joint_bilateral", "max_unpool", "pac"}
+# Parameters that a check is quicker with; or that the check of gradients needs: a layer norm over one channel has none.
+SMALLER = {"jafar": {"qk_dim": 16}, "anyup": {"qk_dim": 16}, "naf": {"dim": 32}, "lda_aqu": {"width": 16}}
 
 
 @pytest.mark.parametrize("name", UPSAMPLERS.builtin())
 def test_no_note_on_what_is_built_in(name):
     """But that it moves the map, of what starts from random kernels or is off centre by definition."""
-    lines = []
-    width = 16 if name == "lda_aqu" else 8  # which normalises over C / 8 channels, and one is always its bias
-    assert check_decoder(name, {"width": width}, lines.append) == 0
-    moves = name in OFF_CENTRE or getattr(UPSAMPLERS.load(name), "starts_as", "") == "random"
+    cls, lines = UPSAMPLERS.load(name), []
+    params, skeleton = {"width": 8} | SMALLER.get(name, {}), "pyramid"
+    if is_one_shot(cls):
+        params, skeleton = params | {"output_stride": 4}, "linear"
+    assert check_decoder(name, params, lines.append, skeleton) == 0
+    moves = name in OFF_CENTRE or getattr(cls, "starts_as", "") == "random"
     told = [line for line in lines if not (moves and line.startswith("note  keeps its place"))]
     assert [line for line in told if not line.startswith("pass")] == [f"{name}: keeps the contract"]
+
+
+@pytest.mark.parametrize("name", ["ifa", *(f"smp {architecture}" for architecture in SHIPPED)])
+def test_decoders_that_are_built_in(name):
+    name, _, architecture = name.partition(" ")
+    params, lines = {"architecture": architecture} if architecture else {}, []
+    failed = check_decoder(name, params, lines.append)
+    told = [line for line in lines if not line.startswith("pass")]
+    if architecture in ("pan", "upernet", "deeplabv3plus"):
+        assert told.pop(0).startswith(
+            "note  logits of the right shape at odd sizes: it cannot train on one image alone"
+        )
+    if architecture == "pan":  # biases before a batch normalisation, which takes them away
+        assert told.pop(0).startswith("FAIL  gradient to every parameter: 2 parameters get zero only: decoder.fpa")
+    else:
+        assert not failed
+        assert told == [f"{name}: keeps the contract"]

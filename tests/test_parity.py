@@ -154,6 +154,7 @@ def _stored(key: str) -> str:
         re.sub(r"^branch(es)?\.(?=(\d?))", lambda m: "branch" if m[2] else "", key)
         .replace(".", "_")
         .replace("running_", "")
+        .replace("_first_", "_in_")
     )
 
 

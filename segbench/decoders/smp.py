@@ -64,6 +64,8 @@ class Smp(Decoder):
     upsamplers on a skeleton, in far more than the upsampling. They take the strides 4, 8, 16, 32, with or without 2;
     ``deeplabv3plus`` ends at 16, and its encoder is not dilated. Maps of odd sizes are repeated at the border up to
     what the decoder needs, and the logits are cropped. Bilinear interpolation brings them to the image.
+    ``pan``, ``upernet`` and ``deeplabv3plus`` normalise what they pool over the whole map, so that they cannot train
+    with a batch of 1; ``pan`` is made for images from 256 px.
 
     Args:
         channels, strides, num_classes: see `Decoder`.

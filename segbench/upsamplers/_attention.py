@@ -102,7 +102,7 @@ class Encoder(nn.Module):
         self, inside: int, channels: int, groups: int, kernel: int = 1, *, inner: int = 1, plain: bool = False
     ) -> None:
         super().__init__()
-        self.add_module("in", nn.Conv2d(inside, channels, kernel, bias=plain))
+        self.first = nn.Conv2d(inside, channels, kernel, bias=plain)
         self.block1, self.block2 = (Block(channels, groups, inner, bias=plain, residual=not plain) for _ in range(2))
 
     def blocks(self, x: Tensor) -> Tensor:
@@ -110,9 +110,14 @@ class Encoder(nn.Module):
         return y
 
     def forward(self, x: Tensor) -> Tensor:
-        first = self.get_submodule("in")
-        assert isinstance(first, nn.Conv2d)
-        return self.blocks(reflected(first, x))
+        return self.blocks(reflected(self.first, x))
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square norm in the precision of its weights, under autocast too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class Rope(nn.Module):

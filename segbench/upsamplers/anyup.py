@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._attention import CHUNK, Encoder, Rope, mean_over_heads, pool
+from segbench.upsamplers._attention import CHUNK, Encoder, RMSNorm, Rope, mean_over_heads, pool
 
 
 class Anyup(nn.Module):
@@ -60,7 +60,7 @@ class Anyup(nn.Module):
         self.aggregate = Encoder(2 * qk_dim, qk_dim, groups, 3)
         self.rope = Rope(qk_dim)
         self.query_conv = nn.Conv2d(qk_dim, qk_dim, 3, padding=1, bias=False)
-        self.norm_query, self.norm_key = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
+        self.norm_query, self.norm_key = RMSNorm(qk_dim), RMSNorm(qk_dim)
         self.attention_query, self.attention_key = nn.Linear(qk_dim, qk_dim), nn.Linear(qk_dim, qk_dim)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
@@ -82,8 +82,7 @@ class Anyup(nn.Module):
 
     def channel_free(self, x: Tensor) -> Tensor:
         """The mean over channels of the softmax over the bank's responses to each: ``(B, d, h, w)``."""
-        bank = self.feature.get_submodule("in")
-        assert isinstance(bank, nn.Conv2d)
+        bank = self.feature.first
         reach = bank.kernel_size[0] // 2
         valid = F.conv2d(torch.ones_like(x[:1, :1]), torch.ones_like(bank.weight[:1]), padding=reach)
         responses = F.conv2d(F.normalize(x, dim=1).flatten(0, 1)[:, None], bank.weight, padding=reach) / valid

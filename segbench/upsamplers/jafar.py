@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._attention import CHUNK, Encoder, Rope, mean_over_heads, pool
+from segbench.upsamplers._attention import CHUNK, Encoder, RMSNorm, Rope, mean_over_heads, pool
 from segbench.upsamplers._operations import GroupNorm
 
 
@@ -54,7 +54,7 @@ class Jafar(nn.Module):
         self.plain_norm = GroupNorm(qk_dim, groups, affine=False)
         self.gamma, self.beta = nn.Conv2d(qk_dim, qk_dim, 1, bias=False), nn.Conv2d(qk_dim, qk_dim, 1, bias=False)
         self.query_conv = nn.Conv2d(qk_dim, qk_dim, 3, padding=1, bias=False)
-        self.norm_query, self.norm_key = nn.RMSNorm(qk_dim), nn.RMSNorm(qk_dim)
+        self.norm_query, self.norm_key = RMSNorm(qk_dim), RMSNorm(qk_dim)
         self.attention_query, self.attention_key = nn.Linear(qk_dim, qk_dim), nn.Linear(qk_dim, qk_dim)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
