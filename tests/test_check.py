@@ -331,7 +331,7 @@ def test_decoders_that_are_built_in(name):
             "note  logits of the right shape at odd sizes: it cannot train on one image alone"
         )
     if architecture == "pan":  # biases before a batch normalisation, which takes them away
-        assert told.pop(0).startswith("FAIL  gradient to every parameter: 2 parameters get zero only: decoder.fpa")
+        assert "get zero only: decoder.fpa" in told.pop(0)
     else:
         assert not failed
         assert told == [f"{name}: keeps the contract"]

@@ -6,9 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segbench.decoders.base import fake_inputs
+from segbench.decoders.linear import Linear
+from segbench.listing import GROUPS, print_plug_ins
 from segbench.registry import UPSAMPLERS
 from segbench.upsamplers import (
+    Anyup,
     Bicubic,
+    Bilinear,
     BilinearAdditive,
     Binomial,
     Carafe,
@@ -17,10 +22,17 @@ from segbench.upsamplers import (
     DeconvLarge,
     Dysample,
     Freqfusion,
+    Jafar,
+    Liif,
+    Loftup,
     MaxUnpool,
+    Naf,
     Subpixel,
 )
+from segbench.upsamplers._attention import in_chunks
 from segbench.upsamplers._operations import GroupNorm, largest_divisor, reassemble
+from segbench.upsamplers.base import is_guided, is_one_shot
+from tests.test_sweep import sweep
 
 nearest = functools.partial(F.interpolate, scale_factor=2, mode="nearest")
 bilinear = functools.partial(F.interpolate, scale_factor=2, mode="bilinear")
@@ -151,8 +163,103 @@ def test_groups_that_do_not_fit():
         Freqfusion(16, guide_channels=16, compressed=12)
 
 
+@pytest.mark.parametrize(
+    ("cls", "params"),
+    [(Jafar, {"qk_dim": 16}), (Anyup, {"qk_dim": 16}), (Naf, {"dim": 32, "kernel": 3}), (Liif, {"hidden": (16, 16)})],
+)
+@pytest.mark.parametrize("scale", [4, 14])
+def test_in_chunks_as_in_one_piece(cls, params, scale):
+    """Outputs and gradients, in eval and in training mode; by chunks of a row or two."""
+    torch.manual_seed(0)
+    whole = cls(8, scale, 3, **params).double()
+    parts = cls(8, scale, 3, **params, chunk=2**13).double()
+    parts.load_state_dict(whole.state_dict())
+    x = torch.randn(2, 8, 5, 4, dtype=torch.float64, requires_grad=True)
+    guide = [torch.randn(2, 3, 5 * scale, 4 * scale, dtype=torch.float64)] if is_guided(cls) else []
+    gradients = []
+    for up in (whole, parts):
+        up.train(cls is not Naf)  # which draws the scale of its positions in training
+        y = up(x, *guide)
+        assert y.shape == (2, 8, 5 * scale, 4 * scale)
+        gradients.append([y, *torch.autograd.grad(y.square().sum(), [x, *up.parameters()])])
+        up.eval()
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_chunks_bound_what_is_held():
+    sizes = []
+
+    def seen(t):
+        sizes.append(t.shape[1])
+        return t * 2
+
+    t = torch.randn(1, 10, 3)
+    assert torch.equal(in_chunks(seen, t, each=5, limit=16), t * 2)
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_mixtures_of_features_stay_within_them():
+    """A convex combination of constants is that constant, whatever the image."""
+    for cls in (Jafar, Anyup, Naf):
+        up = cls(8, 4, 3).eval()
+        x = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 9, 10)
+        torch.testing.assert_close(up(x, torch.randn(1, 3, 36, 40)), x.repeat(1, 1, 4, 4)[..., :36, :40])
+
+
+def test_loftup_does_not_depend_on_the_batch():
+    up = Loftup(8, 4, 3).eval()
+    x, image = torch.randn(2, 8, 3, 4), torch.randn(2, 3, 12, 16)
+    torch.testing.assert_close(up(x, image)[:1], up(x[:1], image[:1]), rtol=1e-3, atol=1e-3)
+    published = Loftup(8, 4, 3, batch_extrema=True).eval()
+    published.load_state_dict(up.state_dict())
+    image[1] *= 3
+    assert not torch.allclose(published(x, image)[:1], published(x[:1], image[:1]), atol=1e-2)
+
+
+def test_naf_refuses_what_is_no_multiple():
+    with pytest.raises(ValueError, match="size must be a multiple of 9x9, not 20x18"):
+        Naf(8, 2, 3).resize(torch.randn(1, 8, 9, 9), torch.randn(1, 3, 20, 18), (20, 18))
+
+
+@pytest.mark.parametrize("strides", [(14,), (4, 8, 16, 32), (16,)])
+def test_linear_upsamples_one_map_with_the_image(strides):
+    seen = []
+
+    class Watched(Jafar):
+        def forward(self, x, guide):
+            seen.append((tuple(x.shape), tuple(guide.shape)))
+            return super().forward(x, guide)
+
+    channels = (24, 40, 112, 320)[: len(strides)]
+    stride = 14 if strides == (14,) else 16
+    decoder = Linear(channels, strides, 7, functools.partial(Watched, qk_dim=16), width=8)
+    size = (3 * stride + 5, 2 * stride)
+    features, image = fake_inputs(channels, strides, size)
+    assert decoder(features, image).shape == (1, 7, *size)
+    assert seen == [((1, 8, 4, 2), (1, 3, 4 * stride, 2 * stride))]
+    assert len(decoder.steps) == 1
+
+
+def test_linear_is_interpolation_and_a_classifier():
+    decoder = Linear((6,), (8,), 5, Bilinear, width=0)
+    x, image = torch.randn(1, 6, 4, 3), torch.randn(1, 3, 32, 24)
+    wanted = x
+    for _ in range(3):
+        wanted = bilinear(wanted)
+    torch.testing.assert_close(decoder([x], image), decoder.classifier(wanted))
+    with pytest.raises(ValueError, match="output_stride must be from 1 to the feature map's stride 8, not 16"):
+        Linear((6,), (8,), 5, Bilinear, output_stride=16)
+
+
 PARAMETERS = [  # name, parameters of the constructor, number at C = Cg = 256 and x2
     ("a2u", {}, 10_790),
+    ("anyup", {}, 878_080 - 2 * (128 * 128 + 128)),  # of the published ones those of values and outputs do not act
+    ("featup_jbu_stack", {}, 90_724),
+    ("jafar", {}, 595_584 - 16_512 - 129 * 256 - 128),  # nor here
+    ("lift", {}, 569_360),
+    ("loftup", {}, 2_162_710),
+    ("naf", {}, 662_528),
     ("alignseg_cab", {}, 272_384),
     ("bilinear_additive", {}, 147_712),
     ("carafe", {}, 74_148),
@@ -196,5 +303,35 @@ PARAMETERS = [  # name, parameters of the constructor, number at C = Cg = 256 an
 
 @pytest.mark.parametrize(("name", "params", "wanted"), PARAMETERS)
 def test_number_of_parameters(name, params, wanted):
-    module = UPSAMPLERS.load(name)(channels=256, scale=2, guide_channels=256, **params)
+    cls = UPSAMPLERS.load(name)
+    scale, guide_channels = (16, 3) if is_one_shot(cls) else (2, 256)
+    module = cls(channels=256, scale=scale, guide_channels=guide_channels, **params)
     assert sum(p.numel() for p in module.parameters()) == wanted
+
+
+def test_list_shows_every_upsampler_once_in_its_group(capsys):
+    print_plug_ins()
+    lines = capsys.readouterr().out.splitlines()
+    start = {line.partition(":")[0]: i for i, line in enumerate(lines) if line.startswith("upsamplers, ")}
+    assert list(start) == [f"upsamplers, {group}" for group in GROUPS]
+    ends = [*list(start.values())[1:], lines.index("decoders")]
+    shown = {}
+    for group, begin, end in zip(GROUPS, start.values(), ends, strict=True):
+        shown |= {line.split()[0]: (group, line.split()[1]) for line in lines[begin + 1 : end]}
+    assert shown.keys() == UPSAMPLERS.builtin().keys()
+    for name, (group, year) in shown.items():
+        cls = UPSAMPLERS.load(name)
+        assert cls.group == group, name
+        assert name in ("bilinear", "nearest") or str(cls.year) == year, name
+        assert is_guided(cls) == (group in ("guided", "image-guided")), name
+        fixed = not any(True for _ in cls(channels=8, scale=2, guide_channels=3).parameters())
+        assert fixed == (group == "fixed" or name in ("guided_filter", "joint_bilateral", "max_unpool")), name
+
+
+def test_a_sweep_on_the_linear_skeleton(make_config):
+    small = [{"name": n, "params": {"output_stride": 4, **p}} for n, p in (
+        ("bilinear", {}), ("jafar", {"qk_dim": 16}), ("lift", {}), ("carafe", {}),
+    )]  # fmt: skip
+    results, code, out = sweep(make_config(skeleton="linear", decoders=[*small, "ifa", "smp"], baseline=["bilinear"]))
+    assert code == 0, out
+    assert [decoder for decoder, _ in sorted(results)] == ["bilinear", "carafe", "ifa", "jafar", "lift", "smp"]

@@ -22,6 +22,7 @@ class A2u(nn.Module):
         shared: one filter for all channels of the guide, else one for each.
     """
 
+    group, year = "guided", 2021
     guided, starts_as = True, "random"
 
     def __init__(

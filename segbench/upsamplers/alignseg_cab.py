@@ -35,6 +35,7 @@ class AlignsegCab(nn.Module):
         guide_channels: of the guide ``(B, guide_channels, s h, s w)``.
     """
 
+    group, year = "guided", 2021
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

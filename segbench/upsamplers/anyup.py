@@ -33,6 +33,7 @@ class Anyup(nn.Module):
         ValueError: a qk_dim that is no multiple of 4 and of heads.
     """
 
+    group, year = "image-guided", 2025
     guided, one_shot, ratios, starts_as = True, True, "rational", "random"
 
     def __init__(

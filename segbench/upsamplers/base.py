@@ -12,9 +12,10 @@ base class of segbench:
         def __init__(self, channels, scale=2, guide_channels=0, *, init="nearest"): ...
         def forward(self, x, guide): ...
 
-The first three arguments are given by name: C, s (an int; where it takes rational ratios also a `fractions.Fraction`),
-and the channels of the guide. All others are its parameters, set under ``params:`` in a sweep. The guide is
-``(B, guide_channels, ceil(s h), ceil(s w))``: in `Pyramid` the lateral of the finer level, and at the end the image.
+Built-in ones also say ``group, year = "adaptive", 2019``, by which `segbench list` sorts them. The first three
+arguments are given by name: C, s (an int; where it takes rational ratios also a `fractions.Fraction`), and the channels
+of the guide. All others are its parameters, set under ``params:`` in a sweep. The guide is ``(B, guide_channels, ceil(s
+h), ceil(s w))``: in `Pyramid` the lateral of the finer level, and at the end the image.
 """
 
 import inspect

@@ -31,6 +31,7 @@ class Bicubic(nn.Module):
         ValueError: an unknown ``outside``.
     """
 
+    group, year = "fixed", 1981
     ratios = "rational"
 
     def __init__(

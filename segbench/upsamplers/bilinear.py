@@ -10,6 +10,7 @@ class Bilinear(nn.Upsample):
     https://arxiv.org/abs/1606.00915).
     """
 
+    group, year = "fixed", None
     ratios, starts_as = "integer", "bilinear"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

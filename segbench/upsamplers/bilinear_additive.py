@@ -15,6 +15,7 @@ class BilinearAdditive(nn.Module):
         residual: adds the bilinear interpolation of x to the output.
     """
 
+    group, year = "learned", 2017
     ratios, starts_as = "integer", "random"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0, *, residual: bool = False) -> None:

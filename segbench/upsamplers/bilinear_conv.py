@@ -13,6 +13,7 @@ class BilinearConv(nn.Sequential):
     better than this one is better for its way of upsampling.
     """
 
+    group, year = "learned", 2016
     ratios, starts_as = "integer", "bilinear"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

@@ -22,6 +22,7 @@ class Binomial(nn.Module):
         ValueError: an order that is even or below 1.
     """
 
+    group, year = "fixed", 1983
     kernel: Tensor
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0, *, order: int = 5) -> None:

@@ -23,6 +23,7 @@ class Carafe(nn.Module):
         groups: of channels with weights of their own; the largest divisor of C up to that.
     """
 
+    group, year = "adaptive", 2019
     ratios, starts_as = "integer", "random"
 
     def __init__(

@@ -30,6 +30,7 @@ class Deconv(nn.ConvTranspose2d):
         ValueError: an unknown init, or a kernel out of range.
     """
 
+    group, year = "learned", 2014
     ratios = "integer"
 
     def __init__(

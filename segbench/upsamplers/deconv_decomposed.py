@@ -21,6 +21,7 @@ class DeconvDecomposed(nn.Sequential):
         ValueError: a rank below 1.
     """
 
+    group, year = "learned", 2017
     ratios = "integer"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0, *, rank: int | None = None) -> None:

@@ -20,6 +20,7 @@ class DeconvLarge(nn.Module):
         ValueError: another kernel.
     """
 
+    group, year = "learned", 2024
     starts_as = "random"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0, *, kernel: Literal[7, 11] = 7) -> None:

@@ -18,6 +18,7 @@ class DeconvSeparable(nn.Module):
         scale: s, an int.
     """
 
+    group, year = "learned", 2017
     ratios, starts_as = "integer", "bilinear"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

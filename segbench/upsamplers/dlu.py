@@ -22,6 +22,7 @@ class Dlu(nn.Module):
         compressed: channels that they are predicted from.
     """
 
+    group, year = "adaptive", 2024
     ratios, starts_as = "integer", "random"
 
     def __init__(

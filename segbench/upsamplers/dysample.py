@@ -29,6 +29,7 @@ class Dysample(nn.Module):
         ValueError: an unknown style.
     """
 
+    group, year = "adaptive", 2023
     ratios, starts_as = "integer", "random"
 
     def __init__(

@@ -18,6 +18,7 @@ class Eucb(nn.Module):
         kernel: side of the depthwise convolution, odd.
     """
 
+    group, year = "learned", 2024
     starts_as = "random"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0, *, kernel: int = 3) -> None:

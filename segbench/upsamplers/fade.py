@@ -24,6 +24,7 @@ class Fade(nn.Module):
         embedding: channels that the scores are made from.
     """
 
+    group, year = "guided", 2022
     guided, starts_as = True, "random"
 
     def __init__(

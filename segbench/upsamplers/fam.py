@@ -24,6 +24,7 @@ class Fam(nn.Module):
         kernel: side of the convolutions that predict flow and gate, odd.
     """
 
+    group, year = "guided", 2020
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

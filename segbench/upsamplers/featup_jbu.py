@@ -23,6 +23,7 @@ class FeatupJbu(nn.Module):
         key_channels: that the guide is projected to.
     """
 
+    group, year = "guided", 2024
     guided, ratios, starts_as = True, "rational", "random"
 
     def __init__(

@@ -24,6 +24,7 @@ class FeatupJbuStack(nn.Module):
         ValueError: too few stages: each may do x2 at most.
     """
 
+    group, year = "image-guided", 2024
     guided, one_shot, ratios, starts_as = True, True, "rational", "random"
 
     def __init__(

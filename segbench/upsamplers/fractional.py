@@ -118,6 +118,7 @@ class Fractional(nn.Sequential):
         ValueError: scale not above 0, or an unknown init.
     """
 
+    group, year = "learned", 1983
     ratios = "rational"
 
     def __init__(

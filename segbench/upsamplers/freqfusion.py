@@ -39,6 +39,7 @@ class Freqfusion(nn.Module):
         ValueError: compressed is no multiple of 8.
     """
 
+    group, year = "guided", 2024
     guided, starts_as = True, "random"
     window_lowpass: Tensor
     window_highpass: Tensor

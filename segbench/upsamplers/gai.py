@@ -22,6 +22,7 @@ class Gai(nn.Module):
             channels, as then x are logits, which are unbounded.
     """
 
+    group, year = "guided", 2025
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

@@ -19,6 +19,7 @@ class GuidedFilter(nn.Module):
         eps: added to the guide's variance.
     """
 
+    group, year = "guided", 2015
     guided, ratios = True, "integer"
 
     def __init__(

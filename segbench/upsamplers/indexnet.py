@@ -43,6 +43,7 @@ class Indexnet(nn.Module):
         ValueError: an unknown style.
     """
 
+    group, year = "guided", 2019
     guided, starts_as = True, "random"
 
     def __init__(

@@ -24,6 +24,7 @@ class JointBilateral(nn.Module):
         ValueError: a kernel that is even, or not above the scale.
     """
 
+    group, year = "guided", 2007
     guided, ratios = True, "integer"
 
     def __init__(

@@ -19,6 +19,7 @@ class Lanczos(nn.Module):
     out and the weights brought to the sum 1, as in Pillow. Output pixel n lies at ``(n + 1/2) / s - 1/2`` input pixels.
     """
 
+    group, year = "fixed", 1979
     ratios = "rational"
 
     def __init__(self, channels: int, scale: Scale = 2, guide_channels: int = 0) -> None:

@@ -28,6 +28,7 @@ class LdaAqu(nn.Module):
         range: the largest offset, in output pixels.
     """
 
+    group, year = "adaptive", 2024
     ratios, starts_as = "integer", "random"
 
     def __init__(

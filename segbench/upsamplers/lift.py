@@ -18,6 +18,7 @@ class Lift(nn.Module):
         guide_channels: of the image.
     """
 
+    group, year = "image-guided", 2024
     guided, one_shot, ratios, starts_as = True, True, "rational", "random"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

@@ -28,6 +28,7 @@ class Liif(nn.Module):
         chunk: numbers that are held at once.
     """
 
+    group, year = "adaptive", 2021
     one_shot, ratios, starts_as = True, "rational", "random"
 
     def __init__(

@@ -33,6 +33,7 @@ class LocalAttender(nn.Module):
         ValueError: another number of neighbours.
     """
 
+    group, year = "guided", 2026
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

@@ -61,6 +61,7 @@ class Loftup(nn.Module):
             output depends on its batch; by default by those of each image.
     """
 
+    group, year = "image-guided", 2025
     guided, one_shot, ratios, starts_as = True, True, "rational", "random"
 
     def __init__(

@@ -12,6 +12,7 @@ class MaxUnpool(nn.Module):
     its mean over channels where it has other channels than x. The first one wins a tie.
     """
 
+    group, year = "guided", 2015
     guided = True
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

@@ -30,6 +30,7 @@ class Naf(nn.Module):
         chunk: numbers that are held at once.
     """
 
+    group, year = "image-guided", 2026
     guided, one_shot, ratios, starts_as = True, True, "integer", "random"
 
     def __init__(

@@ -9,6 +9,7 @@ class Nearest(nn.Upsample):
     As FPN has it (Lin et al. 2017, https://arxiv.org/abs/1612.03144).
     """
 
+    group, year = "fixed", None
     ratios, starts_as = "integer", "nearest"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

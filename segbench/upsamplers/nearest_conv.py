@@ -11,6 +11,7 @@ class NearestConv(nn.Sequential):
     The resize-convolution of Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard, from identity.
     """
 
+    group, year = "learned", 2016
     ratios, starts_as = "integer", "nearest"
 
     def __init__(self, channels: int, scale: int = 2, guide_channels: int = 0) -> None:

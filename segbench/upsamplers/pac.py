@@ -25,6 +25,7 @@ class Pac(nn.Module):
         ValueError: a kernel that is even, or not above the scale.
     """
 
+    group, year = "guided", 2019
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

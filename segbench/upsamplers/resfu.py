@@ -54,6 +54,7 @@ class Resfu(nn.Module):
         ValueError: groups that do not divide embedding or mid_channels.
     """
 
+    group, year = "guided", 2024
     guided, ratios, starts_as = True, "integer", "random"
     gauss: Tensor
 

@@ -32,6 +32,7 @@ class Sapa(nn.Module):
         ValueError: an unknown similarity.
     """
 
+    group, year = "guided", 2022
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

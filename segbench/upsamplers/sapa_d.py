@@ -24,6 +24,7 @@ class SapaD(nn.Module):
         embedding: channels of query and key in a group.
     """
 
+    group, year = "guided", 2023
     guided, ratios, starts_as = True, "integer", "random"
 
     def __init__(

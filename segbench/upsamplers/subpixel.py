@@ -28,6 +28,7 @@ class Subpixel(nn.Module):
         ValueError: an unknown init or kernel.
     """
 
+    group, year = "learned", 2016
     ratios = "integer"
 
     def __init__(
