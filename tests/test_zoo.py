@@ -21,6 +21,7 @@ from segbench.upsamplers import (
     DeconvDecomposed,
     DeconvLarge,
     Dysample,
+    Fam,
     Freqfusion,
     Jafar,
     Liif,
@@ -135,6 +136,17 @@ def test_dysample_without_offsets_is_bilinear(x):
         up = Dysample(8, style=style).double()
         torch.nn.init.zeros_(up.offset.weight)
         torch.testing.assert_close(up(x), bilinear(x))
+
+
+def test_places_are_exact_in_bfloat16():
+    """Far from the origin too, where its numbers are two pixels apart."""
+    x = torch.rand(1, 8, 2, 600)
+    for up, params in ((Dysample, {}), (Fam, {"guide_channels": 8})):
+        module = up(8, **params)
+        given = [torch.zeros(1, 8, 4, 1200)] if params else []
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x.bfloat16(), *(t.bfloat16() for t in given))
+        torch.testing.assert_close(y.float(), module(x, *given), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(("size", "scale", "groups"), [(5, 2, 2), (3, 3, 1), (1, 2, 4)])

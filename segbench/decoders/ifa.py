@@ -66,9 +66,9 @@ class Ifa(Decoder):
             pixel = torch.arange(wanted, device=x.device)
             centre = (2 * pixel.to(torch.float64) + 1) / wanted * length  # in half cells
             cell = ((centre - 1) / 2).round().long().clamp(0, length - 1)
-            places.append((centre - 2 * cell - 1).to(x.dtype))
+            places.append((centre - 2 * cell - 1).to(torch.promote_types(x.dtype, torch.float32)))
             cells.append(cell)
         place = torch.stack(torch.meshgrid(*places, indexing="ij"))  # (2, H, W)
-        angle = torch.einsum("nd,dhw->nhw", self.position_frequencies.to(x.dtype), place)
+        angle = torch.einsum("nd,dhw->nhw", self.position_frequencies.to(place.dtype), place)
         told = torch.cat([place, angle.sin(), angle.cos()]).expand(len(x), -1, -1, -1)
         return told, x.index_select(2, cells[0]).index_select(3, cells[1])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from segbench.upsamplers._operations import GroupNorm
+from segbench.upsamplers._operations import GroupNorm, precise
 
 CHUNK = 2**24  # numbers that a chunk holds at most, about: 64 MiB in float32
 
@@ -135,7 +135,7 @@ class Rope(nn.Module):
             self.frequencies[1, channels // 2 :] = quarter.repeat(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (torch.linspace(0, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
-        down, across = self.frequencies.to(x.dtype)[:, :, None, None]
+        rows, columns = (torch.linspace(0, 1, n, dtype=precise(x), device=x.device) for n in x.shape[-2:])
+        down, across = self.frequencies.to(precise(x))[:, :, None, None]
         angle = rows[:, None] * down + columns * across  # (d, h, w)
         return x * angle.cos() + rotate_half(x, 1) * angle.sin()

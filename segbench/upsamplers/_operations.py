@@ -126,19 +126,22 @@ def pac_transposed(
     return y if bias is None else y + bias[:, None, None]
 
 
+def precise(x: Tensor) -> torch.dtype:
+    """The type that places are computed in: x's, at least float32; bfloat16 does not tell pixels from 256 on apart."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def cells(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """Row and column of the input pixel that each output pixel lies in: ``(s h, 1)`` and ``(1, s w)``, of x's type."""
+    """Row and column of the input pixel that each output pixel lies in: ``(s h, 1)`` and ``(1, s w)``."""
     height, width = x.shape[-2:]
     rows, columns = (torch.arange(scale * n, device=x.device) // scale for n in (height, width))
-    return rows.to(x.dtype)[:, None], columns.to(x.dtype)[None]
+    return rows.to(precise(x))[:, None], columns.to(precise(x))[None]
 
 
 def centres(x: Tensor, scale: int) -> tuple[Tensor, Tensor]:
     """Where the output pixels' centres lie, in input pixels, ``(p + 1/2) / s - 1/2``: ``(s h, 1)`` and ``(1, s w)``."""
-    height, width = x.shape[-2:]
-    rows, columns = (
-        (torch.arange(scale * n, device=x.device).to(x.dtype) + 0.5) / scale - 0.5 for n in (height, width)
-    )
+    pixels = (torch.arange(scale * n, device=x.device).to(precise(x)) for n in x.shape[-2:])
+    rows, columns = ((pixel + 0.5) / scale - 0.5 for pixel in pixels)
     return rows[:, None], columns[None]
 
 
@@ -151,7 +154,9 @@ def sample(x: Tensor, rows: Tensor, columns: Tensor, *, outside: str) -> Tensor:
     """
     height, width = x.shape[-2:]
     grid = torch.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)
-    return F.grid_sample(x, grid.to(x.dtype), mode="bilinear", padding_mode=outside, align_corners=False)
+    grid = grid.to(precise(x))
+    y = F.grid_sample(x.to(grid.dtype), grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    return y.to(x.dtype)
 
 
 def resample(

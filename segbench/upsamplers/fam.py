@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import sample
+from segbench.upsamplers._operations import precise, sample
 
 
 class Fam(nn.Module):
@@ -60,7 +60,7 @@ class Fam(nn.Module):
 def _warp(x: Tensor, flow: Tensor) -> Tensor:
     """x ``(B, C, h, w)`` at the places of ``flow`` ``(B, 2, H, W)``, corners aligned, 0 outside: ``(B, C, H, W)``."""
     (height, width), (out_h, out_w) = x.shape[-2:], flow.shape[-2:]
-    rows, columns = (torch.linspace(-1, 1, n, device=x.device, dtype=flow.dtype) for n in (out_h, out_w))
+    rows, columns = (torch.linspace(-1, 1, n, device=x.device, dtype=precise(flow)) for n in (out_h, out_w))
     across, down = flow.unbind(1)
     rows = (rows[:, None] + down / out_h + 1) / 2 * (height - 1)
     columns = (columns + across / out_w + 1) / 2 * (width - 1)

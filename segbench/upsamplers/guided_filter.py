@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers._operations import precise
+
 
 class GuidedFilter(nn.Module):
     """Fast guided filter: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``, without parameters.
@@ -35,12 +37,14 @@ class GuidedFilter(nn.Module):
 
     def filter(self, x: Tensor, guide_low: Tensor, guide: Tensor) -> Tensor:
         """With a guide at the size of x that is given: ``(B, 1 or C, h, w)``."""
-        low, size = guide_low, (guide.shape[-2], guide.shape[-1])
+        dtype, exact = x.dtype, precise(x)  # variances are differences, so not in bfloat16
+        x, low, guide = x.to(exact), guide_low.to(exact), guide.to(exact)
+        size = (guide.shape[-2], guide.shape[-1])
         variance = self._mean(low * low) - self._mean(low) ** 2
         slope = (self._mean(low * x) - self._mean(low) * self._mean(x)) / (variance + self.eps)
         offset = self._mean(x) - slope * self._mean(low)
         slope, offset = (F.interpolate(t, size=size, mode="bilinear", align_corners=True) for t in (slope, offset))
-        return slope * guide + offset
+        return (slope * guide + offset).to(dtype)
 
     def _mean(self, t: Tensor) -> Tensor:
         return F.avg_pool2d(t, 2 * self.radius + 1, 1, self.radius, count_include_pad=False)

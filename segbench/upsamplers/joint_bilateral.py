@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import pac_transposed
+from segbench.upsamplers._operations import pac_transposed, precise
 
 
 class JointBilateral(nn.Module):
@@ -46,7 +46,7 @@ class JointBilateral(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         batch, _, height, width = guide.shape
-        rows, columns = (torch.arange(n, device=x.device).to(guide.dtype) for n in (height, width))
+        rows, columns = (torch.arange(n, device=x.device).to(precise(guide)) for n in (height, width))
         place = torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])
         features = torch.cat([self.scale_color * guide, self.scale_space * place.expand(batch, -1, -1, -1)], 1)
-        return pac_transposed(x, features, self.kernel, None, self.scale, normalize=True)
+        return pac_transposed(x, features, self.kernel, None, self.scale, normalize=True).to(x.dtype)

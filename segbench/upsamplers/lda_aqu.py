@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import largest_divisor, sample, weighted, xavier
+from segbench.upsamplers._operations import largest_divisor, precise, sample, weighted, xavier
 
 
 class LdaAqu(nn.Module):
@@ -75,7 +75,7 @@ class LdaAqu(nn.Module):
         offset = self.offset_conv(F.gelu(_over_channels(self.offset_norm, offset))).tanh() * self.range
         down, across = offset.unflatten(1, (-1, 2)).unbind(2)  # each (B g, k², s h, s w), in output pixels
         step = [(n - 1) / (m - 1) for n, m in zip((height, width), size, strict=True)]
-        rows, columns = (torch.arange(n, device=x.device).to(offset.dtype) for n in size)
+        rows, columns = (torch.arange(n, device=x.device).to(precise(x)) for n in size)
         reach = self.kernel // 2
         at = [
             ((rows[:, None] + i + down[:, n]) * step[0], (columns + j + across[:, n]) * step[1])

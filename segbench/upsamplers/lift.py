@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers._operations import precise
+
 
 class Lift(nn.Module):
     """A small U-Net of the image and the features, by 2: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
@@ -38,7 +40,8 @@ class Lift(nn.Module):
         size = (guide.shape[-2], guide.shape[-1])
         wanted = [self.stride * n for n in x.shape[-2:]]
         if wanted != list(size):
-            guide = F.interpolate(guide, size=wanted, mode="bilinear", align_corners=False, antialias=True)
+            image = guide.to(precise(guide))  # bfloat16 cannot be antialiased
+            guide = F.interpolate(image, size=wanted, mode="bilinear", align_corners=False, antialias=True)
         y = self.step(x, guide)
         return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
 

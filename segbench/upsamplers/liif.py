@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, in_chunks
+from segbench.upsamplers._operations import precise
 from segbench.upsamplers.base import Scale, ceil_size
 
 
@@ -62,12 +63,12 @@ class Liif(nn.Module):
         assert isinstance(first, nn.Linear)
         kernel = first.weight[:, : self.features].unflatten(1, (x.shape[1], 3 if self.unfold else 1, -1))
         low = F.conv2d(x, kernel, padding=1 if self.unfold else 0).flatten(2).mT  # (B, h w, hidden)
-        lengths = x.shape[-2:]
-        place = [(2 * torch.arange(n, device=x.device).to(low.dtype) + 1) / n - 1 for n in size]
+        lengths, exact = x.shape[-2:], precise(x)
+        place = [(2 * torch.arange(n, device=x.device).to(exact) + 1) / n - 1 for n in size]
         rows, columns = place[0][:, None].expand(size), place[1].expand(size)
         at = torch.stack([rows.flatten(), columns.flatten()], -1)[None]  # (1, H W, 2)
-        counts = torch.tensor(lengths, device=x.device, dtype=low.dtype)
-        pixel = torch.tensor([2 * n / m for n, m in zip(lengths, size, strict=True)], device=x.device, dtype=low.dtype)
+        counts = torch.tensor(lengths, device=x.device, dtype=exact)
+        pixel = torch.tensor([2 * n / m for n, m in zip(lengths, size, strict=True)], device=x.device, dtype=exact)
         shifts = list(itertools.product((-1, 1), repeat=2)) if self.local_ensemble else [(0, 0)]
 
         def ask(at: Tensor) -> Tensor:

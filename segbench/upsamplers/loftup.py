@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import largest_divisor
+from segbench.upsamplers._operations import largest_divisor, precise
 
 
 def fourier(t: Tensor, phases: Tensor) -> Tensor:
@@ -95,6 +95,7 @@ class Loftup(nn.Module):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         size = (guide.shape[-2], guide.shape[-1])
         axes = (0, 2, 3) if self.batch_extrema else (2, 3)
+        guide = guide.to(precise(guide))
         least, most = guide.amin(axes, keepdim=True), guide.amax(axes, keepdim=True)
         colour = (guide - least) / (most - least).clamp_min(1e-4) - 0.5
         y = torch.cat([fourier(torch.cat([_grid(guide), colour], 1), self.image_phases), colour], 1)
@@ -111,7 +112,7 @@ class Loftup(nn.Module):
 
 def _grid(x: Tensor) -> Tensor:
     """Row and column from -1 to 1: ``(B, 2, h, w)``."""
-    rows, columns = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[-2:])
+    rows, columns = (torch.linspace(-1, 1, n, dtype=precise(x), device=x.device) for n in x.shape[-2:])
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
     return grid.expand(len(x), -1, -1, -1)
 

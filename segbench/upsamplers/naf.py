@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, Encoder, in_chunks, pool, rotate_half
-from segbench.upsamplers._operations import largest_divisor
+from segbench.upsamplers._operations import largest_divisor, precise
 
 
 class Naf(nn.Module):
@@ -94,9 +94,9 @@ class Naf(nn.Module):
         return y.reshape(batch, channels, *size)
 
     def _rotate(self, x: Tensor) -> Tensor:
-        rows, columns = ((2 * torch.arange(n, device=x.device).to(x.dtype) + 1) / n - 1 for n in x.shape[-2:])
+        rows, columns = ((2 * torch.arange(n, device=x.device).to(precise(x)) + 1) / n - 1 for n in x.shape[-2:])
         jitter = torch.rand((), device=x.device).mul(2).sub(1).exp2() if self.training else 1.0
-        wave = (2 * math.pi / self.periods).to(x.dtype)[:, None, None]
+        wave = (2 * math.pi / self.periods).to(precise(x))[:, None, None]
         down, across = jitter * rows[:, None] * wave, jitter * columns * wave
         angle = torch.cat([t.expand(-1, *x.shape[-2:]) for t in (down, across)] * 2)  # (D, H, W)
         split = x.unflatten(1, (self.heads, -1))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import GroupNorm, normal, weighted, windows
+from segbench.upsamplers._operations import GroupNorm, normal, precise, weighted, windows
 
 
 class Scores(nn.Module):
@@ -100,7 +100,8 @@ class Resfu(nn.Module):
         return weighted(windows(F.pad(up, border), 3, step), weights.unbind(1))
 
     def _filter(self, query: Tensor, key: Tensor) -> Tensor:
-        """The guided filter of the key, with the query as its guide."""
+        """The guided filter of the key, with the query as its guide; variances are differences, so not in bfloat16."""
+        query, key = query.to(precise(query)), key.to(precise(key))
         size, by = (query.shape[-2], query.shape[-1]), self.guided_scale
         q, k = (t[..., : max(1, size[0] // by * by) : by, : max(1, size[1] // by * by) : by] for t in (query, key))
         mean = lambda t: F.avg_pool2d(t, 2 * self.radius + 1, 1, self.radius, count_include_pad=False)  # noqa: E731
