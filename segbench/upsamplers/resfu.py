@@ -24,7 +24,9 @@ class Scores(nn.Module):
 
     def forward(self, key: Tensor, query: Tensor) -> Tensor:
         key, query = F.pad(self.norm_in(key), (self.scale,) * 4, mode="replicate"), self.norm_in(query)
-        t = F.conv2d(key, self.weight, dilation=self.scale, groups=self.groups)
+        # Not in bfloat16: torch 2.14's gradient of this weight is then nan at times, on CPUs with AVX-512 without AMX.
+        with torch.autocast(key.device.type, enabled=False):
+            t = F.conv2d(key.to(self.weight.dtype), self.weight, dilation=self.scale, groups=self.groups)
         t = t - F.conv2d(query, self.weight.sum((2, 3), keepdim=True), groups=self.groups) + self.bias
         y: Tensor = self.out(self.norm_mid(self.mix(t.relu()).relu()))
         return y
