@@ -18,7 +18,7 @@ $(if $(STRAY),$(error make does not know $(STRAY). It takes $(KNOWN); what is fo
     make $(or $(firstword $(MAKECMDGOALS)),sweep) ARGS="$(foreach v,$(STRAY),$v=$($v))"))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status table report compare list check data-check data-get export test test-fast chaos lint types format bench clean
+.PHONY: help setup sweep plan status table report compare list show check data-check data-get export test test-fast chaos lint types format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ compare: $(READY) ## what changed from sweep A=runs/a to B=runs/b, in config and
 
 list: $(READY) ## upsamplers, decoders, encoders, data sets, and plug-ins that do not import
 	@$(BIN)/segbench list $(ARGS)
+
+show: $(READY) ## all about NAME="carafe folder": definition, parameters; of an upsampler also cost and kernel
+	@$(BIN)/segbench show $(NAME) $(ARGS)
 
 check: $(READY) ## does DECODER=path/to/file.py:Class, an upsampler or decoder, keep the contract?
 	@$(BIN)/segbench check $(DECODER) $(ARGS)

@@ -117,9 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--url", help="a mirror; the checksum must be the same")
     get.set_defaults(function=commands.data_get)
 
-    listing = add("list", help="upsamplers, decoders, encoders, data sets, ...; or all about those that are named")
-    listing.add_argument("names", nargs="*", metavar="NAME", help="such as deconv, folder or path/to/file.py:Class")
+    listing = add("list", help="upsamplers, decoders, encoders, data sets, ..., and plug-ins that do not import")
     listing.set_defaults(function=commands.list_)
+
+    show = add("show", help="all about a plug-in: what it computes, parameters; of an upsampler also cost and kernel")
+    show.add_argument("names", nargs="+", metavar="NAME", help="such as carafe, folder or path/to/file.py:Class")
+    show.set_defaults(function=commands.show)
 
     keys = add("config", help="every key of a sweep file: what it takes, its default and what it means")
     keys.add_argument("key", nargs="?", metavar="KEY", help="a section or key, such as recipe or recipe.lr")

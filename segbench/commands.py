@@ -239,10 +239,14 @@ def data_get(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     from segbench.listing import print_plug_ins
+
+    print_plug_ins()
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
     from segbench.reference import describe
 
-    if not args.names:
-        print_plug_ins()
     code = 0
     for name in args.names:
         try:

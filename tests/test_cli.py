@@ -44,9 +44,9 @@ def test_list_shows_what_there_is():
         assert re.search(rf"^  {name} ", out, re.M), name
 
 
-def test_list_names_plug_ins_that_fail(tmp_path):
+def test_show_names_plug_ins_that_fail(tmp_path):
     (tmp_path / "broken.py").write_text("import no_such_thing\n")
-    done = segbench("list", f"{tmp_path}/broken.py:X", "experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite")
+    done = segbench("show", f"{tmp_path}/broken.py:X", "experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite")
     assert done.returncode == 1
     assert re.search(
         r"broken\.py:X  FAILED: .*ModuleNotFoundError: No module named 'no_such_thing'.*line 1", done.stdout

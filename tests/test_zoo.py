@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from segbench.cli import main
 from segbench.decoders.base import fake_inputs
 from segbench.decoders.linear import Linear
 from segbench.listing import GROUPS, print_plug_ins
+from segbench.measures.macs import count_macs
 from segbench.registry import UPSAMPLERS
+from segbench.show import given, kernel
 from segbench.upsamplers import (
     Anyup,
     Bicubic,
@@ -319,6 +322,122 @@ def test_number_of_parameters(name, params, wanted):
     scale, guide_channels = (16, 3) if is_one_shot(cls) else (2, 256)
     module = cls(channels=256, scale=scale, guide_channels=guide_channels, **params)
     assert sum(p.numel() for p in module.parameters()) == wanted
+
+
+C = 256
+MACS = [  # name, parameters, number by its paper's or definition's formula, and what that leaves out; C = Cg = 256, x2
+    ("nearest", {}, 0, 0),
+    ("max_unpool", {}, 0, 0),
+    ("bilinear", {}, 16 * C, 0),
+    ("bilinear_additive", {}, 593_920, 0),
+    ("eucb", {}, 271_360, 0),
+    ("nearest_conv", {}, 2_359_296, 0),
+    ("bilinear_conv", {}, 2_359_296, 16 * C),  # the interpolation
+    ("deconv", {"kernel": 2}, 262_144, 0),
+    ("deconv", {"kernel": 3}, 589_824, 0),
+    ("deconv", {}, 1_048_576, 0),
+    ("deconv_separable", {}, 266_240, 0),
+    ("deconv_decomposed", {}, 786_432, 0),
+    ("deconv_large", {}, 3_801_088, 0),
+    ("subpixel", {}, 2_359_296, 0),
+    ("subpixel", {"kernel": 1}, 262_144, 0),
+    ("carafe", {}, 99_584, 0),
+    ("dlu", {}, 61_392, 0),
+    ("dysample", {}, 12_288, 0),
+    ("dysample", {"dynamic_scope": True}, 20_480, 2 * 4 * 4),  # offsets by scope
+    ("dysample", {"style": "pl", "groups": 8}, 8_192, 0),
+    ("dysample", {"style": "pl", "groups": 8, "dynamic_scope": True}, 12_288, 2 * 8 * 4),
+    ("fade", {}, 179_520, 0),
+    ("fade", {"gate": True}, 179_776, 8 * C),  # both products of the gate
+    ("fade", {"gate": True, "lite": True}, 58_981, 8 * C),
+    ("sapa", {}, 69_760, 0),
+    ("sapa", {"similarity": "inherent"}, 51_200, 0),
+    ("indexnet", {"style": "hin"}, 2_100_224, 0),
+    ("indexnet", {"style": "o2o"}, 18_432, 0),
+    ("indexnet", {"style": "m2o"}, 4_457_472, 0),
+    ("local_attender", {}, 34_816, 0),
+    ("fam", {}, 186_368, 16 * C // 2),  # interpolation of the C/2 compressed channels
+    ("gai", {}, 950_272 + 1_152 * (32 + 32), 16 * C - 4 * C // 2 * C // 16),  # interpolation; queries once
+    ("alignseg_cab", {}, 1_085_440, 3 * 16 * C),  # two maps sampled, one interpolated
+]
+
+
+@pytest.mark.parametrize(("name", "params", "stated", "left_out"), MACS)
+def test_number_of_macs(name, params, stated, left_out):
+    module = UPSAMPLERS.load(name)(channels=C, scale=2, guide_channels=C, **params).eval()
+    assert count_macs(module, *given(type(module), C, C, 16)) == 16**2 * (stated + left_out)
+
+
+@pytest.mark.parametrize(
+    ("name", "guide_channels", "stated"),
+    [
+        ("bicubic", C, 24 * C),
+        ("binomial", C, 36 * C),  # of the map with its border repeated
+        ("lanczos", C, 36 * C),
+        ("a2u", C, 27_940),
+        ("freqfusion", C, 220_360),
+        ("lda_aqu", C, 135_000),
+        ("resfu", C, 180_000),
+        ("featup_jbu", 3, 97_108),
+        ("pac", C, 1_640_000 + 4 * 9 * 16 * C),  # and the guide's convolution
+    ],
+)
+def test_about_the_number_of_macs(name, guide_channels, stated):
+    """Where the formula is rounded, or leaves out borders, masks and elementwise products of its parts."""
+    module = UPSAMPLERS.load(name)(channels=C, scale=2, guide_channels=guide_channels).eval()
+    found = count_macs(module, *given(type(module), C, guide_channels, 64)) / 64**2
+    assert found == pytest.approx(stated, rel=0.07 if name == "binomial" else 0.035)
+
+
+def test_macs_are_those_of_a_hand_counted_module():
+    class Hand(torch.nn.Module):
+        def forward(self, x, other):
+            x = torch.nn.functional.conv2d(x, torch.ones(5, 4, 3, 3), padding=1)  # 5 x 4 x 9 each
+            x = x * 2 + x * other  # by a number: free; by a tensor: 1 each
+            return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear") @ torch.ones(12, 7)
+
+    wanted = 6 * 6 * 5 * 4 * 9 + 6 * 6 * 5 + 12 * 12 * 5 * 4 + 12 * 12 * 7 * 5
+    assert count_macs(Hand(), torch.ones(1, 4, 6, 6), torch.ones(1, 1, 6, 6)) == wanted
+
+
+KERNELS = [
+    ("nearest", [[0, 0, 0, 0], [0, 100, 100, 0], [0, 100, 100, 0], [0, 0, 0, 0]]),
+    ("bilinear", [[6, 19, 19, 6], [19, 56, 56, 19], [19, 56, 56, 19], [6, 19, 19, 6]]),
+]
+
+
+@pytest.mark.parametrize(("name", "wanted"), KERNELS)
+def test_kernel_at_the_start(name, wanted):
+    found = (100 * kernel(UPSAMPLERS.load(name))).round().int()
+    assert found.shape == (14, 14)
+    assert found[5:9, 5:9].tolist() == wanted
+    assert found.sum() == found[5:9, 5:9].sum()
+
+
+def test_kernel_of_carafe_is_a_box():
+    found = kernel(UPSAMPLERS.load("carafe"))
+    torch.testing.assert_close(found[2:12, 2:12], torch.full((10, 10), 0.04, dtype=torch.double), atol=2e-3, rtol=0)
+    assert found.count_nonzero() == 100
+
+
+def test_show_says_what_an_upsampler_is(capsys):
+    assert main(["show", "carafe", "deconv"]) == 0
+    out = capsys.readouterr().out
+    assert "Wang et al. 2019, https://arxiv.org/abs/1905.02188" in out
+    assert "x (B, C, h, w) -> (B, C, s h, s w)" in out
+    assert "74,148 parameters, 99,584 MACs per pixel of x, at C = 256, s = 2" in out
+    assert "1,048,832 parameters, 1,048,576 MACs" in out
+    assert "start   bilinear: equal to bilinear interpolation" in out
+    box = [line for line in out.splitlines() if line.split() == [".", ".", *["4"] * 10, ".", "."]]
+    assert len(box) == 10, out
+
+
+def test_show_says_why_a_plug_in_does_not_work(tmp_path, capsys):
+    text = "from torch import nn\nclass Odd(nn.Module):\n    def __init__(self, channels, scale=2, guide_channels=0):\n"
+    text += "        raise ValueError('only on Sundays')\n    def forward(self, x):\n        return x\n"
+    (tmp_path / "odd.py").write_text(text)
+    assert main(["show", f"{tmp_path}/odd.py:Odd"]) == 0
+    assert "it does not work at C = 256, s = 2: ValueError: only on Sundays" in capsys.readouterr().out
 
 
 def test_list_shows_every_upsampler_once_in_its_group(capsys):
