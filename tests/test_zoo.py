@@ -1,6 +1,8 @@
 """Upsamplers that have no golden file, against constructions by other means; parameters; groups that do not fit."""
 
 import functools
+import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ from segbench.upsamplers import (
 )
 from segbench.upsamplers._attention import in_chunks
 from segbench.upsamplers._operations import GroupNorm, largest_divisor, reassemble
-from segbench.upsamplers.base import is_guided, is_one_shot
+from segbench.upsamplers.base import BrokenUpsampler, is_guided, is_one_shot, takes, upsample
 from tests.test_sweep import sweep
 
 nearest = functools.partial(F.interpolate, scale_factor=2, mode="nearest")
@@ -438,6 +440,65 @@ def test_show_says_why_a_plug_in_does_not_work(tmp_path, capsys):
     (tmp_path / "odd.py").write_text(text)
     assert main(["show", f"{tmp_path}/odd.py:Odd"]) == 0
     assert "it does not work at C = 256, s = 2: ValueError: only on Sundays" in capsys.readouterr().out
+
+
+def standalone(name):
+    """An upsampler with 8 channels at x2, and what it is called with."""
+    cls = UPSAMPLERS.load(name)
+    guide_channels = 3 if is_one_shot(cls) else 8
+    return cls(channels=8, scale=2, guide_channels=guide_channels), given(cls, 8, guide_channels, 8)
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS.builtin())
+def test_what_it_is_not_made_for_is_told_in_a_line(name):
+    module, (x, *guide) = standalone(name)
+    cls = type(module)
+    said = {"two": "2 alone", "integer": "any integer from 2", "rational": "any fraction above 1"}
+    for scale in (Fraction(1, 2), 1, 3, Fraction(7, 4)):
+        if scale <= 1 or not takes(cls, scale):
+            message = f"^{cls.__name__} takes {said[getattr(cls, 'ratios', 'two')]} as its scale, not {scale}$"
+            with pytest.raises(ValueError, match=message):
+                cls(channels=8, scale=scale, guide_channels=8)
+    with pytest.raises(ValueError, match=rf"^{cls.__name__} takes x of the shape \(B, 8, h, w\), not \(1, 7, 8, 8\)$"):
+        module(x[:, :7], *guide)
+    wrong = guide or [x]
+    with pytest.raises(ValueError, match=rf"^{cls.__name__} takes x {'and a guide' if guide else 'alone'}, not \["):
+        module(x, *wrong[len(guide) :], *([] if guide else wrong))
+    if guide:
+        wanted, found = tuple(guide[0].shape), (*guide[0].shape[:2], 16, 15)
+        message = f"{cls.__name__} takes a guide of the shape {wanted} with x (1, 8, 8, 8) and scale 2, not {found}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            module(x, guide[0][..., :15])
+        with pytest.raises(ValueError, match=f"^{cls.__name__} is guided and takes the channels of its guide, not 0$"):
+            cls(8)
+
+
+def test_a_skeleton_that_forgets_the_guide_is_told():
+    module, (x, _) = standalone("fade")
+    with pytest.raises(BrokenUpsampler, match="^the upsampler Fade is guided: it takes x and a guide, not x alone$"):
+        upsample(module, 2, x)
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS.builtin())
+def test_it_compiles_without_a_graph_break(name):
+    """Forward and backward pass as torch.compile traces them; the code that it then makes is torch's own affair."""
+    module, tensors = standalone(name)
+    tensors = [t.requires_grad_() for t in tensors]
+    gradients = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)  # of dropout
+        run = torch.compile(module, backend="aot_eager", fullgraph=True) if compiled else module
+        y = run(*tensors)
+        gradients.append([y, *torch.autograd.grad(y.square().sum(), tensors, allow_unused=True)])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["carafe", "deconv", "dysample", "loftup", "max_unpool"])
+def test_onnx_takes_it(name):
+    module, tensors = standalone(name)
+    program = torch.onnx.export(module.eval(), tuple(tensors), dynamo=True, verbose=False)
+    assert program.model.graph.outputs[0].shape.numpy() == (1, 8, 16, 16)
 
 
 def test_list_shows_every_upsampler_once_in_its_group(capsys):

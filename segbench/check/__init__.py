@@ -34,6 +34,7 @@ CHECKS: dict[str, Callable[[Builder], str]] = {
     "trains": practice.trains,
     "bf16 autocast": practice.bf16,
     "exports": practice.exportable,
+    "ONNX": practice.onnx,
     "cost": practice.cost,
 }
 

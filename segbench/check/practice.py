@@ -1,5 +1,6 @@
 """Checks of use: it trains, also under bf16, it exports, and what it costs."""
 
+import importlib.util
 import math
 import time
 import warnings
@@ -7,7 +8,8 @@ import warnings
 import torch
 import torch.nn.functional as F
 
-from segbench.check.base import Broken, Builder, builder, forward
+from segbench.check.base import Broken, Builder, Note, builder, forward
+from segbench.errors import brief
 from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs
 from segbench.measures.params import Params
@@ -64,6 +66,19 @@ def exportable(build: Builder) -> str:
     if gap > 1e-5:
         raise Broken(f"the exported program's logits differ by up to {gap:.3g}")
     return "torch.export"
+
+
+def onnx(build: Builder) -> str:
+    """Whether torch's converter to ONNX takes it; nothing to fail, since ONNX has not every operator."""
+    if importlib.util.find_spec("onnxscript") is None:
+        return "not tried; it takes pip install 'segbench[onnx]'"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(build().eval(), build.inputs((64, 96)), dynamo=True, verbose=False)
+        except torch.onnx.errors.OnnxExporterError as error:
+            return Note(f"torch.onnx does not take it: {brief(error.__cause__ or error)}")
+    return "torch.onnx takes it"
 
 
 def cost(build: Builder) -> str:

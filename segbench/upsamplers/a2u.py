@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import GroupNorm, reassemble
+from segbench.upsamplers.base import checked
 
 
+@checked
 class A2u(nn.Module):
     """Reassembly with weights from the affinity of two views of the guide: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``.
 

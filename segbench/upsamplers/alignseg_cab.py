@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import centres, sample
+from segbench.upsamplers.base import checked
 
 
 class Flow(nn.Module):
@@ -22,6 +23,7 @@ class Flow(nn.Module):
         return y
 
 
+@checked
 class AlignsegCab(nn.Module):
     """Aligned interpolation of x, and guide: ``(B, C, h, w)`` to the guide's size.
 

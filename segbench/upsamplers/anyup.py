@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, Encoder, RMSNorm, Rope, mean_over_heads, pool
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Anyup(nn.Module):
     """Windowed cross-attention from image to features, once: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

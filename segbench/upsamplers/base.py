@@ -18,10 +18,11 @@ of the guide. All others are its parameters, set under ``params:`` in a sweep. T
 h), ceil(s w))``: in `Pyramid` the lateral of the finer level, and at the end the image.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ STARTS = {
     "linear": "each channel by itself, and whatever is linear in x and y stays so, but for the border",
     "random": "what its random weights make of it",
 }
+
+
+Module = TypeVar("Module", bound=type[nn.Module])
 
 
 class BrokenUpsampler(ValueError):
@@ -73,6 +77,41 @@ def starts_as(module: nn.Module) -> str | None:
     return claim
 
 
+def checked(cls: Module) -> Module:
+    """Decorator of the built-in ones: a scale, features or a guide that it is not made for raise a ValueError.
+
+    In one line: its name, what is wanted, what was found. ``forward``, called by itself, takes what it can compute.
+    """
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def init(self: nn.Module, channels: int, scale: Scale = 2, guide_channels: int = 0, **params: Any) -> None:
+        if scale <= 1 or not takes(cls, scale):
+            raise ValueError(
+                f"{cls.__name__} takes {RATIOS[_declared(cls, 'ratios', 'two')]} as its scale, not {scale}"
+            )
+        if is_guided(cls) and guide_channels < 1:
+            raise ValueError(f"{cls.__name__} is guided and takes the channels of its guide, not {guide_channels}")
+        make(self, channels, scale, guide_channels, **params)
+        self.register_forward_pre_hook(functools.partial(_check_call, channels, scale, guide_channels))
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+def _check_call(channels: int, scale: Scale, guide_channels: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    name, shapes = type(module).__name__, [tuple(t.shape) for t in inputs]
+    if len(shapes) != 1 + is_guided(type(module)):
+        raise ValueError(f"{name} takes {'x and a guide' if is_guided(type(module)) else 'x alone'}, not {shapes}")
+    if len(shapes[0]) != 4 or shapes[0][1] != channels:
+        raise ValueError(f"{name} takes x of the shape (B, {channels}, h, w), not {shapes[0]}")
+    wanted = (shapes[0][0], guide_channels, *ceil_size(shapes[0][2:], scale))
+    if shapes[1:] and shapes[1] != wanted:
+        raise ValueError(
+            f"{name} takes a guide of the shape {wanted} with x {shapes[0]} and scale {scale}, not {shapes[1]}"
+        )
+
+
 def check_declared(cls: type[nn.Module]) -> None:
     """Hold what a class declares against what it has.
 
@@ -105,6 +144,8 @@ def upsample(module: nn.Module, scale: Scale, x: Tensor, guide: Tensor | None = 
     wanted = (*x.shape[:2], *ceil_size(x.shape[-2:], scale))
     shape = tuple(x.shape)
     version = 0 if guide is None else guide._version
+    if is_guided(type(module)) and guide is None:
+        raise BrokenUpsampler(f"{who} is guided: it takes x and a guide, not x alone")
     y = module(x) if guide is None else module(x, guide)
     if not isinstance(y, Tensor) or tuple(y.shape) != wanted:
         found = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__

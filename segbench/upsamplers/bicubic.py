@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import resample
-from segbench.upsamplers.base import Scale, ceil_size
+from segbench.upsamplers.base import Scale, ceil_size, checked
 
 
 def cubic(t: Tensor, a: float) -> Tensor:
@@ -16,6 +16,7 @@ def cubic(t: Tensor, a: float) -> Tensor:
     return near.where(t < 1, far.where(t < 2, t * 0))
 
 
+@checked
 class Bicubic(nn.Module):
     """Cubic convolution: ``(B, C, h, w)`` to ``(B, C, ceil(s h), ceil(s w))``, without parameters.
 

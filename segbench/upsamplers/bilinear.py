@@ -2,7 +2,10 @@
 
 from torch import nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class Bilinear(nn.Upsample):
     """Output pixel n lies at ``(n + 1/2) / s - 1/2`` input pixels (``align_corners=False``); the border is repeated.
 

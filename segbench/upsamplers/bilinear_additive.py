@@ -3,7 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class BilinearAdditive(nn.Module):
     """Bilinear interpolation, sums of 4 consecutive channels, 3x3 convolution C/4 to C: to ``(B, C, s*h, s*w)``.
 

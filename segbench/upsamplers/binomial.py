@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class Binomial(nn.Module):
     """Expansion of the Gaussian pyramid by 2, pixel centres aligned: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``.
 

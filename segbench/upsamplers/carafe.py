@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import largest_divisor, normal, reassemble, xavier
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Carafe(nn.Module):
     """Content-aware reassembly: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``. Zeros lie beyond the border.
 

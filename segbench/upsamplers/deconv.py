@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import nn
 
-from segbench.upsamplers.base import triangle_filter
+from segbench.upsamplers.base import checked, triangle_filter
 
 
+@checked
 class Deconv(nn.ConvTranspose2d):
     """Transposed convolution with stride s: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``. Zeros lie beyond the border.
 

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from segbench.upsamplers.base import triangle_filter
+from segbench.upsamplers.base import checked, triangle_filter
 
 
+@checked
 class DeconvDecomposed(nn.Sequential):
     """Transposed convolutions of one axis each, C to R and R to C: to ``(B, C, s*h, s*w)``; starts as bilinear.
 

@@ -4,7 +4,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class DeconvLarge(nn.Module):
     """Two transposed convolutions with stride 2, added: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``.
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from segbench.upsamplers.base import triangle_filter
+from segbench.upsamplers.base import checked, triangle_filter
 
 
+@checked
 class DeconvSeparable(nn.Module):
     """Depthwise transposed convolution, then 1x1: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``; starts as bilinear.
 

@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import cells, normal, reassemble, sample, xavier
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Dlu(nn.Module):
     """Reassembly with kernels that are sampled from one per input pixel: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import centres, largest_divisor, normal, sample
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Dysample(nn.Module):
     """Upsampling by learned sampling: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``; starts near bilinear.
 

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import normal
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Eucb(nn.Module):
     """Nearest by 2, then a depthwise-separable convolution: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``.
 

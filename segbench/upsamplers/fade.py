@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import reassemble, xavier
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Fade(nn.Module):
     """Fuses features and guide into upsampling weights: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``.
 

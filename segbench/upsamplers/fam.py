@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import precise, sample
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Fam(nn.Module):
     """Upsampling by a predicted flow: ``(B, C, h, w)`` to the guide's size.
 

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import weighted, window_scores, windows
+from segbench.upsamplers.base import checked
 
 
+@checked
 class FeatupJbu(nn.Module):
     """Joint bilateral upsampling with a learned range kernel: ``(B, C, h, w)`` to the guide's size.
 

@@ -3,9 +3,11 @@
 from torch import Tensor, nn
 
 from segbench.upsamplers._attention import pool
+from segbench.upsamplers.base import checked
 from segbench.upsamplers.featup_jbu import FeatupJbu
 
 
+@checked
 class FeatupJbuStack(nn.Module):
     """Stages of `FeatupJbu`, each with the pooled image: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 
@@ -52,6 +54,6 @@ class FeatupJbuStack(nn.Module):
         low = x.shape[-2:]
         for i in range(1, self.stages + 1):
             height, width = (min(2**i * n, m) for n, m in zip(low, guide.shape[-2:], strict=True))
-            x = self.get_submodule(f"stage{i}")(x, pool(guide, (height, width)))
+            x = self.get_submodule(f"stage{i}").forward(x, pool(guide, (height, width)))  # the last may do less than x2
         y: Tensor = x + 0.1 * self.final(x)
         return y

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers.base import Scale, ceil_size, crop, triangle_filter
+from segbench.upsamplers.base import Scale, ceil_size, checked, crop, triangle_filter
 
 
 class FractionalConv2d(nn.Module):
@@ -102,6 +102,7 @@ class FractionalConv2d(nn.Module):
         return crop(y.permute(0, 3, 1, 2), (out_h, out_w))  # (B, C_out, out_h, out_w)
 
 
+@checked
 class Fractional(nn.Sequential):
     """x2 as 3/2 and then 4/3, two learned steps; any other p/q in one step.
 

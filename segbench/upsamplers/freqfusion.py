@@ -14,8 +14,10 @@ from segbench.upsamplers._operations import (
     windows,
     xavier,
 )
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Freqfusion(nn.Module):
     """Frequency-aware fusion: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``; starts near a Hamming-weighted 5x5 mean.
 

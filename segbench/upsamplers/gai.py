@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class Gai(nn.Module):
     """Attention along rows and columns of the interpolated map: ``(B, C, h, w)`` to the guide's size.
 

@@ -4,8 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import precise
+from segbench.upsamplers.base import checked
 
 
+@checked
 class GuidedFilter(nn.Module):
     """Fast guided filter: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``, without parameters.
 

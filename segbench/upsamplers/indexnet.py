@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
+
 
 class Branch(nn.Sequential):
     """Index block: a convolution with stride 2; where nonlinear then batch norm, ReLU6 and a 1x1 convolution."""
@@ -24,6 +26,7 @@ class Branch(nn.Sequential):
                 nn.init.normal_(conv.weight, std=(2 / (conv.kernel_size[0] ** 2 * conv.out_channels)) ** 0.5)
 
 
+@checked
 class Indexnet(nn.Module):
     """Index-guided upsampling by 2: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``; starts as nearest times about 1/2.
 

@@ -5,8 +5,10 @@ from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, Encoder, RMSNorm, Rope, mean_over_heads, pool
 from segbench.upsamplers._operations import GroupNorm
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Jafar(nn.Module):
     """Cross-attention from image to features, once to the image's size: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

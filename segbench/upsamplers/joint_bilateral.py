@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import pac_transposed, precise
+from segbench.upsamplers.base import checked
 
 
+@checked
 class JointBilateral(nn.Module):
     """Mean of the input pixels in a window, by Gaussians of place and of guide: to ``(B, C, s*h, s*w)``.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import resample
-from segbench.upsamplers.base import Scale, ceil_size
+from segbench.upsamplers.base import Scale, ceil_size, checked
 
 
 def lanczos3(t: Tensor) -> Tensor:
@@ -12,6 +12,7 @@ def lanczos3(t: Tensor) -> Tensor:
     return (torch.sinc(t) * torch.sinc(t / 3)).where(t.abs() < 3, t * 0)
 
 
+@checked
 class Lanczos(nn.Module):
     """Lanczos interpolation with three lobes: ``(B, C, h, w)`` to ``(B, C, ceil(s h), ceil(s w))``, no parameters.
 

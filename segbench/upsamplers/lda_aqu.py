@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import largest_divisor, precise, sample, weighted, xavier
+from segbench.upsamplers.base import checked
 
 
+@checked
 class LdaAqu(nn.Module):
     """Attention to k² sampled points per output pixel: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

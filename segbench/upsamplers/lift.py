@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import precise
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Lift(nn.Module):
     """A small U-Net of the image and the features, by 2: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

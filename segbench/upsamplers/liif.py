@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, in_chunks
 from segbench.upsamplers._operations import precise
-from segbench.upsamplers.base import Scale, ceil_size
+from segbench.upsamplers.base import Scale, ceil_size, checked
 
 
+@checked
 class Liif(nn.Module):
     """Local implicit function, once to any size: ``(B, C, h, w)`` to ``(B, C, ceil(s h), ceil(s w))``.
 

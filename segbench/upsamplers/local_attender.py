@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import weighted, windows
+from segbench.upsamplers.base import checked
 
 NEIGHBOURS = {  # their number -> which of the 5x5 are taken, by distance down and across
     5: lambda y, x: abs(y) + abs(x) <= 1,
@@ -16,6 +17,7 @@ NEIGHBOURS = {  # their number -> which of the 5x5 are taken, by distance down a
 }
 
 
+@checked
 class LocalAttender(nn.Module):
     """Convex mixture of neighbours, weighed by the guide alone: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import largest_divisor, precise
+from segbench.upsamplers.base import checked
 
 
 def fourier(t: Tensor, phases: Tensor) -> Tensor:
@@ -43,6 +44,7 @@ class Layer(nn.Module):
         return query + self.ffn2(F.gelu(self.ffn1(self.ffn_norm(query))))
 
 
+@checked
 class Loftup(nn.Module):
     """Attention from image pixels to all features, twice, once to the image's size: to ``(B, C, s*h, s*w)``.
 

@@ -3,7 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class MaxUnpool(nn.Module):
     """Unpooling by 2 with the guide's maxima: ``(B, C, h, w)`` to ``(B, C, 2h, 2w)``, without parameters.
 

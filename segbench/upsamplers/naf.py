@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from segbench.upsamplers._attention import CHUNK, Encoder, in_chunks, pool, rotate_half
 from segbench.upsamplers._operations import largest_divisor, precise
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Naf(nn.Module):
     """Neighbourhood attention from pixels to cells, guided by the image: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

@@ -2,7 +2,10 @@
 
 from torch import nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class Nearest(nn.Upsample):
     """``y[n] = x[floor(n / s)]``: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``, without parameters.
 

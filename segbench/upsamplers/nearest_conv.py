@@ -2,9 +2,10 @@
 
 from torch import nn
 
-from segbench.upsamplers.base import IdentityConv2d
+from segbench.upsamplers.base import IdentityConv2d, checked
 
 
+@checked
 class NearestConv(nn.Sequential):
     """Each pixel repeated, then a 3x3 convolution: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``; starts as nearest.
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import pac_transposed
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Pac(nn.Module):
     """Transposed convolution whose taps are weighed by a Gaussian of guide differences: to ``(B, C, s*h, s*w)``.
 

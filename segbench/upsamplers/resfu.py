@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import GroupNorm, normal, precise, weighted, windows
+from segbench.upsamplers.base import checked
 
 
 class Scores(nn.Module):
@@ -32,6 +33,7 @@ class Scores(nn.Module):
         return y
 
 
+@checked
 class Resfu(nn.Module):
     """Similarity-based upsampling from bilinear points: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import GroupNorm, normal, reassemble, window_scores
+from segbench.upsamplers.base import checked
 
 
+@checked
 class Sapa(nn.Module):
     """Similarity-aware point affiliation: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``.
 

@@ -5,8 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import cells, largest_divisor, normal, sample, weighted
+from segbench.upsamplers.base import checked
 
 
+@checked
 class SapaD(nn.Module):
     """Similarity to sampled points: ``(B, C, h, w)`` to ``(B, C, s*h, s*w)``; starts as nearest, or very near it.
 

@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segbench.upsamplers.base import checked
 
+
+@checked
 class Subpixel(nn.Module):
     """3x3 convolution and pixel shuffle: ``(B, C, h, w)`` to ``(B, s² C, h, w)`` to ``(B, C, s*h, s*w)``.
 
