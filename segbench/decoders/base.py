@@ -42,12 +42,15 @@ class Decoder(nn.Module):
 
     Attributes:
         strides_needed: of a decoder that is made for certain strides alone; None for one that takes any.
+        shipped: of a decoder that is another project's as a whole, and so differs in more than the upsampling: its
+            depth and strides in words. It then stands apart in tables. Empty elsewhere.
 
     Raises:
         ValueError: channels and strides that do not pair up, or strides that do not increase.
     """
 
     strides_needed: tuple[int, ...] | None = None
+    shipped = ""
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()

@@ -75,6 +75,7 @@ class Smp(Decoder):
         ValueError: an unknown architecture, or other strides.
     """
 
+    group, year = "as shipped", 2019
     strides_needed = (4, 8, 16, 32)
 
     def __init__(
@@ -94,12 +95,14 @@ class Smp(Decoder):
             raise ValueError(
                 f"SMP's {architecture} takes the strides 4, 8, 16, 32, with or without 2, not {list(strides)}"
             )
-        shipped = SHIPPED[architecture]
-        self.used = [s for s in (2, 4, 8, 16, 32) if s <= shipped.coarsest]
+        made = SHIPPED[architecture]
+        self.used = [s for s in (2, 4, 8, 16, 32) if s <= made.coarsest]
         known = dict(zip(strides, channels, strict=True))
-        self.decoder = shipped.make([3, *(known.get(s, 0) for s in self.used)])
-        self.head: Any = SegmentationHead(shipped.channels, num_classes, shipped.head)
-        self.stride, self.smallest = shipped.stride, shipped.smallest
+        self.decoder = made.make([3, *(known.get(s, 0) for s in self.used)])
+        self.head: Any = SegmentationHead(made.channels, num_classes, made.head)
+        self.stride, self.smallest = made.stride, made.smallest
+        there = [s for s in self.used if s in known]
+        self.shipped = f"depth {len(self.used)}, strides {there[0]}-{there[-1]} to {made.stride}"
 
     def forward(self, features: list[Tensor], image: Tensor) -> Tensor:
         size = (image.shape[-2], image.shape[-1])

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Group:
 
     Attributes:
         label: what sets it apart, such as ``lr=0.001``; empty where there is one group.
-        decoders: in the order of the sweep.
+        decoders: in the order of the sweep, those that are another project's as a whole last.
         seeds: that each should have.
         results: (decoder, seed) -> finished run.
     """
@@ -60,6 +60,14 @@ class Group:
     def whole(self) -> list[str]:
         """The decoders without a hole."""
         return [d for d in self.decoders if all((d, s) in self.results for s in self.seeds)]
+
+    def shipped(self, decoder: str) -> str:
+        """Depth and strides of a decoder that is another project's as a whole; empty elsewhere."""
+        return next((str(r.row.get("shipped", "")) for r in self.of(decoder)), "")
+
+    def kind(self, decoder: str) -> str:
+        """Such as ``guided``, see `segbench.listing.GROUPS`; empty where its class says nothing."""
+        return next((str(r.row.get("group", "")) for r in self.of(decoder)), "")
 
     def of(self, decoder: str) -> list[store.Result]:
         return [self.results[decoder, s] for s in self.seeds if (decoder, s) in self.results]
@@ -160,16 +168,18 @@ def read_sweep(
         _refuse_mixed(members)
     kinds = {place: _kinds(group) for place, group in members.items()}
     groups = []
-    for place, group in members.items():
-        variant = group[0][0]["variant"]
+    for place, found in members.items():
+        variant = found[0][0]["variant"]
         planned_here = [p for p in all_planned if p["variant"] == variant]
         seeds = list(dict.fromkeys(p["seed"] for p in planned_here))
-        there = {p["decoder"] for p, _ in group}
+        there = {p["decoder"] for p, _ in found}
         # Where groups share a variant, each lists only its own; a decoder without any run stands in the first.
         alone = sum(g[0][0]["variant"] == variant for g in members.values()) == 1
         decoders = [d for d in dict.fromkeys(p["decoder"] for p in planned_here) if alone or d in there]
-        results = {(p["decoder"], p["seed"]): r for p, r in group}
-        groups.append(Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results))
+        results = {(p["decoder"], p["seed"]): r for p, r in found}
+        group = Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results)
+        last = [d for d in decoders if group.shipped(d)]
+        groups.append(replace(group, decoders=[d for d in decoders if d not in last] + last))
     return Sweep(folder, manifest["config"], all_planned, groups, missing, manifest.get("called", {}))
 
 

@@ -141,11 +141,13 @@ def table_of(
 def _columns(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequence[str]) -> Iterator[_Column]:
     told = list(_told(sweep, metrics, classes, names))
     yield _Column("decoder", "row", lambda group, found, decoder: decoder)
-    others = ["decoder", "group", "collapsed", *(c.heading for c in told)]
+    others = ["decoder", "group", "as shipped", "collapsed", *(c.heading for c in told)]
     for key, heading in grid_names((key for group in sweep.groups for key in group.variant), others).items():
         yield _Column(heading, "row", lambda group, found, decoder, k=key: _grid_value(group.variant.get(k, "")))  # type: ignore[misc]
     if len({group.label for group in sweep.groups}) > max(1, len({str(g.variant) for g in sweep.groups})):
         yield _Column("group", "row", lambda group, found, decoder: group.label)
+    if any(group.shipped(decoder) for group in sweep.groups for decoder in group.decoders):
+        yield _Column("as shipped", "row", lambda group, found, decoder: group.shipped(decoder))
     if any(group.collapsed for group in sweep.groups):
         yield _Column("collapsed", "row", lambda group, found, decoder: sum(d == decoder for d, _ in group.collapsed))
     yield from told
@@ -294,6 +296,8 @@ def _notes(
             yield from (f"No Δ{label}: {why}." for b in sweep.baselines if (why := unanswered(group, b)))
         for (decoder, seed), (name, share) in group.collapsed.items():
             yield f"Collapsed: {decoder}-s{seed}{label} predicts {name} for {100 * share:.1f} % of the pixels."
+    if "as shipped" in headings:
+        yield "As shipped: not the upsampling alone differs; encoder depth, strides of the features, and of the logits."
     yield from dict.fromkeys(filter(None, (unequal_starts(group, sweep.baselines) for group in sweep.groups)))
     yield from filter(None, (m.note([r.row for r in there]) for m in {m.name: m for m in measures.values()}.values()))
     names = there[0].row["classes"]

@@ -110,6 +110,8 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         "broken": result.broken | broken,
         "output_stride": facts.params.get("output_stride"),
         "decoder_source": facts.source,
+        "group": _group(member.decoder),
+        "shipped": str(member.decoder.shipped),
         "steps": run.config.recipe.steps,
         "last_loss": member.last_loss,
         "train_shared_s": module.shared_s,
@@ -123,6 +125,12 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
     (run.folder / store.TRACEBACK).unlink(missing_ok=True)
     store.write_result(run.folder, row)
     store.tidy(run.folder)
+
+
+def _group(decoder: Any) -> str:
+    """What its class, or its upsampler's, says that it is, such as ``guided``; empty where neither says anything."""
+    parts = [decoder, *(step.module for step in decoder.upsampling())]
+    return next((str(part.group) for part in parts if hasattr(part, "group")), "")
 
 
 def _measured(run: Trained, measures: Sequence[Measure], desk: Desk | None) -> tuple[dict[str, float], dict[str, str]]:
