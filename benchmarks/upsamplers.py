@@ -1,93 +1,183 @@
-"""Cost of each built-in upsampler by itself, and docs/upsamplers.md, which is made from their docstrings and that.
+"""What each built-in upsampler costs by itself, and docs/upsamplers.md, which is made from that and their docstrings.
 
-    python benchmarks/upsamplers.py            # prints the table
-    python benchmarks/upsamplers.py --write    # and writes docs/upsamplers.md
+    python benchmarks/upsamplers.py carafe fade  # prints their rows
+    python benchmarks/upsamplers.py --write      # all, and writes docs/upsamplers.md
 
-A training step of ``(8, 64, 64, 64)`` to ``(8, 64, 128, 128)``, on one thread, channels last. Of the image-guided ones
-``(1, 64, 16, 16)`` to ``(1, 64, 128, 128)``.
+A training step from ``(8, 64, 64, 64)`` to ``(8, 64, 128, 128)``, in float32, channels last, on one thread; of the
+image-guided ones with an image of 3 channels, of the other guided ones with a guide of 64.
 """
 
 import argparse
+import json
 import time
-import weakref
+import warnings
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from segbench.check.base import Note
+from segbench.check.practice import converts
+from segbench.listing import GROUPS
+from segbench.measures.macs import count_macs
+from segbench.reference import about, parameters
 from segbench.registry import UPSAMPLERS
-from segbench.upsamplers.base import is_guided, is_one_shot
+from segbench.show import given
+from segbench.training.results import environment
+from segbench.upsamplers.base import STARTS, is_one_shot, starts_as
 
-CHANNELS, REPEATS = 64, 5
+BATCH, CHANNELS, SIDE, REPEATS = 8, 64, 64, 3
+SLOW = 3  # times a convolution of equal MACs
 PAGE = Path(__file__).parent.parent / "docs" / "upsamplers.md"
 
 
-class LiveBytes(TorchDispatchMode):
-    """The largest number of bytes that tensors hold at once which were made while it is on."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one training step; ``macs`` of the forward pass, per input pixel.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, set[int]()
+    Attributes:
+        convolution: seconds of both passes of a 3x3 convolution with as many MACs.
+        memory: bytes, the most that the step holds beside its input.
+        written: bytes that the step allocates in all.
+        copies: seconds that an addition of as many bytes takes.
+    """
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for t in torch.utils._pytree.tree_leaves(result):
-            if isinstance(t, Tensor):
-                self._watch(t.untyped_storage())
-        return result
+    parameters: int
+    macs: float
+    forward: float
+    backward: float
+    convolution: float
+    memory: int
+    written: int
+    copies: float
+    start: str
+    onnx: bool
 
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
+    @property
+    def ratio(self) -> float:
+        return (self.forward + self.backward) / self.convolution
 
-    def _forget(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
-def inputs(cls: type[nn.Module]) -> tuple[int, list[Tensor]]:
-    """Scale and inputs of a step."""
-    batch, side, scale, guide_channels = (1, 16, 8, 3) if is_one_shot(cls) else (8, 64, 2, CHANNELS)
-    shapes = [(batch, CHANNELS, side, side), (batch, guide_channels, scale * side, scale * side)]
-    torch.manual_seed(0)
-    tensors = [torch.randn(s).contiguous(memory_format=torch.channels_last) for s in shapes[: 1 + is_guided(cls)]]
-    return scale, [t.requires_grad_() for t in tensors]
+    @property
+    def bound(self) -> str:
+        """What bounds the time."""
+        if self.ratio <= SLOW:
+            return "arithmetic"
+        both = self.convolution + self.copies
+        return "memory" if self.forward + self.backward <= SLOW * both else "scattered reads and small steps"
 
 
-def cost(name: str) -> dict[str, float | str]:
-    """Of one training step."""
-    cls = UPSAMPLERS.load(name)
-    scale, given = inputs(cls)
-    module = cls(channels=CHANNELS, scale=scale, guide_channels=given[1].shape[1] if given[1:] else CHANNELS)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(*given)
-    forward_s, backward_s = [], []
-    for _ in range(REPEATS):
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def step_seconds(module: nn.Module, inputs: list[Tensor]) -> tuple[float, float]:
+    """The best of several forward and backward passes."""
+    tensors = [t.requires_grad_() for t in inputs]
+    best = [float("inf")] * 2
+    for i in range(REPEATS + 1):
         start = time.perf_counter()
-        y = module(*given)
+        y = module(*tensors)
         middle = time.perf_counter()
-        y.sum().backward()
-        forward_s.append(middle - start)
-        backward_s.append(time.perf_counter() - middle)
-    del y
-    with LiveBytes() as live:
-        module(*given).sum().backward()
-    return {
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "macs": counter.get_total_flops() / 2 / given[0].shape[0] / given[0].shape[2] ** 2,
-        "forward_ms": 1e3 * min(forward_s),
-        "backward_ms": 1e3 * min(backward_s),
-        "memory_mib": live.peak / 2**20,
-        "start": getattr(module, "starts_as", None) or "itself",
-    }
+        y.backward(torch.ones_like(y))
+        if i:  # the first one warms up
+            best = [min(best[0], middle - start), min(best[1], time.perf_counter() - middle)]
+    return best[0], best[1]
+
+
+def allocations(module: nn.Module, inputs: list[Tensor]) -> tuple[int, int]:
+    """Bytes of a step by torch's profiler: the most at a time, and all together."""
+    tensors = [t.detach().requires_grad_() for t in inputs]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        y = module(*tensors)
+        y.backward(torch.ones_like(y))
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now, most, written = 0, 0, 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now, written = now + event.nbytes(), written + max(0, event.nbytes())
+        most = max(most, now)
+    return most, written
+
+
+def cost(name: str) -> Cost:
+    cls = UPSAMPLERS.load(name)
+    guide_channels = 3 if is_one_shot(cls) else CHANNELS
+    module = cls(channels=CHANNELS, scale=2, guide_channels=guide_channels)
+    inputs = [channels_last(t.expand(BATCH, -1, -1, -1).clone()) for t in given(cls, CHANNELS, guide_channels, SIDE)]
+    macs = count_macs(module, *inputs) / BATCH / SIDE**2
+    forward, backward = step_seconds(module, inputs)
+    memory, written = allocations(module, inputs)
+    wide = nn.Conv2d(CHANNELS, max(1, round(macs / 9 / CHANNELS)), 3, padding=1).to(memory_format=torch.channels_last)
+    numbers = torch.ones(BATCH * CHANNELS * SIDE**2)
+    start = time.perf_counter()
+    for _ in range(10):
+        numbers + numbers
+    per_byte = (time.perf_counter() - start) / 10 / (4 * numbers.numel())
+    return Cost(
+        parameters=sum(p.numel() for p in module.parameters()),
+        macs=macs,
+        forward=forward,
+        backward=backward,
+        convolution=sum(step_seconds(wide, inputs[:1])),
+        memory=memory,
+        written=written,
+        copies=written * per_byte,
+        start=starts_as(module) or "itself",
+        onnx=not isinstance(converts(module.eval(), tuple(t[:1, :, :32, :32] for t in inputs)), Note),
+    )
+
+
+def row(name: str, c: Cost, bilinear: Cost) -> str:
+    cells = [
+        f"[`{name}`](#{name})", f"{c.parameters:,}", f"{c.macs:,.0f}", f"{1e3 * c.forward:.1f}",
+        f"{1e3 * c.backward:.1f}", f"{c.ratio:.1f}", c.bound, f"{c.memory / bilinear.memory:.1f}", c.start, "yes" if c.onnx else "no",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def section(name: str) -> str:
+    """What the docstring says of it, in Markdown."""
+    cls = UPSAMPLERS.load(name)
+    text = about(cls).replace("``", "`")
+    params = [
+        f"- `{parameter}{default}`: {taken}{meaning and f'; {meaning}'}".replace("``", "`")
+        for parameter, default, taken, meaning in parameters(UPSAMPLERS, cls)
+    ]
+    return "\n".join([f"### {name}", "", text, *(["", *params] if params else [])])
+
+
+def page(costs: dict[str, Cost]) -> str:
+    made_on = environment(1, "cpu")
+    lines = [
+        "# The built-in upsamplers",
+        "",
+        "Made by `python benchmarks/upsamplers.py --write` from their docstrings and from measurements; do not edit. "
+        "`segbench show NAME` also draws the kernel that one starts with.",
+        "",
+        "## Cost",
+        "",
+        f"Of each by itself, in a training step from {BATCH} x {CHANNELS} x {SIDE} x {SIDE} to twice the size, with a "
+        f"guide of {CHANNELS} channels, or an image; float32, one thread of an {made_on['cpu']}, "
+        f"torch {made_on['versions']['torch']}, the best of {REPEATS}. MACs are per input pixel. *x conv*: both passes, "
+        f"in times those of a 3x3 convolution of as many MACs. *Bound by*: arithmetic, where that is at most {SLOW}; "
+        f"memory, where both passes take at most {SLOW} times that convolution and an addition that writes as many bytes "
+        "as they do, as upsamplers with few MACs for each number that they put out. *x memory*: the most that the step "
+        "holds at a time beside its input, in times what bilinear interpolation holds. *Starts as*: "
+        + "; ".join(f"{word}: {meaning}" for word, meaning in STARTS.items())
+        + ".",
+        "",
+        "| name | parameters | MACs | forward ms | backward ms | x conv | bound by | x memory | starts as | ONNX |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: | --- | --- |",
+        *(row(name, c, costs["bilinear"]) for name, c in costs.items()),
+    ]
+    for group, meaning in GROUPS.items():
+        if names := [n for n in costs if UPSAMPLERS.declared(n, "group") == group]:
+            lines += ["", f"## {group.capitalize()}: {meaning}"]
+            for name in names:
+                lines += ["", section(name)]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -95,19 +185,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="default: all")
     parser.add_argument("--write", action="store_true", help="write docs/upsamplers.md")
     options = parser.parse_args()
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names = options.names or list(UPSAMPLERS.builtin())
-    lines = [
-        "| name | parameters | MACs per input pixel | forward ms | backward ms | memory MiB | starts as |",
-        "| --- " * 7 + "|",
-    ]
+    costs = {"bilinear": cost("bilinear")}
     for name in names:
-        c = cost(name)
-        lines.append(
-            f"| `{name}` | {c['parameters']:,} | {c['macs']:,.0f} | {c['forward_ms']:.1f} | {c['backward_ms']:.1f} | "
-            f"{c['memory_mib']:.0f} | {c['start']} |"
-        )
-        print(lines[-1], flush=True)
+        costs[name] = cost(name)
+        print(row(name, costs[name], costs["bilinear"]), flush=True)
+        print(json.dumps(asdict(costs[name])), flush=True)
+    if options.write:
+        PAGE.write_text(page({name: costs[name] for name in names}), "utf-8")
 
 
 if __name__ == "__main__":

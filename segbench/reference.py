@@ -118,19 +118,29 @@ def describe(name: str) -> Iterator[str]:
     for kind in _kinds(name):
         cls = kind.load(name)
         yield f"{kind.label} {name}  ({inspect.getsourcefile(cls)})"
-        doc = inspect.cleandoc(cls.__doc__ or "")
-        about = re.split(r"\n\n(?=Args:|Attributes:|Raises:)", doc)[0]
-        yield from (f"  {line}".rstrip() for line in about.splitlines())
-        meanings, params = _meanings(doc), registry.parameters(cls, kind.given | {"upsampler"})
+        yield from (f"  {line}".rstrip() for line in about(cls).splitlines())
+        params = list(parameters(kind, cls))
         yield f"  parameters, set under {SET_UNDER[kind.label]}" if params else "  no parameters"
-        for parameter, (annotation, default) in params.items():
-            value = "  (required)" if default is ... else f" = {in_yaml(_plain(default))}"
-            yield f"    {parameter}{value}"
-            yield f"        {in_words(annotation)}{(said := meanings.get(parameter, '')) and f': {said}'}"
+        for parameter, default, taken, meaning in params:
+            yield f"    {parameter}{default}"
+            yield f"        {taken}{meaning and f': {meaning}'}"
         if kind is registry.UPSAMPLERS:
             from segbench.show import show  # imports torch, as such a class has
 
             yield from show(cls)
+
+
+def about(cls: type[Any]) -> str:
+    """What its docstring says but for arguments, attributes and errors."""
+    return re.split(r"\n\n(?=Args:|Attributes:|Raises:)", inspect.cleandoc(cls.__doc__ or ""))[0]
+
+
+def parameters(kind: Kind, cls: type[Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Name, default, what it takes and what it means, of each parameter that a sweep may set."""
+    meanings = _meanings(inspect.cleandoc(cls.__doc__ or ""))
+    for name, (annotation, default) in registry.parameters(cls, kind.given | {"upsampler"}).items():
+        said = "  (required)" if default is ... else f" = {in_yaml(_plain(default))}"
+        yield name, said, in_words(annotation), meanings.get(name, "")
 
 
 def _kinds(name: str) -> list[Kind]:

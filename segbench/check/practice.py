@@ -4,9 +4,11 @@ import importlib.util
 import math
 import time
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from segbench.check.base import Broken, Builder, Note, builder, forward
 from segbench.errors import brief
@@ -72,10 +74,15 @@ def onnx(build: Builder) -> str:
     """Whether torch's converter to ONNX takes it; nothing to fail, since ONNX has not every operator."""
     if importlib.util.find_spec("onnxscript") is None:
         return "not tried; it takes pip install 'segbench[onnx]'"
+    return converts(build().eval(), build.inputs((64, 96)))
+
+
+def converts(module: nn.Module, inputs: tuple[Any, ...]) -> str:
+    """That it converts to ONNX, or a `Note` on why it does not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            torch.onnx.export(build().eval(), build.inputs((64, 96)), dynamo=True, verbose=False)
+            torch.onnx.export(module, inputs, dynamo=True, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
             return Note(f"torch.onnx does not take it: {brief(error.__cause__ or error)}")
     return "torch.onnx takes it"

@@ -2,11 +2,15 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Place = tuple[int, int]  # down and across, in pixels
+STRIP = 2**22  # numbers that a strip of windows holds, about: 16 MiB in float32
 
 
 def largest_divisor(channels: int, wanted: int) -> int:
@@ -38,43 +42,140 @@ def weighted(parts: Iterable[Tensor], weights: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, products)
 
 
-def reassemble(x: Tensor, kernel: Tensor, size: int, scale: int) -> Tensor:
+def reassemble(
+    x: Tensor,
+    kernel: Tensor,
+    size: int,
+    scale: int,
+    *,
+    border: str = "constant",
+    dilation: int = 1,
+    taps: Sequence[Place] | None = None,
+) -> Tensor:
     """Each output pixel a weighted sum of the window around its input pixel, with weights of its own.
 
-    ``y[b, c, p] = sum_n kernel[b, G(c) k² + n, p] x[b, c, p // s + d(n)]``: the operator of CARAFE (Wang et al. 2019,
+    ``y[b, c, p] = sum_n kernel[b, G(c) N + n, p] x[b, c, p // s + d(n)]``: the operator of CARAFE (Wang et al. 2019,
     https://arxiv.org/abs/1905.02188). G(c) is the group of channel c, of g groups of C/g consecutive channels; d(n) are
-    the places of a k x k window, row by row; zeros lie beyond the border. Taps are added one by one, from slices of one
-    padded map, so that the k²-fold of anything is never built.
+    the places of a k x k window, row by row, N = k².
 
     Args:
         x: ``(B, C, h, w)``.
-        kernel: ``(B, g k², s h, s w)``, used as it is: it is the caller that normalises.
+        kernel: ``(B, g N, s h, s w)``, used as it is: it is the caller that normalises.
         size: k, odd.
         scale: s.
+        border: what lies beyond it, as `torch.nn.functional.pad` calls it; default: zeros.
+        dilation: pixels from one place to the next.
+        taps: the places that are taken, from (0, 0), the first of the window; default: all.
 
     Returns:
         ``(B, C, s h, s w)``.
     """
-    batch, channels, height, width = x.shape
-    groups = kernel.shape[1] // size**2
-    kernel = kernel.view(batch, groups, size**2, 1, height, scale, width, scale)
-    padded = F.pad(x, (size // 2,) * 4).unflatten(1, (groups, -1))
-    parts = (part[..., None, :, None] for part in windows(padded, size))
-    return weighted(parts, kernel.unbind(2)).reshape(batch, channels, scale * height, scale * width)
+    taps = taps or _places(size, dilation)
+    batch, _, height, width = x.shape
+    groups = kernel.shape[1] // len(taps)
+    dtype = torch.promote_types(x.dtype, kernel.dtype)
+    padded = _padded(x.to(dtype), size, border, dilation).unflatten(-1, (groups, -1))
+    kernel = kernel.to(dtype).permute(0, 2, 3, 1).reshape(batch, height, scale, width, scale, groups, len(taps))
+    kernel = kernel.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, height, width, groups, scale**2, len(taps))
+    y = _Mix.apply(padded, kernel, taps).unflatten(4, (scale, scale))
+    y = y.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, scale * height, scale * width, -1)
+    return y.permute(0, 3, 1, 2)
 
 
-def window_scores(query: Tensor, padded: Tensor, size: int, scale: int) -> Tensor:
+def window_scores(query: Tensor, key: Tensor, size: int, scale: int, *, border: str = "constant") -> Tensor:
     """``t_n(p) = <query(p), key(p // s + d(n))>``: ``(B, k², s h, s w)``.
 
     Args:
         query: ``(B, d, s h, s w)``.
-        padded: the key ``(B, d, h, w)``, padded by k // 2 on each side.
+        key: ``(B, d, h, w)``.
         size: k, odd.
+        border: what lies beyond it, as `torch.nn.functional.pad` calls it; default: zeros.
     """
-    batch, channels, height, width = query.shape
-    query = query.view(batch, channels, height // scale, scale, width // scale, scale)
-    scores = [(query * key[..., None, :, None]).sum(1) for key in windows(padded, size)]
-    return torch.stack(scores, 1).view(batch, size**2, height, width)
+    taps, dtype = _places(size, 1), torch.promote_types(query.dtype, key.dtype)
+    batch, channels, height, width = key.shape
+    padded = _padded(key.to(dtype), size, border, 1).unflatten(-1, (1, -1))
+    query = query.to(dtype).permute(0, 2, 3, 1).reshape(batch, height, scale, width, scale, channels)
+    query = query.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, 1, scale**2, channels)
+    scores = _Score.apply(padded, query, taps).view(batch, height, width, scale, scale, -1)
+    return scores.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, scale * height, scale * width)
+
+
+def _places(size: int, dilation: int) -> list[Place]:
+    steps = range(0, size * dilation, dilation)
+    return [(down, across) for down in steps for across in steps]
+
+
+def _padded(x: Tensor, size: int, border: str, dilation: int) -> Tensor:
+    """``(B, h + (k - 1) dilation, w + (k - 1) dilation, C)``."""
+    return F.pad(x, (size // 2 * dilation,) * 4, mode=border).permute(0, 2, 3, 1)
+
+
+# Windows are matrices: at each input pixel N places by c channels of each group. They are built in strips of rows, in
+# the forward and again in the backward pass, so that the N-fold of a map never is; sums over channels or over places are
+# matrix products. Here a map is (B, h, w, g, c), kernels are (B, h, w, g, s², N), and what belongs to output pixels is
+# (B, h, w, g, s², c).
+
+
+def _strips(padded: Tensor, height: int, taps: Sequence[Place]) -> Iterator[tuple[int, int]]:
+    """First row and number of rows."""
+    rows = max(1, STRIP // (padded[:, 0].numel() * len(taps)))
+    return ((first, min(rows, height - first)) for first in range(0, height, rows))
+
+
+def _windows(padded: Tensor, taps: Sequence[Place], first: int, rows: int, width: int) -> Tensor:
+    """``(B, rows, w, g, N, c)``."""
+    return torch.stack([padded[:, first + i : first + i + rows, j : j + width] for i, j in taps], 4)
+
+
+def _mixed(padded: Tensor, kernel: Tensor, taps: Sequence[Place]) -> Tensor:
+    height, width = kernel.shape[1:3]
+    strips = _strips(padded, height, taps)
+    return torch.cat([kernel[:, a : a + n] @ _windows(padded, taps, a, n, width) for a, n in strips], 1)
+
+
+def _scored(padded: Tensor, each: Tensor, taps: Sequence[Place]) -> Tensor:
+    height, width = each.shape[1:3]
+    strips = _strips(padded, height, taps)
+    return torch.cat([each[:, a : a + n] @ _windows(padded, taps, a, n, width).mT for a, n in strips], 1)
+
+
+def _spread(padded: Tensor, kernel: Tensor, each: Tensor, taps: Sequence[Place]) -> Tensor:
+    """What output pixels give back to the places that they were made from: the shape of ``padded``."""
+    total = torch.zeros_like(padded)
+    height, width = kernel.shape[1:3]
+    for first, rows in _strips(padded, height, taps):
+        parts = kernel[:, first : first + rows].mT @ each[:, first : first + rows]
+        for (i, j), part in zip(taps, parts.unbind(4), strict=True):
+            total[:, first + i : first + i + rows, j : j + width] += part
+    return total
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, kernel: Tensor, taps: Sequence[Place]) -> Tensor:
+        ctx.save_for_backward(padded, kernel)
+        ctx.taps = taps
+        with torch.autocast(padded.device.type, enabled=False):
+            return _mixed(padded, kernel, taps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        padded, kernel = ctx.saved_tensors
+        return _spread(padded, kernel, gradient, ctx.taps), _scored(padded, gradient, ctx.taps), None
+
+
+class _Score(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, query: Tensor, taps: Sequence[Place]) -> Tensor:
+        ctx.save_for_backward(padded, query)
+        ctx.taps = taps
+        with torch.autocast(padded.device.type, enabled=False):
+            return _scored(padded, query, taps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        padded, query = ctx.saved_tensors
+        return _spread(padded, gradient, query, ctx.taps), _mixed(padded, gradient, ctx.taps), None
 
 
 def pac_transposed(

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import weighted, window_scores, windows
+from segbench.upsamplers._operations import reassemble, window_scores
 from segbench.upsamplers.base import checked
 
 
@@ -41,15 +41,14 @@ class FeatupJbu(nn.Module):
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         size, diameter = (guide.shape[-2], guide.shape[-1]), 2 * self.radius + 1
         mode = "reflect" if min(size) > self.radius else "replicate"
-        border = (self.radius,) * 4
         key = self.range2(self.dropout(F.gelu(self.range1(guide))))
         temperature = self.log_temperature.exp().clamp(1e-4, 1e4)
-        scores = window_scores(key, F.pad(key, border, mode=mode), diameter, 1)
+        scores = window_scores(key, key, diameter, 1, border=mode)
         distance = torch.linspace(-1, 1, diameter, device=x.device, dtype=self.sigma.dtype) ** 2
         space = (-(distance[:, None] + distance) / (2 * self.sigma**2)).exp().view(1, -1, 1, 1)
         weights = (temperature * scores).softmax(1) * space
         weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-7)
         change = self.fixup2(self.dropout(F.gelu(self.fixup1(torch.cat([weights, guide.to(weights.dtype)], 1)))))
-        weights = (weights + 0.1 * change)[:, :, None]
+        weights = weights + 0.1 * change
         up = F.interpolate(x, size=size, mode="bicubic", align_corners=False)
-        return weighted(windows(F.pad(up, border, mode=mode), diameter), weights.unbind(1))
+        return reassemble(up, weights, diameter, 1, border=mode)

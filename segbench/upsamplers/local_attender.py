@@ -5,7 +5,7 @@ import itertools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import weighted, windows
+from segbench.upsamplers._operations import reassemble
 from segbench.upsamplers.base import checked
 
 NEIGHBOURS = {  # their number -> which of the 5x5 are taken, by distance down and across
@@ -52,7 +52,7 @@ class LocalAttender(nn.Module):
             raise ValueError(f"neighbours must be one of {', '.join(map(str, NEIGHBOURS))}, not {neighbours}")
         self.scale, self.residual = scale, residual
         taken = NEIGHBOURS[neighbours]
-        self.places = [(y, x) for y, x in itertools.product(range(-2, 3), repeat=2) if taken(y, x)]
+        self.places = [(y, x) for y, x in itertools.product(range(5), repeat=2) if taken(y - 2, x - 2)]
         self.attend = nn.Conv2d(guide_channels, neighbours, 1)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
@@ -60,8 +60,4 @@ class LocalAttender(nn.Module):
         if self.residual:
             shared = min(guide.shape[1], len(self.places))
             scores = scores + F.pad(guide[:, :shared], (0, 0, 0, 0, 0, len(self.places) - shared))
-        batch, channels, height, width = x.shape
-        weights = scores.softmax(1).view(batch, -1, 1, height, self.scale, width, self.scale)
-        parts = list(windows(F.pad(x, (2,) * 4, mode="replicate"), 5))
-        taken = (parts[5 * (2 + down) + 2 + across][..., None, :, None] for down, across in self.places)
-        return weighted(taken, weights.unbind(1)).reshape(batch, channels, self.scale * height, self.scale * width)
+        return reassemble(x, scores.softmax(1), 5, self.scale, border="replicate", taps=self.places)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers._operations import GroupNorm, normal, precise, weighted, windows
+from segbench.upsamplers._operations import GroupNorm, normal, precise, reassemble, windows
 from segbench.upsamplers.base import checked
 
 
@@ -99,9 +99,9 @@ class Resfu(nn.Module):
         border, step = (self.scale,) * 4, self.scale
         there = F.pad(torch.ones_like(scores[:1, :1]), border)
         outside = torch.cat(list(windows(there, 3, step)), 1) == 0  # taps outside the map
-        weights = scores.masked_fill(outside, -1e7).softmax(1)[:, :, None]
+        weights = scores.masked_fill(outside, -1e7).softmax(1)
         up = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return weighted(windows(F.pad(up, border), 3, step), weights.unbind(1))
+        return reassemble(up, weights, 3, 1, dilation=step)
 
     def _filter(self, query: Tensor, key: Tensor) -> Tensor:
         """The guided filter of the key, with the query as its guide; variances are differences, so not in bfloat16."""

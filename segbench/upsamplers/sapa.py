@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.upsamplers._operations import GroupNorm, normal, reassemble, window_scores
@@ -71,6 +70,6 @@ class Sapa(nn.Module):
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         query, key = self.query(self.norm_guide(guide)), self.key(self.norm_x(x))
-        key = F.pad(key, (self.kernel // 2,) * 4)  # a key outside the map is 0, and so is its score
+        # A key outside the map is 0, and so is its score.
         kernel = window_scores(query, key, self.kernel, self.scale).softmax(1)
         return reassemble(x, kernel, self.kernel, self.scale)
