@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from segbench import store
 from segbench.cli import main
 from segbench.errors import UserError
-from segbench.report import figures, page, ranking, stats
+from segbench.report import curves, page, ranking, stats
 from segbench.report.drawing import Look
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
@@ -338,4 +338,4 @@ def test_a_copy_without_history_and_environment(tmp_path, undrawn):
     for file in (*path.glob("*/history.csv"), *path.glob("*/environment.json")):
         file.unlink()
     assert "hold no environment.json" in write_report(path, gallery=False).path.read_text()
-    assert list(figures.curves(read_sweep(path).results, Look(list(EFFECTS), "bilinear"), "")) == []
+    assert list(curves.curves(read_sweep(path).results, Look(list(EFFECTS), "bilinear"), "")) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segbench.measures.params import Params
-from segbench.report import figures
+from segbench.report import curves, figures
 from segbench.report.drawing import PALETTE, Look, settle, style
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
@@ -79,7 +79,7 @@ def test_curves_end_with_the_final_evaluation(folder):
     sweep = read_sweep(folder)
     look = Look(list(EFFECTS), "bilinear")
     with style():
-        plot = next(figures.curves(list(sweep.groups[0].results.values()), look, ""))
+        plot = next(curves.curves(list(sweep.groups[0].results.values()), look, ""))
     loss, score = plot.figure.axes
     assert len(loss.lines) == len(score.lines) == 12
     assert list(loss.lines[0].get_xdata()) == list(range(1, 41))

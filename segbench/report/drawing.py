@@ -1,9 +1,10 @@
 """How every figure looks, and how it is saved: one drawing for paper and page, on which colours follow the theme."""
 
 import io
+import itertools
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from segbench.listing import GROUPS
 from segbench.store import explained, write_atomic
 
 INK, MUTED, GRID, PAPER = "#1c1f24", "#5c636e", "#e1e4e8", "#fefefe"
@@ -24,6 +26,7 @@ VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPE
 }
 COLUMN_IN = 3.5  # width of one column of a paper
 LONGEST_NAME = 22
+MARK = "decoder"  # how ids begin of what is drawn of one
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 STYLE: Any = {
@@ -77,15 +80,39 @@ def style() -> Iterator[None]:
 
 
 class Look:
-    """Colour and marker of each decoder, the same in every figure: the baseline's grey, the others by their order."""
+    """Colour and marker of each decoder, the same in every figure: the baseline's grey, the others by their order.
 
-    def __init__(self, decoders: Sequence[str], baseline: str) -> None:
+    Where there are more decoders than colours, each kind of decoder has one.
+
+    Args:
+        kinds: decoder -> what it is, such as ``guided``.
+
+    Attributes:
+        number: decoder -> its place in the sweep, which marks what is drawn of it on a page.
+        kinds: kind -> colour, where colours go by kind; else empty.
+    """
+
+    def __init__(self, decoders: Sequence[str], baseline: str, kinds: Mapping[str, str] | None = None) -> None:
+        kinds = kinds or {}
         hues = [i for i in range(len(PALETTE)) if i]
         others = [d for d in decoders if d != baseline]
-        self.place = {d: hues[i % len(hues)] for i, d in enumerate(others)} | {baseline: 0}
-        # Where there are more decoders than hues, markers go on so that no two have both in common.
+        self.number = {d: i for i, d in enumerate(decoders)}
+        there = [k for k in (*GROUPS, "") if k in {kinds.get(d, "") for d in others}]
+        by_kind = len(decoders) > len(PALETTE) and len(there) > 1
+        hue = {k: hues[i % len(hues)] for i, k in enumerate(there)} if by_kind else {}
+        self.place = {d: hue[kinds.get(d, "")] if hue else hues[i % len(hues)] for i, d in enumerate(others)}
+        self.place[baseline] = 0
+        self.kind_place = {kinds.get(baseline, ""): 0, **hue}
+        self.kinds = {k or "others": PALETTE[place] for k, place in hue.items()}
+        # Where there are more decoders than hues, markers go on, so that no two have both in common while they last.
         self.shape = {d: MARKERS[(1 + i % len(hues) + i // len(hues)) % len(MARKERS)] for i, d in enumerate(others)}
         self.shape[baseline] = MARKERS[0]
+        self._drawn = itertools.count()
+
+    def mark(self, decoder: str, drawn: Any) -> None:
+        """Say of an artist, or of those of an error bar, whose it is: `inline` makes ``data-d`` of it."""
+        for artist in itertools.chain.from_iterable(map(_flat, drawn if isinstance(drawn, tuple) else [drawn])):
+            artist.set_gid(f"{MARK}-{self.number[decoder]}-{next(self._drawn)}")
 
     def colour(self, decoder: str) -> str:
         return PALETTE[self.place[decoder]]
@@ -98,6 +125,10 @@ class Look:
         return Line2D(
             [], [], color=self.colour(decoder), marker=self.marker(decoder), linestyle="-" if line else "none"
         )
+
+
+def _flat(drawn: Any) -> list[Any]:
+    return list(drawn) if isinstance(drawn, tuple) else [drawn] if drawn is not None else []
 
 
 def short(name: str) -> str:
@@ -116,9 +147,10 @@ def new_figure(height_in: float) -> Figure:
 
 
 def legend(figure: Figure, look: Look, decoders: Sequence[str], extra: Sequence[tuple[Line2D, str]] = ()) -> None:
-    """Above the axes, in as many columns as the names allow."""
-    names = [short(d) for d in decoders] + [name for _, name in extra]
-    handles = [look.handle(d) for d in decoders] + [handle for handle, _ in extra]
+    """Above the axes, in as many columns as the names allow; of kinds where colours go by these."""
+    kinds = [(Line2D([], [], color=c, marker="s", linestyle="none"), kind) for kind, c in look.kinds.items()]
+    entries = [*(kinds or [(look.handle(d), short(d)) for d in decoders]), *extra]
+    handles, names = [handle for handle, _ in entries], [name for _, name in entries]
     columns = max(1, min(len(names), 49 // (max(map(len, names), default=1) + 6)))
     drawn = figure.legend(handles, names, loc="outside upper left", ncols=columns, borderaxespad=0.2)
     for text, name in zip(drawn.get_texts(), names, strict=True):
@@ -186,7 +218,10 @@ def _strip(root: ElementTree.Element) -> None:
             ):
                 parent.remove(child)
     for element in root.iter():
-        if element.get("id") not in referred:
+        name = element.get("id", "")
+        if name.startswith(f"{MARK}-"):
+            element.set("data-d", name.split("-")[1])
+        if name not in referred:
             element.attrib.pop("id", None)
 
 

@@ -7,20 +7,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from segbench import store
 from segbench.measures.base import RunMeasure
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
-from segbench.report.drawing import GRID, INK, MUTED, PAPER, Look, in_lines, legend, new_figure, short
-from segbench.report.metrics import available
+from segbench.report.drawing import GRID, INK, MUTED, PALETTE, PAPER, Look, in_lines, legend, new_figure, short
 
 MOST_CLASSES = 20  # that one figure shows
-CURVE_POINTS = 120  # of one run's loss
 ERROR_BAR: dict[str, Any] = {"elinewidth": 0.9, "capsize": 0, "markeredgecolor": PAPER, "markeredgewidth": 0.5}
 Costs = Sequence[tuple[RunMeasure, Mapping[str, float]]]  # decoder -> value of each
 
@@ -85,7 +81,7 @@ def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
         yield Plot(
             name,
             f"{contrast.metric.words} of each class, difference from {short(contrast.baseline)}",
-            f"{side} of zero is better than the baseline. Bars: paired 95 % interval.{more}",
+            f"{side} of zero is better than the baseline.{_bars(look, 'paired 95 % interval')}{more}",
             contrast.metric.name,
             per_class(contrast, look, decoders, shown),
         )
@@ -103,7 +99,7 @@ def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figur
     for row, d in enumerate(decoders):
         delta = contrast.delta(d)
         _bar(axes, delta, row, look, d)
-        _beside(axes, row, f"{delta.mean:+.{digits}f}  {delta.verdict}".replace("-", "−"))
+        look.mark(d, _beside(axes, row, f"{delta.mean:+.{digits}f}  {delta.verdict}".replace("-", "−")))
     _zero(axes, _delta_label(contrast.metric.column, contrast))
     return figure
 
@@ -124,9 +120,18 @@ def against_cost(
     steps.append((axes.get_xlim()[1 if less else 0], steps[-1][1]))
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=1, **dashed)
     for d, (x, cell) in places.items():
-        axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
+        bar = axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
+        look.mark(d, bar.lines)
+        if look.kinds and d in front:
+            ahead = x < np.mean(axes.get_xlim())
+            beside: dict[str, Any] = {
+                "ha": "left" if ahead else "right",
+                "textcoords": "offset points",
+                "fontsize": 6.5,
+            }
+            look.mark(d, axes.annotate(short(d), (x, cell.mean), (3 if ahead else -3, 4), **beside))
     axes.set_xlabel(f"{cost.long} ({unit})")
-    axes.set_ylabel(in_lines(_label(analysis.metric.column, analysis.metric.measure.unit)))
+    axes.set_ylabel(in_lines(label_of(analysis.metric.column, analysis.metric.measure.unit)))
     legend(figure, look, decoders, [(Line2D([], [], **dashed), "Pareto front")])
     return figure
 
@@ -155,7 +160,8 @@ def shown_classes(contrast: Contrast, decoders: Sequence[str]) -> tuple[list[int
 def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: Sequence[int]) -> Figure:
     """Differences from the baseline, class by class."""
     classes = next(iter(contrast.group.results.values())).row["classes"]
-    figure = new_figure(0.85 + len(places) * (0.1 + 0.075 * len(decoders)))
+    bars = not look.kinds
+    figure = new_figure(0.85 + len(places) * (0.1 + 0.075 * len(decoders) if bars else 0.45))
     axes = figure.add_subplot()
     _rows(axes, [classes[p] for p in places])
     for i, d in enumerate(decoders):
@@ -163,7 +169,7 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
         for row, place in enumerate(places):
             delta = contrast.delta(d, place)
             if not math.isnan(delta.mean):
-                _bar(axes, delta, row + shift, look, d, size=3.8)
+                _bar(axes, delta, row + shift, look, d, size=3.8, interval=bars)
     for row in range(1, len(places)):
         axes.axhline(row - 0.5, color=GRID, linewidth=0.6, zorder=0)
     _zero(axes, _delta_label(contrast.metric.column, contrast))
@@ -187,9 +193,9 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
     yield Plot(
         slug,
         title,
-        f"{measure.help}. Bars: 95 % interval of the mean.".removeprefix(". "),
+        f"{measure.help}.{_bars(look, '95 % interval of the mean')}".removeprefix(". "),
         "",
-        _over(found, look, decoders, lambda a, d: a.cell(d), _label(measure.long, measure.unit)),
+        _over(found, look, decoders, lambda a, d: a.cell(d), label_of(measure.long, measure.unit)),
     )
     for suffix, baseline in baselines.items():
         others = [d for d in decoders if d != baseline]
@@ -201,10 +207,15 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
         yield Plot(
             f"{slug}-difference{suffix}",
             f"{title}, difference from {short(baseline)}",
-            "Bars: paired 95 % interval.",
+            _bars(look, "paired 95 % interval").strip(),
             "",
             figure,
         )
+
+
+def _bars(look: Look, what: str) -> str:
+    """What bars are, where they are drawn: those of many decoders would hide each other."""
+    return "" if look.kinds else f" Bars: {what}."
 
 
 def _delta(baseline: str, analysis: Analysis, decoder: str) -> Delta:
@@ -228,17 +239,20 @@ def _over(
     step = (places[-1] - places[0]) / 80
     for i, d in enumerate(decoders):
         values = [value(a, d) for a in found]
-        aside = i - (len(decoders) - 1) / 2  # side by side, so that no bar hides another
+        # Side by side, so that no bar hides another.
+        aside = (i - (len(decoders) - 1) / 2) * min(1, len(PALETTE) / len(decoders))
         bars = np.array([_around(v) for v in values])[..., 0].T
-        axes.errorbar(
+        none = bool(look.kinds) or bool(np.isnan(bars).all())
+        line = axes.errorbar(
             [p * 2 ** (0.05 * aside) if logarithmic else p + step * aside for p in places],
             [v.mean for v in values],
-            None if np.isnan(bars).all() else bars,
+            None if none else bars,
             fmt=f"{look.marker(d)}-",
             color=look.colour(d),
             markersize=4,
             **ERROR_BAR,
         )
+        look.mark(d, line.lines)
     axes.set_xticks(places, [f"{p:g}" for p in places])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(curves[0][0])
@@ -256,78 +270,21 @@ def ranks(analysis: Analysis, look: Look) -> Figure:
     _rows(axes, decoders)
     for row, d in enumerate(decoders):
         rank = found[d]
-        axes.plot([rank.low, rank.high], [row, row], color=look.colour(d), linewidth=2.4, alpha=0.45)
-        axes.plot(rank.rank, row, look.marker(d), color=look.colour(d), markeredgecolor=PAPER, markeredgewidth=0.5)
-        _beside(axes, row, f"best in {100 * rank.p_best:.0f} %")
+        span = axes.plot([rank.low, rank.high], [row, row], color=look.colour(d), linewidth=2.4, alpha=0.45)
+        point = axes.plot(
+            rank.rank, row, look.marker(d), color=look.colour(d), markeredgecolor=PAPER, markeredgewidth=0.5
+        )
+        look.mark(d, (*span, *point, _beside(axes, row, f"best in {100 * rank.p_best:.0f} %")))
     axes.set_xlim(0.7, len(decoders) + 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"rank by {analysis.metric.column}; 1 is best")
     return figure
 
 
-def curves(runs: Sequence[store.Result], look: Look, slug: str) -> Iterator[Plot]:
-    """Loss, and the scores where they were evaluated midway, over the steps: a line for each run."""
-    histories = [(r.row["decoder"], _with_final(h, r)) for r in runs if (h := _history(r)) is not None]
-    shown = {"loss": "training loss"}
-    for metric in available(list(runs)):
-        if metric.measure.verdict_place is not None:
-            shown[f"val_{metric.name}"] = _label(f"validation {metric.column}", metric.measure.unit)
-    panels = [
-        (label, [(d, h.dropna(subset=column)) for d, h in histories if column in h.columns], column)
-        for column, label in shown.items()
-    ]
-    panels = [p for p in panels if any(len(h) for _, h in p[1])]
-    if not panels:
-        return
-    figure = new_figure(0.5 + 1.9 * len(panels))
-    drawn = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    per_point = 1
-    for axes, (label, lines, column) in zip(drawn, panels, strict=True):
-        for d, history in lines:
-            if column == "loss":
-                per_point = max(per_point, len(history) // CURVE_POINTS)
-            steps, values = _thinned(history, column, per_point if column == "loss" else 1)
-            marker = look.marker(d) if column != "loss" else None
-            axes.plot(steps, values, color=look.colour(d), linewidth=0.8, alpha=0.85, marker=marker, ms=2.8)
-        axes.set_ylabel(in_lines(label))
-    drawn[-1].set_xlabel("step")
-    decoders = list(dict.fromkeys(d for d, _ in histories))
-    legend(figure, look, decoders)
-    mean = f" Each point of the loss is the mean of {per_point} steps." if per_point > 1 else ""
-    yield Plot(f"{slug}training", "Training, a line for each seed", f"The last checkpoint counts.{mean}", "", figure)
-
-
-def _history(run: store.Result) -> pandas.DataFrame | None:
-    try:
-        found = pandas.read_csv(run.folder / "history.csv")
-    except (OSError, ValueError):  # left behind when the folder was copied, or broken off
-        return None
-    return found if {"step", "loss"} <= set(found.columns) else None
-
-
-def _with_final(history: pandas.DataFrame, run: store.Result) -> pandas.DataFrame:
-    """With the final evaluation as the last point, where there are others."""
-    final = {
-        f"val_{m.name}": m.mean(run)
-        for m in available([run])
-        if f"val_{m.name}" in history.columns and m.there(run) and not history[f"val_{m.name}"].isna().all()
-    }
-    if not final:
-        return history
-    midway = history[list(final)].isna().all(axis=1) | (history["step"] < run.row["steps"])
-    return pandas.concat([history[midway], pandas.DataFrame([{"step": run.row["steps"], **final}])])
-
-
-def _thinned(history: pandas.DataFrame, column: str, each: int) -> tuple[np.ndarray, np.ndarray]:
-    whole = len(history) // each * each
-    steps, values = (history[c].to_numpy(float)[:whole].reshape(-1, each).mean(1) for c in ("step", column))
-    return steps, values
-
-
-def _beside(axes: Any, row: int, words: str) -> None:
+def _beside(axes: Any, row: int, words: str) -> Any:
     """Words to the right of the axes, at the height of a row."""
     where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate(words, (1, row), (4, 0), va="center", annotation_clip=False, **where)
+    return axes.annotate(words, (1, row), (4, 0), va="center", annotation_clip=False, **where)
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
@@ -338,16 +295,19 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _bar(axes: Axes, delta: Delta, row: float, look: Look, decoder: str, size: float = 5.5) -> None:
-    axes.errorbar(
+def _bar(
+    axes: Axes, delta: Delta, row: float, look: Look, decoder: str, size: float = 5.5, interval: bool = True
+) -> None:
+    bar = axes.errorbar(
         delta.mean,
         row,
-        xerr=_around(delta),
+        xerr=_around(delta) if interval else None,
         fmt=look.marker(decoder),
         color=look.colour(decoder),
         markersize=size,
         **ERROR_BAR,
     )
+    look.mark(decoder, bar.lines)
 
 
 def _zero(axes: Axes, label: str) -> None:
@@ -355,12 +315,12 @@ def _zero(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _label(name: str, unit: str) -> str:
+def label_of(name: str, unit: str) -> str:
     return f"{name}, {unit}" if unit else name
 
 
 def _delta_label(column: str, contrast: Contrast) -> str:
-    return _label(f"Δ {column} from {short(contrast.baseline)}", contrast.metric.points)
+    return label_of(f"Δ {column} from {short(contrast.baseline)}", contrast.metric.points)
 
 
 def _around(value: Cell | Delta) -> np.ndarray | None:

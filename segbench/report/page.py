@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from segbench import __version__, store
-from segbench.report import cells, figures, formats
+from segbench.report import cells, curves, figures, formats
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
@@ -94,7 +94,7 @@ class _Section:
         self.main = self._main()
         self.classes: list[str] = results[0].row["classes"]
         self.baselines = sweep.baselines
-        self.look = Look(sweep.decoders, self.baselines[0])
+        self.look = Look(sweep.decoders, self.baselines[0], {d: group.kind(d) for d in group.decoders})
         self.costs = [(m, {d: value(m, group.of(d)) for d in group.decoders}) for m in of_runs(results)]
         self.compared = compared(sweep, group)
         self.answers: Answers = [
@@ -113,6 +113,19 @@ class _Section:
             if a.metric.measure.verdict_place is not None:
                 kinds.setdefault(a.metric.measure.kind, a)
         return sorted(kinds.values(), key=lambda a: a.metric.measure.verdict_place or 0)
+
+    @property
+    def order(self) -> dict[str, int]:
+        """Decoder -> which the gallery shows first where there are too many: baselines, then by the first verdict."""
+        means = {d: self.main[0].cell(d).mean if self.main else math.nan for d in self.group.decoders}
+        sign = -1 if self.main and self.main[0].metric.measure.higher_is_better else 1
+        best = sorted(means, key=lambda d: (d not in self.baselines, math.isnan(means[d]), sign * means[d]))
+        return {d: i for i, d in enumerate(best)}
+
+    @property
+    def kinds(self) -> list[str]:
+        """Those of its decoders, in the order of the table; empty for what says nothing."""
+        return list(dict.fromkeys(self.group.kind(d) for d in self.group.decoders))
 
     @property
     def text(self) -> str:
@@ -154,7 +167,7 @@ class _Section:
             for kind, found in self._curves().items():
                 for plot in figures.over(found, self.look, f"{prefix}{slug(kind)}", suffixes):
                     self.plots.append(self._keep(plot))
-            for plot in figures.curves(list(self.group.results.values()), self.look, prefix):
+            for plot in curves.curves(list(self.group.results.values()), self.look, prefix):
                 self.plots.append(self._keep(plot))
 
     def _curves(self) -> dict[str, list[Analysis]]:
@@ -215,7 +228,7 @@ class _Page:
 
     def render(self) -> str:
         css = (WEB / "report.css").read_text("utf-8")
-        scripts = [(WEB / name).read_text("utf-8") for name in ("table.js", "gallery.js")]
+        scripts = [(WEB / name).read_text("utf-8") for name in ("table.js", "gallery.js", "filter.js")]
         data = {
             "sections": [s.plain() for s in self.sections],
             "files": self.files,
@@ -237,7 +250,7 @@ class _Page:
             slug=slug,
             files_stem=self.stem,
             data=embedded(data),
-            colours=len(PALETTE),
+            many=len(PALETTE),
             band_ratio=f"{RATIO:g}",
         )
 

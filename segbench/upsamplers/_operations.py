@@ -111,9 +111,9 @@ def _padded(x: Tensor, size: int, border: str, dilation: int) -> Tensor:
 
 
 # Windows are matrices: at each input pixel N places by c channels of each group. They are built in strips of rows, in
-# the forward and again in the backward pass, so that the N-fold of a map never is; sums over channels or over places are
-# matrix products. Here a map is (B, h, w, g, c), kernels are (B, h, w, g, s², N), and what belongs to output pixels is
-# (B, h, w, g, s², c).
+# the forward and again in the backward pass, so that the N-fold of a map never is; sums over channels or over places
+# are matrix products. Here a map is (B, h, w, g, c), kernels are (B, h, w, g, s², N), and what belongs to output pixels
+# is (B, h, w, g, s², c).
 
 
 def _strips(padded: Tensor, height: int, taps: Sequence[Place]) -> Iterator[tuple[int, int]]:
