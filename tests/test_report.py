@@ -281,7 +281,7 @@ def test_hostile_names_stay_text(hostile):
     done = write_report(hostile, gallery=False)
     text = done.path.read_text()
     read = Reader(text)
-    assert [a.get("type") for tag, a in read.tags if tag == "script"] == ["application/json", None, None]
+    assert [a.get("type") for tag, a in read.tags if tag == "script"] == ["application/json", None, None, None]
     assert not any(tag == "img" for tag, _ in read.tags)
     assert not any(name.startswith("on") for _, attrs in read.tags for name in attrs)
     _, rows = table_of(read, "decoder")

@@ -20,6 +20,7 @@ pytestmark = [
 
 XSS, LONG = HOSTILE[0], "a_decoder_with_a_name_" + "longer" * 6
 SIZES = [390, 1280, 2560]
+MANY = ["smp", "bilinear", "nearest", "bicubic", "lanczos", "deconv", "carafe", "dysample", "fade", "sapa"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,17 @@ def hostile(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_page._Section, "draw", lambda self: None)
         return write_report(path, gallery=False).path
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """More decoders than colours, of every kind but one, with images."""
+    runs = tmp_path_factory.mktemp("runs")
+    recipe = {"steps": 8, "batch_size": 2, "crop": 32}
+    config = tiny(runs_dir=str(runs), seeds=[0, 1], decoders=MANY, recipe=recipe, baseline=["bilinear"])
+    _, code, out = run_sweep(build_config(config))
+    assert code == 0, out
+    return write_report(runs / "tiny").path
 
 
 def overflowing(page):
@@ -83,6 +95,51 @@ def test_loads_quietly_and_nothing_overflows(visit, report, width, scheme):
     assert overflowing(page) == []
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background))) < 300) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("width", SIZES)
+def test_many_decoders_are_found_chosen_and_filtered(visit, many, width):
+    page = visit(many, width)
+    rows = [*MANY[1:], "smp"]
+    assert names(page) == rows
+    assert overflowing(page) == []
+    assert "depth 5, strides 4-32 to 1" in page.locator("[data-view=means] tbody tr").last.inner_text()
+
+    def shown():
+        tiles = page.locator("[data-pair]:not([hidden]) .name").all_inner_texts()
+        faded = page.locator(".plot svg [data-d].faded").evaluate_all("p => [...new Set(p.map(e => e.dataset.d))]")
+        assert {rows[int(n)] for n in faded} == set(rows) - set(visible(page))
+        assert page.locator(".filter output").inner_text() == f"{len(visible(page))} of 10 shown"
+        return visible(page), tiles
+
+    assert len(shown()[1]) == 6
+    assert "bilinear" in shown()[1]
+    assert "Of 10 chosen decoders 6 are here" in page.locator("[data-fewer]").inner_text()
+    page.locator("[data-find]").fill("Guided")
+    assert shown() == (["fade", "sapa"], ["fade", "sapa"])
+    assert page.locator("[data-fewer]").is_hidden()
+    view(page, "Per class")
+    heads = page.locator("[data-view=classes]:not([hidden]) thead th:not([hidden]) .name").all_inner_texts()
+    assert heads == ["class", "fade", "sapa"]
+    cells = page.locator("[data-view=classes]:not([hidden]) tbody tr").first.locator("td:not([hidden])").count()
+    assert cells == 2
+    view(page, "All classes")
+    page.locator("[data-find]").fill("")
+    for kind in ("fixed", "as shipped"):
+        page.locator(f"button[data-kind='{kind}']").click()
+    assert shown()[0] == ["deconv", "carafe", "dysample", "fade", "sapa"]
+    page.locator(".filter summary").click()
+    page.get_by_label("dysample").uncheck()
+    assert shown()[0] == ["deconv", "carafe", "fade", "sapa"]
+    assert overflowing(page) == []
+    page.get_by_role("button", name="None", exact=True).click()
+    assert shown() == ([], [])
+    page.get_by_role("button", name="All", exact=True).click()
+    assert shown()[0] == rows
+
+
+def visible(page):
+    return page.locator("[data-view=means] tbody tr:not([hidden]) th .name").all_inner_texts()
 
 
 @pytest.mark.parametrize("width", SIZES)
@@ -316,7 +373,7 @@ def test_everything_is_reached_by_keyboard(visit, report):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["report", "hostile"])
+@pytest.mark.parametrize("which", ["report", "hostile", "many"])
 def test_axe_finds_no_serious_fault(visit, request, which, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
     page = visit(request.getfixturevalue(which), scheme=scheme)

@@ -40,6 +40,7 @@
       note.textContent = `Of ${pairs.length} chosen decoders ${MOST} are here: the baselines and the best. Choose fewer above to see others.`;
     }
 
+    filter.hidden = false;
     find.addEventListener("input", show);
     for (const box of boxes) box.addEventListener("change", show);
     for (const button of kinds) {
