@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segbench.check.base import Broken, Builder, Note, builder, forward
+from segbench.check.base import Broken, Builder, Note, builder, by_itself, forward, guide_for
 from segbench.errors import brief
 from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs
@@ -71,9 +71,13 @@ def exportable(build: Builder) -> str:
 
 
 def onnx(build: Builder) -> str:
-    """Whether torch's converter to ONNX takes it; nothing to fail, since ONNX has not every operator."""
+    """Whether torch's converter to ONNX takes the upsampler, or else the decoder; nothing to fail, since ONNX has not
+    every operator."""
     if importlib.util.find_spec("onnxscript") is None:
         return "not tried; it takes pip install 'segbench[onnx]'"
+    for step in by_itself(build()):
+        guide = guide_for(step, (8, 12))
+        return converts(step.module.eval(), (torch.randn(2, step.channels, 8, 12), *([] if guide is None else [guide])))
     return converts(build().eval(), build.inputs((64, 96)))
 
 

@@ -14,8 +14,9 @@ class Anyup(nn.Module):
 
     Wimmer et al. 2025, https://arxiv.org/abs/2510.12764. As `Jafar`, but that keys come from a bank of filters that is
     applied to each channel by itself, whose softmax is averaged over the channels; so its weights do not depend on C.
-    The output is a convex mixture of the features in a window. It computes in chunks that hold 64 MiB. 861,568
-    parameters.
+    The output is a convex mixture of the features in a window. It computes in chunks that hold 64 MiB, but encodes the
+    image with qk_dim channels at its full size, so that a training step to 128x128 with C = 64 holds 71 times what
+    bilinear interpolation's does. 845,056 parameters.
 
     Args:
         channels: C.

@@ -15,7 +15,8 @@ class Jafar(nn.Module):
     Couairon et al. 2025, https://arxiv.org/abs/2506.11136. Queries come from the image, keys from the pooled image,
     modulated by the features; values are the features as they are, so that the output is a convex mixture of them. The
     published attention's projections of values and outputs do not act and are left out. It computes in chunks that hold
-    64 MiB. At C = 256: 545,920 parameters.
+    64 MiB, but encodes the image with qk_dim channels at its full size, so that a training step to 128x128 with C = 64
+    holds 50 times what bilinear interpolation's does. At C = 256: 545,920 parameters.
 
     Args:
         channels: C.

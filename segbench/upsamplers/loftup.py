@@ -49,7 +49,9 @@ class Loftup(nn.Module):
     """Attention from image pixels to all features, twice, once to the image's size: to ``(B, C, s*h, s*w)``.
 
     Huang et al. 2025, https://arxiv.org/abs/2504.14032. Frequencies reach e^10, so that float32 inputs off by 1e-7
-    change the output by 1e-3. Torch's attention keeps no weights. At C = 256: 2,162,710 parameters.
+    change the output by 1e-3. Torch's attention keeps no weights, but each pixel of the image has a query of C channels
+    and its Fourier features, so that a training step to 128x128 with C = 64 holds 19 times what bilinear
+    interpolation's does. At C = 256: 2,162,710 parameters.
 
     Args:
         channels: C.

@@ -14,8 +14,10 @@ class SapaD(nn.Module):
 
     Liu et al. 2023, https://arxiv.org/abs/2307.08198. Each group of channels has ``points`` points per output pixel,
     offset from its input pixel by what a 1x1 convolution of x predicts, in input pixels; the softmax of the inner
-    products of the guide's query with the keys there weighs the features there. Outside the map everything is 0. At
-    C = 256, s = 2: 139,808 parameters, 251,392 MACs per input pixel besides the sampling.
+    products of the guide's query with the keys there weighs the features there. Outside the map everything is 0. What
+    is sampled is kept for the backward pass, so that a training step to 128x128 with C = 64 holds 18 times what
+    bilinear interpolation's does. At C = 256, s = 2: 139,808 parameters, 251,392 MACs per input pixel besides the
+    sampling.
 
     Args:
         channels: C.
