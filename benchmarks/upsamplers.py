@@ -160,8 +160,8 @@ def page(costs: dict[str, Cost]) -> str:
         "",
         f"Of each by itself, in a training step from {BATCH} x {CHANNELS} x {SIDE} x {SIDE} to twice the size, "
         f"with a guide of {CHANNELS} channels, or an image; float32, one thread of an {made_on['cpu']}, "
-        f"torch {made_on['versions']['torch']}, the best of {REPEATS}, or of fewer after {LONG_S} s. MACs are per "
-        "input pixel. *x conv*: both passes, in times those of a 3x3 convolution of as many MACs. *Bound by*: arithmetic, "
+        f"torch {made_on['versions']['torch']}, the best of {REPEATS}, or of fewer after {LONG_S} s. MACs are "
+        "per input pixel. *x conv*: both passes, in times those of a 3x3 convolution of as many MACs. *Bound by*: arithmetic, "
         f"where that is at most {SLOW}; memory, where both passes take at most {SLOW} times that convolution and an "
         "addition that writes as many bytes as they do, as upsamplers with few MACs for each number that they put out. "
         "*x memory*: the most that the step holds at a time beside its input, in times what bilinear interpolation "
