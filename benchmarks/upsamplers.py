@@ -65,7 +65,7 @@ class Cost:
         if self.ratio <= SLOW:
             return "arithmetic"
         both = self.convolution + self.copies
-        return "memory" if self.forward + self.backward <= SLOW * both else "small products, scattered reads"
+        return "memory" if self.forward + self.backward <= SLOW * both else "small steps"
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -160,10 +160,12 @@ def page(costs: dict[str, Cost]) -> str:
         "",
         f"Of each by itself, in a training step from {BATCH} x {CHANNELS} x {SIDE} x {SIDE} to twice the size, "
         f"with a guide of {CHANNELS} channels, or an image; float32, one thread of an {made_on['cpu']}, "
-        f"torch {made_on['versions']['torch']}, the best of {REPEATS}, or of fewer after {LONG_S} s. MACs are "
-        "per input pixel. *x conv*: both passes, in times those of a 3x3 convolution of as many MACs. *Bound by*: arithmetic, "
+        f"torch {made_on['versions']['torch']}, the best of {REPEATS}, or of fewer after {LONG_S} s, on a machine that "
+        "may have had other work. MACs are per input pixel. *x conv*: both passes, in times those of a 3x3 convolution "
+        "of as many MACs. *Bound by*: arithmetic, "
         f"where that is at most {SLOW}; memory, where both passes take at most {SLOW} times that convolution and an "
-        "addition that writes as many bytes as they do, as upsamplers with few MACs for each number that they put out. "
+        "addition that writes as many bytes as they do, as upsamplers with few MACs for each number that they put out; "
+        "else small steps: softmax, small products, reads at scattered places. "
         "*x memory*: the most that the step holds at a time beside its input, in times what bilinear interpolation "
         "holds. *Starts as*: " + "; ".join(f"{word}: {meaning}" for word, meaning in STARTS.items()) + ".",
         "",

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import upsamplers
 from segbench.cli import main
 from segbench.decoders.base import fake_inputs
 from segbench.decoders.linear import Linear
@@ -403,6 +404,15 @@ def test_macs_are_those_of_a_hand_counted_module():
     assert count_macs(Hand(), torch.ones(1, 4, 6, 6), torch.ones(1, 1, 6, 6)) == wanted
 
 
+def test_macs_of_attention_are_those_of_its_two_products():
+    def attend(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+    tensors = [torch.randn(2, 3, n, d) for n, d in ((50, 8), (70, 8), (70, 8))]
+    assert count_macs(attend, *tensors) == 2 * 3 * 50 * 70 * (8 + 8)
+    assert count_macs(attend, *(t.to("meta") for t in tensors)) == 2 * 3 * 50 * 70 * (8 + 8)
+
+
 KERNELS = [
     ("nearest", [[0, 0, 0, 0], [0, 100, 100, 0], [0, 100, 100, 0], [0, 0, 0, 0]]),
     ("bilinear", [[6, 19, 19, 6], [19, 56, 56, 19], [19, 56, 56, 19], [6, 19, 19, 6]]),
@@ -500,6 +510,13 @@ def test_onnx_takes_it(name):
     module, tensors = standalone(name)
     program = torch.onnx.export(module.eval(), tuple(tensors), dynamo=True, verbose=False)
     assert program.model.graph.outputs[0].shape.numpy() == (1, 8, 16, 16)
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS.builtin())
+def test_the_page_of_the_upsamplers_has_its_docstring(name):
+    page = upsamplers.PAGE.read_text("utf-8")
+    assert f"\n{upsamplers.section(name)}\n" in page, "make it again: python benchmarks/upsamplers.py --write"
+    assert f"| [`{name}`](#{name}) |" in page
 
 
 def test_list_shows_every_upsampler_once_in_its_group(capsys):

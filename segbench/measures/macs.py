@@ -56,12 +56,15 @@ def count_macs(module: Callable[..., Any], *given: Any) -> int:
         module: called with ``given``; on the meta device nothing is computed.
     """
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
     aten = torch.ops.aten
 
     def each(macs: int) -> Callable[..., int]:
         return lambda *shapes, out_shape, **options: 2 * macs * math.prod(out_shape)
+
+    def attention(query: Any, key: Any, value: Any, *more: Any, out_shape: Any, **options: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))  # torch leaves out the one that a CPU computes
 
     def product(one: Any, other: Any, *more: Any, out_shape: Any, **options: Any) -> int:
         return 2 * math.prod(out_shape) if _is_map(one) and _is_map(other) else 0
@@ -69,7 +72,8 @@ def count_macs(module: Callable[..., Any], *given: Any) -> int:
     per_value = {aten.upsample_bilinear2d: 4, aten.upsample_bicubic2d: 16, aten.grid_sampler_2d: 4}
     per_value |= {aten.cudnn_grid_sampler: 4, aten.addcmul: 1}
     formulas: dict[Any, Callable[..., int]] = {op: each(macs) for op, macs in per_value.items()}
-    with FlopCounterMode(display=False, custom_mapping={**formulas, aten.mul: product}) as counter, torch.no_grad():
+    formulas |= {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten.mul: product}
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         module(*given)
     return int(counter.get_total_flops() // 2)
 
