@@ -112,9 +112,9 @@ def test_many_decoders_are_found_chosen_and_filtered(visit, many, width):
         assert page.locator(".filter output").inner_text() == f"{len(visible(page))} of 10 shown"
         return visible(page), tiles
 
-    assert len(shown()[1]) == 6
+    assert len(shown()[1]) == 5
     assert "bilinear" in shown()[1]
-    assert "Of 10 chosen decoders 6 are here" in page.locator("[data-fewer]").inner_text()
+    assert "Of 10 chosen decoders 5 are here" in page.locator("[data-fewer]").inner_text()
     page.locator("[data-find]").fill("Guided")
     assert shown() == (["fade", "sapa"], ["fade", "sapa"])
     assert page.locator("[data-fewer]").is_hidden()

@@ -137,9 +137,9 @@ def short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def in_lines(label: str) -> str:
-    """A label of an upright axis, in lines that are no longer than it."""
-    return textwrap.fill(label, 28)
+def in_lines(label: str, longest: int = 28) -> str:
+    """A label in lines that are no longer than its axis; an upright one, where nothing is said."""
+    return textwrap.fill(label, longest)
 
 
 def new_figure(height_in: float) -> Figure:

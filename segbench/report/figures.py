@@ -119,10 +119,11 @@ def against_cost(
     steps = [(places[d][0], places[d][1].mean) for d in front]
     steps.append((axes.get_xlim()[1 if less else 0], steps[-1][1]))
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=1, **dashed)
+    named = _apart(axes, {d: places[d][0] for d in front}) if look.kinds else []
     for d, (x, cell) in places.items():
         bar = axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
         look.mark(d, bar.lines)
-        if look.kinds and d in front:
+        if d in named:
             ahead = x < np.mean(axes.get_xlim())
             beside: dict[str, Any] = {
                 "ha": "left" if ahead else "right",
@@ -130,10 +131,21 @@ def against_cost(
                 "fontsize": 6.5,
             }
             look.mark(d, axes.annotate(short(d), (x, cell.mean), (3 if ahead else -3, 4), **beside))
-    axes.set_xlabel(f"{cost.long} ({unit})")
+    axes.set_xlabel(in_lines(f"{cost.long} ({unit})", 44))
     axes.set_ylabel(in_lines(label_of(analysis.metric.column, analysis.metric.measure.unit)))
     legend(figure, look, decoders, [(Line2D([], [], **dashed), "Pareto front")])
     return figure
+
+
+def _apart(axes: Axes, places: dict[str, float]) -> list[str]:
+    """Those by rising x that can bear a name: from the last, each a name's width before the next."""
+    along = axes.transScale + axes.transLimits
+    found: list[tuple[str, float]] = []
+    for d, x in reversed(places.items()):
+        at = float(along.transform((x, 0))[0])
+        if not found or found[-1][1] - at > 0.25:
+            found.append((d, at))
+    return [d for d, _ in found]
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> list[str]:
@@ -276,7 +288,7 @@ def ranks(analysis: Analysis, look: Look) -> Figure:
         )
         look.mark(d, (*span, *point, _beside(axes, row, f"best in {100 * rank.p_best:.0f} %")))
     axes.set_xlim(0.7, len(decoders) + 0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(f"rank by {analysis.metric.column}; 1 is best")
     return figure
 

@@ -1,7 +1,7 @@
 "use strict";
 // Which decoders are shown, where there are many: by name, by kind, one by one.
 (() => {
-  const MOST = 6; // pairs of tiles that the gallery shows at once
+  const MOST = 5; // pairs of tiles that the gallery shows at once
 
   function start(filter) {
     const section = filter.parentElement;
