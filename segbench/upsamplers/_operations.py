@@ -77,7 +77,7 @@ def reassemble(
     padded = _padded(x.to(dtype), size, border, dilation).unflatten(-1, (groups, -1))
     kernel = kernel.to(dtype).permute(0, 2, 3, 1).reshape(batch, height, scale, width, scale, groups, len(taps))
     kernel = kernel.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, height, width, groups, scale**2, len(taps))
-    y = _Mix.apply(padded, kernel, taps).unflatten(4, (scale, scale))
+    y = _Windowed.apply(padded, kernel, taps, True).unflatten(4, (scale, scale))
     y = y.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, scale * height, scale * width, -1)
     return y.permute(0, 3, 1, 2)
 
@@ -96,7 +96,7 @@ def window_scores(query: Tensor, key: Tensor, size: int, scale: int, *, border: 
     padded = _padded(key.to(dtype), size, border, 1).unflatten(-1, (1, -1))
     query = query.to(dtype).permute(0, 2, 3, 1).reshape(batch, height, scale, width, scale, channels)
     query = query.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, 1, scale**2, channels)
-    scores = _Score.apply(padded, query, taps).view(batch, height, width, scale, scale, -1)
+    scores = _Windowed.apply(padded, query, taps, False).view(batch, height, width, scale, scale, -1)
     return scores.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, scale * height, scale * width)
 
 
@@ -150,32 +150,22 @@ def _spread(padded: Tensor, kernel: Tensor, each: Tensor, taps: Sequence[Place])
     return total
 
 
-class _Mix(torch.autograd.Function):
+class _Windowed(torch.autograd.Function):
+    """`_mixed` by kernels, or `_scored` by what belongs to output pixels: each is in the other's gradient."""
+
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, kernel: Tensor, taps: Sequence[Place]) -> Tensor:
-        ctx.save_for_backward(padded, kernel)
-        ctx.taps = taps
+    def forward(ctx: Any, padded: Tensor, by: Tensor, taps: Sequence[Place], mix: bool) -> Tensor:
+        ctx.save_for_backward(padded, by)
+        ctx.taps, ctx.mix = taps, mix
         with torch.autocast(padded.device.type, enabled=False):
-            return _mixed(padded, kernel, taps)
+            return (_mixed if mix else _scored)(padded, by, taps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        padded, kernel = ctx.saved_tensors
-        return _spread(padded, kernel, gradient, ctx.taps), _scored(padded, gradient, ctx.taps), None
-
-
-class _Score(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, padded: Tensor, query: Tensor, taps: Sequence[Place]) -> Tensor:
-        ctx.save_for_backward(padded, query)
-        ctx.taps = taps
-        with torch.autocast(padded.device.type, enabled=False):
-            return _scored(padded, query, taps)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        padded, query = ctx.saved_tensors
-        return _spread(padded, gradient, query, ctx.taps), _mixed(padded, gradient, ctx.taps), None
+        padded, by = ctx.saved_tensors
+        kernel, each = (by, gradient) if ctx.mix else (gradient, by)
+        of_by = (_scored if ctx.mix else _mixed)(padded, gradient, ctx.taps)
+        return _spread(padded, kernel, each, ctx.taps), of_by, None, None
 
 
 def pac_transposed(
