@@ -60,14 +60,13 @@ SHIPPED = {
 class Smp(Decoder):
     """A decoder of segmentation-models-pytorch with its own head and SMP's defaults, on the encoder's pyramid.
 
-    Iakubovskii 2019, https://github.com/qubvel-org/segmentation_models.pytorch. They are ``unet``
-    (2015), ``fpn`` and ``linknet`` (2017), ``unetplusplus``, ``deeplabv3plus``, ``pan`` and ``upernet`` (2018), ``manet``
-    (2020) and ``segformer`` (2021). These differ from each other, and from upsamplers on a skeleton, in far more than the
-    upsampling. They take the strides 4, 8, 16, 32, with or without 2;
-    ``deeplabv3plus`` ends at 16, and its encoder is not dilated. Maps of odd sizes are repeated at the border up to
-    what the decoder needs, and the logits are cropped. Bilinear interpolation brings them to the image.
-    ``pan``, ``upernet`` and ``deeplabv3plus`` normalise what they pool over the whole map, so that they cannot train
-    with a batch of 1; ``pan`` is made for images from 256 px.
+    Iakubovskii 2019, https://github.com/qubvel-org/segmentation_models.pytorch. They are ``unet`` (2015), ``fpn`` and
+    ``linknet`` (2017), ``unetplusplus``, ``deeplabv3plus``, ``pan`` and ``upernet`` (2018), ``manet`` (2020) and
+    ``segformer`` (2021). They differ from each other, and from upsamplers on a skeleton, in far more than the
+    upsampling. They take the strides 4, 8, 16, 32, with or without 2; ``deeplabv3plus`` ends at 16, and its encoder is
+    not dilated. Maps of odd sizes are repeated at the border up to what the decoder needs, and the logits are cropped.
+    Bilinear interpolation brings them to the image. ``pan``, ``upernet`` and ``deeplabv3plus`` normalise what they pool
+    over the whole map, so that they cannot train with a batch of 1; ``pan`` is made for images from 256 px.
 
     Args:
         channels, strides, num_classes: see `Decoder`.
