@@ -107,7 +107,8 @@ def _places(size: int, dilation: int) -> list[Place]:
 
 def _padded(x: Tensor, size: int, border: str, dilation: int) -> Tensor:
     """``(B, h + (k - 1) dilation, w + (k - 1) dilation, C)``."""
-    return F.pad(x, (size // 2 * dilation,) * 4, mode=border).permute(0, 2, 3, 1)
+    padded = F.pad(x, (size // 2 * dilation,) * 4, mode=border)
+    return padded.to(x.dtype).permute(0, 2, 3, 1)  # autocast reflects in float32
 
 
 # Windows are matrices: at each input pixel N places by c channels of each group. They are built in strips of rows, in
