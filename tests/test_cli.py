@@ -217,7 +217,7 @@ def test_a_plug_in_takes_part_with_no_edit_elsewhere(write_sweep):
 
 def test_make_help_explains_each_target():
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("sweep", "table", "list", "check", "test", "lint", "types"):
+    for target in ("sweep", "table", "list", "show", "check", "test", "lint", "types"):
         assert re.search(rf"^  make {target}\b.*\w", out, re.M), target
 
 

@@ -374,13 +374,13 @@ def test_the_list_of_encoders(monkeypatch, capsys, bad):
     listed = capsys.readouterr().out.partition("encoders, plugged in")[2]
     assert "  own  Blocks of convolution, batch norm and dropout, at strides 4, 8 and 16.\n" in listed
     assert "  gone  FAILED: encoder 'gone' of an installed package does not import" in listed
-    assert main(["list", "own", f"{bad}:Drawn"]) == 0
+    assert main(["show", "own", f"{bad}:Drawn"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("encoder own  (")
     assert "own_encoder.py)\n  Blocks of" in said
     assert "\n  parameters, set under encoder.params\n    width = 8\n" in said
     assert f"encoder {bad}:Drawn  (" in said
-    assert main(["list", f"{bad}:Missing"]) == 1
+    assert main(["show", f"{bad}:Missing"]) == 1
 
 
 def test_an_encoder_without_parameters_is_one_too(bad, make_config):
