@@ -50,7 +50,7 @@ def count_macs(module: Callable[..., Any], *given: Any) -> int:
 
     The first three as torch's flop counter has them, halved. Bilinear interpolation and sampling count 4 per value that
     comes out, bicubic 16, and the product of two tensors, elementwise, 1: so the weights of an upsampler that are made
-    for each pixel are counted like those of a convolution. Sums, normalisation and activations are not counted.
+    for each pixel are counted like those of a convolution. Sums, powers, normalisation and activations are not counted.
 
     Args:
         module: called with ``given``; on the meta device nothing is computed.
