@@ -29,7 +29,8 @@ def show(cls: type[nn.Module]) -> Iterator[str]:
     macs = count_macs(module, *given(cls, CHANNELS, guide, SIDE)) // SIDE**2
     said = f"C = {CHANNELS}" + f", G = {guide}" * is_guided(cls) + ", s = 2"
     yield f"  cost    {parameters:,} parameters, {macs:,} MACs per pixel of x, at {said}"
-    yield f"  start   {f'{start}: {STARTS[start]}' if start else 'not said'}"
+    untold = "not said" if parameters else "itself: nothing of it is learned"
+    yield f"  start   {f'{start}: {STARTS[start]}' if start else untold}"
     yield "  kernel at the start: what one more in one pixel of x adds to the same channel of the output, in hundredths"
     for row in picture:
         yield "    " + "".join(f"{round(100 * v) or '.':>4}" for v in row)

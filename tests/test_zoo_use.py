@@ -137,13 +137,14 @@ def test_kernel_of_carafe_is_a_box():
 
 
 def test_show_says_what_an_upsampler_is(capsys):
-    assert main(["show", "carafe", "deconv"]) == 0
+    assert main(["show", "carafe", "deconv", "bicubic"]) == 0
     out = capsys.readouterr().out
     assert "Wang et al. 2019, https://arxiv.org/abs/1905.02188" in out
     assert "x (B, C, h, w) -> (B, C, s h, s w)" in out
     assert "74,148 parameters, 99,584 MACs per pixel of x, at C = 256, s = 2" in out
     assert "1,048,832 parameters, 1,048,576 MACs" in out
     assert "start   bilinear: equal to bilinear interpolation" in out
+    assert "start   itself: nothing of it is learned" in out
     box = [line for line in out.splitlines() if line.split() == [".", ".", *["4"] * 10, ".", "."]]
     assert len(box) == 10, out
 
