@@ -7,7 +7,7 @@ import pytest
 
 from segbench.measures.params import Params
 from segbench.report import curves, figures
-from segbench.report.drawing import PALETTE, Look, settle, style
+from segbench.report.drawing import PALETTE, Look, point_to_the_far, settle, style
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from tests.fakes import CLASSES, EFFECTS, Reader, analyses, by_hand, fake_sweep
@@ -146,3 +146,37 @@ def test_long_names_fit_into_figures():
         settle(figure)
     texts = [t.get_text() for t in figure.legends[0].get_texts()]
     assert texts == ["bilinear", "x" * 21 + "…"]
+
+
+KINDS = {name: "learned" if i % 2 else "guided" for i, name in enumerate("abcdefghijkl")}
+
+
+@pytest.mark.parametrize(
+    ("along", "higher_is_better", "arrow", "edge"), [("x", True, "<", 0), ("x", False, ">", 1), ("y", True, "v", 0)]
+)
+def test_one_far_behind_does_not_press_the_others_together(along, higher_is_better, arrow, edge):
+    sign = 1 if higher_is_better else -1
+    values = dict(zip(KINDS, [*range(10), float("nan"), -60], strict=True))  # quartiles 2 and 7.5 or so, fence -16
+    points = [(d, sign * float(v), row) for row, (d, v) in enumerate(values.items())]
+    axes = figures.new_figure(2.0).add_subplot()
+    axes.set_xlim(-100, 100)
+    axes.set_ylim(-100, 100)
+    point_to_the_far(axes, along, points, Look(list(KINDS), "a", KINDS), higher_is_better)
+    limits, other = (axes.get_xlim(), axes.get_ylim())[:: 1 if along == "x" else -1]
+    assert limits == pytest.approx((-0.54, 100) if higher_is_better else (-100, 0.54))
+    assert other == (-100, 100)
+    [line] = axes.lines
+    assert line.get_marker() == arrow
+    assert line.get_xydata().tolist() == [[edge, 11] if along == "x" else [11, edge]]
+    assert line.get_gid().startswith("decoder-11-")
+
+
+@pytest.mark.parametrize("kinds", [KINDS, {}], ids=["none far", "few decoders"])
+def test_an_axis_shows_all_that_is_not_far_behind(kinds):
+    axes = figures.new_figure(2.0).add_subplot()
+    last = -12.0 if kinds else -1000.0
+    points = [(d, v, row) for row, (d, v) in enumerate(zip(KINDS, [*map(float, range(11)), last], strict=True))]
+    limits = axes.get_xlim()
+    point_to_the_far(axes, "x", points, Look(list(KINDS), "a", kinds), True)
+    assert not axes.lines
+    assert axes.get_xlim() == limits

@@ -11,6 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -155,6 +157,39 @@ def legend(figure: Figure, look: Look, decoders: Sequence[str], extra: Sequence[
     drawn = figure.legend(handles, names, loc="outside upper left", ncols=columns, borderaxespad=0.2)
     for text, name in zip(drawn.get_texts(), names, strict=True):
         text.set_text(name)  # as it is, whatever matplotlib makes of a leading underscore
+
+
+def point_to_the_far(
+    axes: Axes, along: str, points: Sequence[tuple[str, float, float]], look: Look, higher_is_better: bool
+) -> None:
+    """End the axis before those of many decoders that lie far behind the others, and point to them at its edge.
+
+    Far is more than three interquartile ranges behind the worse quartile (the outer fence of Tukey 1977, Exploratory
+    Data Analysis): failures, beside which the differences of all others would not be seen.
+
+    Args:
+        along: the axis of the values, ``x`` or ``y``.
+        points: decoder, value, and where it is drawn on the other axis.
+    """
+    sign = 1 if higher_is_better else -1
+    values = np.array([sign * value for _, value, _ in points])
+    if not look.kinds or np.isnan(values).all():
+        return
+    lower, upper = np.nanquantile(values, (0.25, 0.75))
+    far = values < lower - 3 * (upper - lower)
+    if lower == upper or not far.any():
+        return
+    end = float(sign * (1.06 * np.nanmin(values[~far]) - 0.06 * np.nanmax(values)))
+    upright = along == "y"
+    left, right = axes.get_ylim() if upright else axes.get_xlim()
+    (axes.set_ylim if upright else axes.set_xlim)((end, right) if higher_is_better else (left, end))
+    arrow = ("<>", "v^")[upright][not higher_is_better]
+    for (d, _, across), behind in zip(points, far, strict=True):
+        if behind:
+            place = axes.get_xaxis_transform() if upright else axes.get_yaxis_transform()
+            at = (float(not higher_is_better), across)
+            x, y = at[::-1] if upright else at
+            look.mark(d, axes.plot(x, y, arrow, transform=place, color=look.colour(d), markersize=4, clip_on=False)[0])
 
 
 def settle(figure: Figure) -> None:

@@ -14,7 +14,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from segbench.measures.base import RunMeasure
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
-from segbench.report.drawing import GRID, INK, MUTED, PALETTE, PAPER, Look, in_lines, legend, new_figure, short
+from segbench.report.drawing import (
+    GRID,
+    INK,
+    MUTED,
+    PALETTE,
+    PAPER,
+    Look,
+    in_lines,
+    legend,
+    new_figure,
+    point_to_the_far,
+    short,
+)
 
 MOST_CLASSES = 20  # that one figure shows
 ERROR_BAR: dict[str, Any] = {"elinewidth": 0.9, "capsize": 0, "markeredgecolor": PAPER, "markeredgewidth": 0.5}
@@ -50,7 +62,7 @@ def of_metric(analysis: Analysis, costs: Costs, look: Look, slug: str) -> Iterat
                 f"{slug}-{cost.name}",
                 f"{name} against {cost.long}",
                 f"{where} is better; no decoder is better in both than those on the Pareto front. Bars: 95 % interval "
-                "of the mean.",
+                f"of the mean.{_arrows(look)}",
                 metric,
                 against_cost(analysis, look, whole, cost, values),
             )
@@ -69,7 +81,8 @@ def of_means(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
     """The differences of the means by one metric from one baseline; nothing where there is none."""
     if decoders := _compared(contrast):
         title = f"{contrast.metric.words}: difference from {short(contrast.baseline)}"
-        yield Plot(name, title, "", contrast.metric.name, difference(contrast, look, decoders))
+        caption = _arrows(look).strip()
+        yield Plot(name, title, caption, contrast.metric.name, difference(contrast, look, decoders))
 
 
 def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
@@ -81,7 +94,7 @@ def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
         yield Plot(
             name,
             f"{contrast.metric.words} of each class, difference from {short(contrast.baseline)}",
-            f"{side} of zero is better than the baseline.{_bars(look, 'paired 95 % interval')}{more}",
+            f"{side} of zero is better than the baseline.{_bars(look, 'paired 95 % interval')}{_arrows(look)}{more}",
             contrast.metric.name,
             per_class(contrast, look, decoders, shown),
         )
@@ -96,11 +109,14 @@ def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figur
     figure = new_figure(0.62 + 0.24 * len(decoders))
     axes, digits = figure.add_subplot(), contrast.metric.measure.digits
     _rows(axes, decoders)
+    points = []
     for row, d in enumerate(decoders):
         delta = contrast.delta(d)
         _bar(axes, delta, row, look, d)
+        points.append((d, delta.mean, row))
         look.mark(d, _beside(axes, row, f"{delta.mean:+.{digits}f}  {delta.verdict}".replace("-", "−")))
     _zero(axes, _delta_label(contrast.metric.column, contrast))
+    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better)
     return figure
 
 
@@ -133,6 +149,7 @@ def against_cost(
             look.mark(d, axes.annotate(short(d), (x, cell.mean), (3 if ahead else -3, 4), **beside))
     axes.set_xlabel(in_lines(f"{cost.long} ({unit})", 44))
     axes.set_ylabel(in_lines(label_of(analysis.metric.column, analysis.metric.measure.unit)))
+    point_to_the_far(axes, "y", [(d, cell.mean, x) for d, (x, cell) in places.items()], look, up)
     legend(figure, look, decoders, [(Line2D([], [], **dashed), "Pareto front")])
     return figure
 
@@ -174,7 +191,7 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
     classes = next(iter(contrast.group.results.values())).row["classes"]
     bars = not look.kinds
     figure = new_figure(0.85 + len(places) * (0.1 + 0.075 * len(decoders) if bars else 0.45))
-    axes = figure.add_subplot()
+    axes, points = figure.add_subplot(), []
     _rows(axes, [classes[p] for p in places])
     for i, d in enumerate(decoders):
         shift = (i - (len(decoders) - 1) / 2) * 0.75 / len(decoders)
@@ -182,9 +199,11 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
             delta = contrast.delta(d, place)
             if not math.isnan(delta.mean):
                 _bar(axes, delta, row + shift, look, d, size=3.8, interval=bars)
+                points.append((d, delta.mean, row + shift))
     for row in range(1, len(places)):
         axes.axhline(row - 0.5, color=GRID, linewidth=0.6, zorder=0)
     _zero(axes, _delta_label(contrast.metric.column, contrast))
+    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better)
     legend(figure, look, decoders)
     return figure
 
@@ -205,7 +224,7 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
     yield Plot(
         slug,
         title,
-        f"{measure.help}.{_bars(look, '95 % interval of the mean')}".removeprefix(". "),
+        f"{measure.help}.{_bars(look, '95 % interval of the mean')}{_arrows(look)}".removeprefix(". "),
         "",
         _over(found, look, decoders, lambda a, d: a.cell(d), label_of(measure.long, measure.unit)),
     )
@@ -219,7 +238,7 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
         yield Plot(
             f"{slug}-difference{suffix}",
             f"{title}, difference from {short(baseline)}",
-            _bars(look, "paired 95 % interval").strip(),
+            f"{_bars(look, 'paired 95 % interval')}{_arrows(look)}".strip(),
             "",
             figure,
         )
@@ -228,6 +247,11 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
 def _bars(look: Look, what: str) -> str:
     """What bars are, where they are drawn: those of many decoders would hide each other."""
     return "" if look.kinds else f" Bars: {what}."
+
+
+def _arrows(look: Look) -> str:
+    """What arrows are, where there may be some."""
+    return " Arrow at the edge: far behind, beyond it." if look.kinds else ""
 
 
 def _delta(baseline: str, analysis: Analysis, decoder: str) -> Delta:
@@ -249,14 +273,16 @@ def _over(
     if logarithmic:
         axes.set_xscale("log", base=2)
     step = (places[-1] - places[0]) / 80
+    points = []
     for i, d in enumerate(decoders):
         values = [value(a, d) for a in found]
         # Side by side, so that no bar hides another.
         aside = (i - (len(decoders) - 1) / 2) * min(1, len(PALETTE) / len(decoders))
         bars = np.array([_around(v) for v in values])[..., 0].T
         none = bool(look.kinds) or bool(np.isnan(bars).all())
+        across = [p * 2 ** (0.05 * aside) if logarithmic else p + step * aside for p in places]
         line = axes.errorbar(
-            [p * 2 ** (0.05 * aside) if logarithmic else p + step * aside for p in places],
+            across,
             [v.mean for v in values],
             None if none else bars,
             fmt=f"{look.marker(d)}-",
@@ -265,6 +291,8 @@ def _over(
             **ERROR_BAR,
         )
         look.mark(d, line.lines)
+        points += [(d, v.mean, x) for v, x in zip(values, across, strict=True)]
+    point_to_the_far(axes, "y", points, look, found[0].metric.measure.higher_is_better)
     axes.set_xticks(places, [f"{p:g}" for p in places])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(curves[0][0])
