@@ -121,5 +121,6 @@ def _weights(scores: Tensor, window: Tensor) -> Tensor:
 
 def _with_similarity(x: Tensor) -> Tensor:
     """x and its cosine similarity with the 8 neighbours two pixels away: ``(B, m + 8, h, w)``."""
-    near = [t for n, t in enumerate(windows(F.pad(x, (2,) * 4), 3, dilation=2)) if n != 4]
-    return torch.cat([x, torch.stack([F.cosine_similarity(t, x, dim=1) for t in near], 1)], 1)
+    unit = F.normalize(x, dim=1, eps=1e-8)
+    near = [t for n, t in enumerate(windows(F.pad(unit, (2,) * 4), 3, dilation=2)) if n != 4]
+    return torch.cat([x, torch.stack([(t * unit).sum(1) for t in near], 1)], 1)
