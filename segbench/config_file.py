@@ -126,7 +126,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
-            raise UserError(f"override '{key}={_short(text)}': that is not a YAML value") from None
+            quoted = "one with spaces is quoted as a whole, 'key=[a, b]', in make ARGS=\"'key=[a, b]'\""
+            raise UserError(f"override '{key}={_short(text)}': that is not a YAML value; {quoted}") from None
         for other, old in given.items():
             if (_within(key, other) or _within(other, key)) and (key, value) != (other, old):
                 raise UserError(f"overrides contradict each other: {other}={old} and {key}={value}")

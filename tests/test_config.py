@@ -1,5 +1,6 @@
 import datetime
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,11 @@ def test_a_narrower_call_need_not_have_the_file_s_baselines(tmp_path):
         ),
         (GOOD, ["recipe={steps: 3}", "recipe.lr=1"], r"overrides contradict each other"),
         (GOOD, ["recipe.steps"], r"should look like key=value"),
-        (GOOD, ["recipe.steps=[1"], r"is not a YAML value"),
+        (
+            GOOD,
+            ["recipe.steps=[1,", "2]"],
+            r"'recipe\.steps=\[1,': that is not a YAML value; one with spaces is quoted",
+        ),
         (GOOD, ["data.name.x=1"], r"data\.name is a value, not a section"),
         (GOOD, ["trainer.devices=2"], r"unknown key 'trainer\.devices'"),
         (GOOD, ["trainer.precision=16-mixed"], r"trainer\.precision should be '32-true' or 'bf16-mixed'"),
@@ -240,3 +245,24 @@ def test_a_config_survives_yaml(tmp_path):
     path = tmp_path / "again.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(config.model_dump_json())))
     assert load_config(path) == config
+
+
+WRITTEN = [
+    ROOT / "README.md",
+    *(p for d in ("docs", "configs", "experiments") for p in sorted((ROOT / d).rglob("*.*"))),
+]
+SWEEPS = [
+    pytest.param(line, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in WRITTEN
+    if page.suffix in (".md", ".yaml")
+    for i, line in enumerate(re.findall(r'\bmake (?:sweep|plan)\b[^#`\n]*ARGS="[^"\n]*"', page.read_text("utf-8")))
+]
+
+
+@pytest.mark.parametrize("line", SWEEPS)
+def test_what_the_pages_hand_to_make_is_understood(line):
+    given = dict(word.partition("=")[::2] for word in shlex.split(line)[2:])
+    overrides = [word for word in shlex.split(given["ARGS"]) if "=" in word]  # as the shell that make calls splits it
+    assert overrides
+    config = given.get("CONFIG", "configs/default.yaml")
+    assert load_config(ROOT / config, overrides).name == Path(config).stem
