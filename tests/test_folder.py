@@ -87,6 +87,11 @@ def test_a_table_in_place_of_folders(own):
         (lambda r: shutil.rmtree(r / "masks/val"), {}, r"no folder .*masks/val"),
         (lambda r: shutil.rmtree(r / "images/val"), {}, r"unknown split 'val'.*there is: train"),
         (lambda r: shutil.rmtree(r / "images"), {}, r"has no folder images"),
+        (
+            lambda r: [shutil.rmtree(p) for p in (r / "images").iterdir()],
+            {},
+            r"images has no folder of a split, such as (train|val); expected: images/<split>/NAME\.jpg",
+        ),
         (lambda r: (r / "masks/val/four.png").write_bytes(b""), {}, r"four\.png is empty \(0 bytes\)"),
         (
             lambda r: Image.fromarray(LABELS * 100).save(r / "masks/val/four.png"),

@@ -118,6 +118,8 @@ def files_of(root: Path, split: str) -> tuple[tuple[str, ...], Pairs]:
     if not is_folder(root / "images"):
         raise UserError(f"data.root: {root} has no folder images; {LAYOUT}")
     splits = tuple(p.name for p in list_folder(root / "images", LAYOUT) if is_folder(p))
+    if not splits:
+        raise UserError(f"data.root: {root / 'images'} has no folder of a split, such as {split}; {LAYOUT}")
     if split not in splits:
         raise unknown("split", split, splits)
     images, masks = (_by_stem(root / kind / split) for kind in ("images", "masks"))
