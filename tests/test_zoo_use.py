@@ -100,10 +100,11 @@ def test_macs_are_those_of_a_hand_counted_module():
     class Hand(torch.nn.Module):
         def forward(self, x, other):
             x = torch.nn.functional.conv2d(x, torch.ones(5, 4, 3, 3), padding=1)  # 5 x 4 x 9 each
-            x = x * 2 + x * other  # by a number: free; by a tensor: 1 each
+            x = x.mul_(2) + torch.zeros_like(x).addcmul_(x, other)  # by a number: free; by a tensor: 1 each
+            x.mul_(x)
             return torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear") @ torch.ones(12, 7)
 
-    wanted = 6 * 6 * 5 * 4 * 9 + 6 * 6 * 5 + 12 * 12 * 5 * 4 + 12 * 12 * 7 * 5
+    wanted = 6 * 6 * 5 * 4 * 9 + 2 * 6 * 6 * 5 + 12 * 12 * 5 * 4 + 12 * 12 * 7 * 5
     assert count_macs(Hand(), torch.ones(1, 4, 6, 6), torch.ones(1, 1, 6, 6)) == wanted
 
 

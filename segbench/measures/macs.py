@@ -70,9 +70,9 @@ def count_macs(module: Callable[..., Any], *given: Any) -> int:
         return 2 * math.prod(out_shape) if _is_map(one) and _is_map(other) else 0
 
     per_value = {aten.upsample_bilinear2d: 4, aten.upsample_bicubic2d: 16, aten.grid_sampler_2d: 4}
-    per_value |= {aten.cudnn_grid_sampler: 4, aten.addcmul: 1}
+    per_value |= {aten.cudnn_grid_sampler: 4, aten.addcmul: 1, aten.addcmul_: 1}
     formulas: dict[Any, Callable[..., int]] = {op: each(macs) for op, macs in per_value.items()}
-    formulas |= {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten.mul: product}
+    formulas |= {aten._scaled_dot_product_flash_attention_for_cpu: attention, aten.mul: product, aten.mul_: product}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
         module(*given)
     return int(counter.get_total_flops() // 2)

@@ -113,8 +113,9 @@ def _padded(x: Tensor, size: int, border: str, dilation: int) -> Tensor:
 
 # Windows are matrices: at each input pixel N places by c channels of each group. They are built in strips of rows, in
 # the forward and again in the backward pass, so that the N-fold of a map never is; sums over channels or over places
-# are matrix products. Here a map is (B, h, w, g, c), kernels are (B, h, w, g, s², N), and what belongs to output pixels
-# is (B, h, w, g, s², c).
+# are matrix products. Where an input pixel has one output pixel, these would be products of vectors, and whole maps are
+# taken place by place instead. Here a map is (B, h, w, g, c), kernels are (B, h, w, g, s², N), and what belongs to
+# output pixels is (B, h, w, g, s², c).
 
 
 def _strips(padded: Tensor, height: int, taps: Sequence[Place]) -> Iterator[tuple[int, int]]:
@@ -130,12 +131,21 @@ def _windows(padded: Tensor, taps: Sequence[Place], first: int, rows: int, width
 
 def _mixed(padded: Tensor, kernel: Tensor, taps: Sequence[Place]) -> Tensor:
     height, width = kernel.shape[1:3]
+    if kernel.shape[4] == 1:
+        total = torch.zeros_like(padded[:, :height, :width])
+        for (i, j), weight in zip(taps, kernel.unbind(5), strict=True):
+            total.addcmul_(weight, padded[:, i : i + height, j : j + width])
+        return total.unsqueeze(4)
     strips = _strips(padded, height, taps)
     return torch.cat([kernel[:, a : a + n] @ _windows(padded, taps, a, n, width) for a, n in strips], 1)
 
 
 def _scored(padded: Tensor, each: Tensor, taps: Sequence[Place]) -> Tensor:
     height, width = each.shape[1:3]
+    if each.shape[4] == 1:
+        each = each.squeeze(4)
+        scores = [(each * padded[:, i : i + height, j : j + width]).sum(4) for i, j in taps]
+        return torch.stack(scores, 4).unsqueeze(4)
     strips = _strips(padded, height, taps)
     return torch.cat([each[:, a : a + n] @ _windows(padded, taps, a, n, width).mT for a, n in strips], 1)
 
@@ -144,6 +154,10 @@ def _spread(padded: Tensor, kernel: Tensor, each: Tensor, taps: Sequence[Place])
     """What output pixels give back to the places that they were made from: the shape of ``padded``."""
     total = torch.zeros_like(padded)
     height, width = kernel.shape[1:3]
+    if kernel.shape[4] == 1:
+        for (i, j), weight in zip(taps, kernel.unbind(5), strict=True):
+            total[:, i : i + height, j : j + width].addcmul_(weight, each.squeeze(4))
+        return total
     for first, rows in _strips(padded, height, taps):
         parts = kernel[:, first : first + rows].mT @ each[:, first : first + rows]
         for (i, j), part in zip(taps, parts.unbind(4), strict=True):
