@@ -169,6 +169,9 @@ def test_one_far_behind_does_not_press_the_others_together(along, higher_is_bett
     assert line.get_marker() == arrow
     assert line.get_xydata().tolist() == [[edge, 11] if along == "x" else [11, edge]]
     assert line.get_gid().startswith("decoder-11-")
+    point_to_the_far(axes, along, points, Look(list(KINDS), "a", KINDS), higher_is_better, keep=sign * -2)
+    limits = (axes.get_xlim(), axes.get_ylim())[along == "y"]
+    assert limits == pytest.approx((-2.66, 100) if higher_is_better else (-100, 2.66))
 
 
 @pytest.mark.parametrize("kinds", [KINDS, {}], ids=["none far", "few decoders"])

@@ -160,7 +160,12 @@ def legend(figure: Figure, look: Look, decoders: Sequence[str], extra: Sequence[
 
 
 def point_to_the_far(
-    axes: Axes, along: str, points: Sequence[tuple[str, float, float]], look: Look, higher_is_better: bool
+    axes: Axes,
+    along: str,
+    points: Sequence[tuple[str, float, float]],
+    look: Look,
+    higher_is_better: bool,
+    keep: float = float("nan"),
 ) -> None:
     """End the axis before those of many decoders that lie far behind the others, and point to them at its edge.
 
@@ -170,6 +175,7 @@ def point_to_the_far(
     Args:
         along: the axis of the values, ``x`` or ``y``.
         points: decoder, value, and where it is drawn on the other axis.
+        keep: a value that stays in view.
     """
     sign = 1 if higher_is_better else -1
     values = np.array([sign * value for _, value, _ in points])
@@ -179,7 +185,8 @@ def point_to_the_far(
     far = values < lower - 3 * (upper - lower)
     if lower == upper or not far.any():
         return
-    end = float(sign * (1.06 * np.nanmin(values[~far]) - 0.06 * np.nanmax(values)))
+    shown = [*values[~far], sign * keep]
+    end = float(sign * (1.06 * np.nanmin(shown) - 0.06 * np.nanmax(shown)))
     upright = along == "y"
     left, right = axes.get_ylim() if upright else axes.get_xlim()
     (axes.set_ylim if upright else axes.set_xlim)((end, right) if higher_is_better else (left, end))

@@ -116,7 +116,7 @@ def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figur
         points.append((d, delta.mean, row))
         look.mark(d, _beside(axes, row, f"{delta.mean:+.{digits}f}  {delta.verdict}".replace("-", "−")))
     _zero(axes, _delta_label(contrast.metric.column, contrast))
-    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better)
+    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better, keep=0)
     return figure
 
 
@@ -203,7 +203,7 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
     for row in range(1, len(places)):
         axes.axhline(row - 0.5, color=GRID, linewidth=0.6, zorder=0)
     _zero(axes, _delta_label(contrast.metric.column, contrast))
-    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better)
+    point_to_the_far(axes, "x", points, look, contrast.metric.measure.higher_is_better, keep=0)
     legend(figure, look, decoders)
     return figure
 
@@ -233,7 +233,7 @@ def over(found: Sequence[Analysis], look: Look, slug: str, baselines: Mapping[st
         if baseline not in decoders or not others:
             continue
         label = _delta_label(measure.long, found[0].against(baseline))
-        figure = _over(found, look, others, partial(_delta, baseline), label)
+        figure = _over(found, look, others, partial(_delta, baseline), label, keep=0)
         figure.axes[0].axhline(0, color=INK, linewidth=0.7, zorder=1)
         yield Plot(
             f"{slug}-difference{suffix}",
@@ -264,6 +264,7 @@ def _over(
     decoders: Sequence[str],
     value: Callable[[Analysis, str], Cell | Delta],
     label: str,
+    keep: float = math.nan,
 ) -> Figure:
     figure = new_figure(2.5)
     axes = figure.add_subplot()
@@ -292,7 +293,7 @@ def _over(
         )
         look.mark(d, line.lines)
         points += [(d, v.mean, x) for v, x in zip(values, across, strict=True)]
-    point_to_the_far(axes, "y", points, look, found[0].metric.measure.higher_is_better)
+    point_to_the_far(axes, "y", points, look, found[0].metric.measure.higher_is_better, keep)
     axes.set_xticks(places, [f"{p:g}" for p in places])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(curves[0][0])
