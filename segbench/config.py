@@ -118,15 +118,27 @@ class EncoderConfig(PluginConfig):
     """A pyramid encoder and where its weights come from: SMP's or timm's by name, or a plug-in."""
 
     name: OneLine = Field("tf_efficientnet_lite0", description="SMP's, timm's or a plug-in's, or path/to/file.py:Class")
-    params: dict[str, Any] = Field({}, description="parameters of a plug-in's constructor")
+    params: dict[str, Any] = Field(
+        {}, description="parameters of a plug-in's constructor; of timm's plain ViTs blocks, norm and positions"
+    )
     weights: OneLine = Field(
         "default",
         description="default (imagenet; of a plug-in, what its class loads), imagenet, none (nothing is loaded: "
         "random, always the same, but for what a plug-in's class loads), or a file: .safetensors, .pt, .pth",
     )
     trainable: bool = Field(False, description="fine-tune it: each run then has an encoder of its own")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32",
+        description="that features are rounded to, kept (launch.features) or not; decoders get them as before",
+    )
     lr_factor: NonNegative = Field(0.1, description="learning rate of a trainable encoder, relative to recipe.lr")
     strides: list[AtLeast1] | None = Field(None, description="levels to use; default: every level of stride 4 and more")
+
+    @model_validator(mode="after")
+    def _rounded(self) -> "EncoderConfig":
+        if self.trainable and self.dtype != "float32":
+            raise ValueError(f"dtype {self.dtype} is for a frozen encoder; leave it out with trainable: true")
+        return self
 
 
 class DecoderConfig(PluginConfig):
@@ -158,14 +170,26 @@ class RecipeConfig(Section):
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = Field(8, description="images in a step")
     crop: Size = Field((256, 256), description="(height, width) in pixels cut from an image, or one for both")
     scale: tuple[Positive, Positive] = Field((0.5, 2.0), description="smallest and largest resizing before that")
+    resize: Pixels | None = Field(
+        None, description="pixels of an image's shorter side, to which it is brought before all else"
+    )
     flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
     color_jitter: Fraction01 = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+    views: AtLeast1 | None = Field(
+        None,
+        description="augmented views of each image, the same for all seeds, that epochs take in turn, so that their "
+        "features can be kept (launch.features); default: a new one each time",
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="torch's")
     lr: Positive = Field(2e-3, description="peak learning rate")
     weight_decay: NonNegative = Field(0.01, description="not of biases, normalisation and upsampler kernels")
     momentum: Fraction01 = Field(0.9, description="sgd only")
     schedule: Literal["cosine", "poly", "constant"] = Field("cosine", description="how the learning rate falls")
     power: Positive = Field(0.9, description="poly only")
+    min_lr: NonNegative = Field(0.0, description="learning rate at the schedule's end")
+    cosine_steps: AtLeast1 | None = Field(
+        None, description="cosine only: steps from its peak to its end, after which it rises again; default: all"
+    )
     warmup_steps: Annotated[Int, Field(ge=0)] = Field(0, description="in which the learning rate rises to its peak")
     clip_norm: Positive | None = Field(None, description="largest gradient norm, for each decoder by itself")
     class_weights: list[NonNegative] | None = Field(None, description="one weight per class in the cross-entropy")
@@ -174,6 +198,10 @@ class RecipeConfig(Section):
     def _consistent(self) -> "RecipeConfig":
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale should be [smallest, largest], not {list(self.scale)}")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr ({self.min_lr}) should be at most lr ({self.lr})")
+        if self.cosine_steps and self.schedule != "cosine":
+            raise ValueError(f"cosine_steps is for schedule: cosine, not {self.schedule}")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) should be less than steps ({self.steps})")
         return self
@@ -187,10 +215,12 @@ class EvaluationConfig(Section):
     stride: Size | None = Field(None, description="slide only; default: two thirds of the window")
     flip: bool = Field(False, description="test-time augmentation: average with the mirror image")
     scales: Distinct[Positive] = Field([1.0], description="test-time augmentation: average over these sizes")
-    padding: Literal["mean", "replicate"] = Field(
-        "mean",
-        description="below and to the right, up to a multiple of the largest stride: the mean colour or the edge",
+    fit: Literal["pad", "resize"] = Field(
+        "pad",
+        description="how an image or window comes to a multiple of the largest stride: padded below and to the right, "
+        "or resized to the nearest one and the logits back",
     )
+    padding: Literal["mean", "replicate"] = Field("mean", description="fit: pad only: with the mean colour or the edge")
     every: AtLeast1 | None = Field(None, description="also evaluate every so many steps, for the history")
 
     @model_validator(mode="after")
@@ -203,6 +233,12 @@ class EvaluationConfig(Section):
             raise ValueError(
                 f"stride {list(self.stride)} is larger than window {list(self.window)}, which would leave gaps"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_fit(self) -> "EvaluationConfig":
+        if self.fit == "resize" and self.padding != "mean":
+            raise ValueError(f"padding: {self.padding} is for fit: pad; fit: resize pads nothing")
         return self
 
     @property
@@ -219,6 +255,7 @@ class EvaluationConfig(Section):
             said.append(f"slide {self.window[0]}x{self.window[1]} by {self.steps_px[0]}x{self.steps_px[1]}")
         said += ["flip"] if self.flip else []
         said += [f"scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != [1.0] else []
+        said += ["resized to fit"] if self.fit == "resize" else []
         said += [f"{self.padding} padding"] if self.padding != "mean" else []
         return ", ".join(said)
 
@@ -288,6 +325,11 @@ class LaunchConfig(Section):
     checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
     cache: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="folder for decoded images, read once and shared: /dev/shm (memory) or a fast disk"
+    )
+    features: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="folder for a frozen encoder's features, computed once and shared by decoders, seeds and sweeps: "
+        "of recipe.views in training, and of the evaluation's images",
     )
 
 

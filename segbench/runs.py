@@ -15,7 +15,7 @@ from segbench.store import RESULT_VERSION, newest_checkpoint
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """Of a decoder (upsampler and skeleton) or plugged-in encoder: class names, every parameter, hash of the source."""
+    """Of a decoder (upsampler and skeleton) or encoder with parameters: class names, all parameters, source's hash."""
 
     class_name: str
     params: dict[str, Any]
@@ -27,8 +27,8 @@ class Facts:
     """What a config's names stand for: all that a run's key needs beside the config itself.
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
-    two splits; ``measures`` class name, parameters and source of each; ``encoder`` is None for SMP's or timm's, whose
-    name and weights say all.
+    two splits; ``measures`` class name, parameters and source of each; ``encoder`` is None for one of SMP's or timm's
+    without parameters, whose name and weights say all.
     """
 
     accelerator: str

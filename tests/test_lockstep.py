@@ -7,7 +7,8 @@ from torch import nn
 
 from segbench.build import derived_seed, look_up
 from segbench.config import DecoderConfig, RecipeConfig
-from segbench.encoders.base import Encoder
+from segbench.encoders.base import Encoder, Level
+from segbench.loading.pipeline import Batch
 from segbench.registry import UPSAMPLERS
 from segbench.training.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.training.prediction import pad_to_stride
@@ -68,7 +69,7 @@ class Head(nn.Module):
 
 def lockstep(recipe, trainable=False, names=("a",), **more):
     torch.manual_seed(0)
-    encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3), trainable)
+    encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3), trainable)
     torch.manual_seed(1)
     return Lockstep(encoder, {n: Member(Head()) for n in names}, recipe, seed=0, **more)
 
@@ -77,7 +78,7 @@ def one_step(module, images, labels):
     module.manual_backward = lambda loss: loss.backward()
     module._trainer = type("T", (), {"should_stop": False})()
     module.on_train_start()
-    module.training_step((images, labels), 0)
+    module.training_step(Batch(images, labels, [], []), 0)
     return module.configure_optimizers()
 
 
@@ -167,7 +168,7 @@ def test_only_the_skeleton_s_convolutions_decay(name, optimizer):
     """Not biases, not normalisation, not the kernels of upsamplers: by the names of the parameters."""
     decoder = look_up(DecoderConfig(name=name)).build((4, 8), (4, 8), 3, 0)
     torch.manual_seed(0)
-    encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3))
+    encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3))
     module = Lockstep(encoder, {"a": Member(decoder)}, RecipeConfig(steps=1, optimizer=optimizer), seed=0)
     made = module.configure_optimizers()[0]
     names = {id(p): n for n, p in decoder.named_parameters()}
@@ -220,7 +221,7 @@ def test_who_changes_what_is_shared_fails_alone(what, when):
 
     def after_a_step(first):
         torch.manual_seed(0)
-        encoder = Encoder(Body(), {4: (0, 4)}, ((0.5,) * 3, (0.5,) * 3))
+        encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3))
         torch.manual_seed(1)
         second = Head()
         members = {"a": Member(first), "b": Member(second)}

@@ -205,10 +205,12 @@ def test_a_batch_is_its_samples():
     assert len(batches) == 2
     samples = [stream[i] for i in range(8)]
     np.testing.assert_array_equal(
-        np.concatenate([images.numpy() for images, _ in batches]), np.stack([i.transpose(2, 0, 1) for i, _ in samples])
+        np.concatenate([batch.images.numpy() for batch in batches]),
+        np.stack([i.transpose(2, 0, 1) for i, _ in samples]),
+        np.stack([i.transpose(2, 0, 1) for i, _ in samples]),
     )
     np.testing.assert_array_equal(
-        np.concatenate([labels.numpy() for _, labels in batches]), np.stack([mask for _, mask in samples])
+        np.concatenate([batch.labels.numpy() for batch in batches]), np.stack([mask for _, mask in samples])
     )
 
 

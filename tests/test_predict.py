@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from segbench.config import EvaluationConfig
-from segbench.encoders.base import Encoder
+from segbench.encoders.base import Encoder, Level
 from segbench.errors import UserError
 from segbench.training.prediction import encode, pad_to_stride, predict, window_places
 
@@ -36,7 +36,7 @@ class Pixelwise(Blur):
 
 
 def encoder(stride=1):
-    return Encoder(Identity(), {stride: (0, 3)}, ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+    return Encoder(Identity(), [Level(0, stride, 3)], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_the_windows_of_one_view_are_in_memory_at_a_time(pixels):
             alive.append(sum(ref() is not None for ref in made))
             return super().forward(features, image)
 
-    own = Encoder(Counted(), {1: (0, 3)}, ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
+    own = Encoder(Counted(), [Level(0, 1, 3)], ((0.5, 0.4, 0.3), (0.2, 0.2, 0.2)))
     image = pixels[0].permute(1, 2, 0).numpy()
     [(_, found)] = predict(own, {"it": Looks()}, image, EvaluationConfig(mode="slide", window=12, flip=True))
     assert found.error is None

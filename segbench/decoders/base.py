@@ -37,7 +37,8 @@ class Decoder(nn.Module):
 
     Args:
         channels: channels of each feature map, fine to coarse.
-        strides: image pixels per feature pixel of each map, strictly increasing.
+        strides: image pixels per feature pixel of each map, never decreasing; several maps of one stride, as of a plain
+            ViT, come from its shallower to its deeper blocks.
         num_classes: K, the number of logit channels, at least 2.
 
     Attributes:
@@ -46,7 +47,7 @@ class Decoder(nn.Module):
             depth and strides in words. It then stands apart in tables. Empty elsewhere.
 
     Raises:
-        ValueError: channels and strides that do not pair up, or strides that do not increase.
+        ValueError: channels and strides that do not pair up, or strides that decrease.
     """
 
     strides_needed: tuple[int, ...] | None = None
@@ -56,8 +57,8 @@ class Decoder(nn.Module):
         super().__init__()
         if len(channels) != len(strides) or not channels:
             raise ValueError(f"channels and strides must pair up: {list(channels)} and {list(strides)}")
-        if any(a >= b for a, b in itertools.pairwise(strides)):
-            raise ValueError(f"strides must increase from fine to coarse: {list(strides)}")
+        if any(a > b for a, b in itertools.pairwise(strides)):
+            raise ValueError(f"strides must not decrease from fine to coarse: {list(strides)}")
         self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
 
     def skeleton(self) -> dict[str, nn.Module]:

@@ -21,7 +21,7 @@ class Linear(Decoder):
         channels, strides, num_classes: see `Decoder`.
         upsampler: its class, or `functools.partial` of it with parameters, see `segbench.upsamplers.base`.
         width: channels that are upsampled; 0 leaves the features as they are.
-        stride: of the feature map that is upsampled; of the encoder's the nearest one to it.
+        stride: of the feature map that is upsampled; of the encoder's the nearest one to it, of several the deepest.
         output_stride: where the upsampler ends and the classifier stands; bilinear does the rest.
 
     Raises:
@@ -42,7 +42,7 @@ class Linear(Decoder):
         super().__init__(channels, strides, num_classes)
         if width < 0:
             raise ValueError(f"width must be at least 0, not {width}")
-        self.level = min(range(len(strides)), key=lambda i: abs(strides[i] - stride))
+        self.level = min(reversed(range(len(strides))), key=lambda i: abs(strides[i] - stride))
         if not 1 <= output_stride <= strides[self.level]:
             raise ValueError(
                 f"output_stride must be from 1 to the feature map's stride {strides[self.level]}, not {output_stride}"

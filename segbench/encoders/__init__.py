@@ -12,8 +12,9 @@ from torch import nn
 from segbench.config import WEIGHTS_BY_NAME, EncoderConfig
 from segbench.encoders.base import Encoder, Network, check_plugin, describe_plugin, load_weights
 from segbench.encoders.libraries import library_of, load, smp, timm
+from segbench.encoders.libraries.vit import PlainViT, is_plain_vit
 from segbench.errors import UserError, brief, suggest
-from segbench.registry import ENCODERS, check_params
+from segbench.registry import ENCODERS, check_params, fit_params, parameters
 
 
 def build_encoder(config: EncoderConfig) -> Encoder:
@@ -34,15 +35,13 @@ def build_encoder(config: EncoderConfig) -> Encoder:
         network = _from_library(config) if cls is None else _from_plugin(config, cls, who)
     if config.weights not in WEIGHTS_BY_NAME:
         load_weights(network.body, Path(config.weights), config.name)
-    levels = network.levels
-    wanted = config.strides or ([s for s in levels if s >= 4] or list(levels))
-    missing = [s for s in wanted if s not in levels]
-    if missing:
-        raise UserError(
-            f"encoder.strides: '{config.name}' has no level of stride {missing[0]}; it has: {sorted(levels)}"
-        )
-    chosen = {s: levels[s] for s in wanted}
-    encoder = Encoder(network.body, chosen, network.stats, config.trainable, network.channels_last)
+    there = list(dict.fromkeys(level.stride for level in network.levels))
+    wanted = config.strides or ([s for s in there if s >= 4] or there)
+    if missing := [s for s in wanted if s not in there]:
+        raise UserError(f"encoder.strides: '{config.name}' has no level of stride {missing[0]}; it has: {there}")
+    chosen = [level for level in network.levels if level.stride in wanted]
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    encoder = Encoder(network.body, chosen, network.stats, config.trainable, network.channels_last, dtype)
     if cls is not None:
         check_plugin(encoder, network, who)
     return encoder
@@ -79,11 +78,27 @@ def plugin_params(config: EncoderConfig, cls: type[Any]) -> dict[str, Any]:
 
 
 def _from_library(config: EncoderConfig) -> Network:
-    if config.params:
-        raise UserError(f"encoder.params: for plug-ins; '{config.name}' is an encoder of SMP or timm, which takes none")
     found = library_of(config.name)
     assert found is not None
-    return load(*found, imagenet=config.weights in ("default", "imagenet"))
+    return load(*found, library_params(config), imagenet=config.weights in ("default", "imagenet"))
+
+
+def library_params(config: EncoderConfig) -> dict[str, Any]:
+    """Every parameter's value of an encoder of SMP or timm, of which only plain ViTs have any.
+
+    Raises:
+        UserError: a parameter that does not fit.
+    """
+    found = library_of(config.name)
+    who = f"encoder '{config.name}' of {'SMP' if found and found[0] is smp else 'timm'}"
+    known = parameters(PlainViT, frozenset({"name", "pretrained"})) if has_blocks(config) else {}
+    return fit_params(who, known, config.params)
+
+
+def has_blocks(config: EncoderConfig) -> bool:
+    """Whether it is a plain ViT of timm, by name."""
+    found = library_of(config.name) if plugin_class(config) is None else None
+    return found is not None and found[0] is timm and is_plain_vit(found[1])
 
 
 def _from_plugin(config: EncoderConfig, cls: type[Any], who: str) -> Network:

@@ -3,12 +3,12 @@
 import hashlib
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import index
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -27,7 +27,7 @@ class Plugin(Protocol):
 
     Attributes:
         channels: of each level of features, fine to coarse.
-        strides: image pixels per feature pixel of each level, strictly increasing.
+        strides: image pixels per feature pixel of each level, never decreasing.
     """
 
     channels: Sequence[int]
@@ -44,19 +44,27 @@ class Plugin(Protocol):
         ...
 
 
+class Level(NamedTuple):
+    """One of the features of a network: its place among them, image pixels per feature pixel, and channels."""
+
+    place: int
+    stride: int
+    channels: int
+
+
 @dataclass(frozen=True)
 class Network:
     """A network as it was built or loaded, before an `Encoder` takes some or all of its levels.
 
     Attributes:
         body: image to features.
-        levels: stride -> (index in the features, channels).
+        levels: fine to coarse; of one stride, as a plain ViT's, the deeper later.
         stats: mean and std of the images that it was trained on, RGB in 0 to 1.
         channels_last: whether its features are (B, H, W, C).
     """
 
     body: nn.Module
-    levels: Mapping[int, tuple[int, int]]
+    levels: Sequence[Level]
     stats: tuple[Any, Any]
     channels_last: bool = False
 
@@ -78,18 +86,22 @@ class Encoder(nn.Module):
     def __init__(
         self,
         body: nn.Module,
-        levels: Mapping[int, tuple[int, int]],
+        levels: Sequence[Level],
         stats: tuple[Any, Any],
         trainable: bool = False,
         channels_last: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """``body``, ``levels``, ``stats`` and ``channels_last`` as in `Network`; of the levels those that are used."""
+        """``body``, ``levels``, ``stats`` and ``channels_last`` as in `Network`; of the levels those that are used.
+
+        ``dtype``: to which float32 features are rounded; they stay float32.
+        """
         super().__init__()
         self.body, self.trainable = body, trainable
-        self.strides = tuple(sorted(levels))
-        self.channels = tuple(levels[s][1] for s in self.strides)
-        self._indices = [levels[s][0] for s in self.strides]
-        self._channels_last = channels_last
+        self.strides = tuple(level.stride for level in levels)
+        self.channels = tuple(level.channels for level in levels)
+        self._indices = [level.place for level in levels]
+        self._channels_last, self._dtype = channels_last, dtype
         self.register_buffer("mean", torch.tensor(stats[0]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(stats[1]).view(1, 3, 1, 1), persistent=False)
         self.weights_hash = hash_tensors(body.state_dict())
@@ -112,7 +124,21 @@ class Encoder(nn.Module):
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
             features = self.body(image)
         chosen = [features[i] for i in self._indices]
-        return [f.permute(0, 3, 1, 2).contiguous() for f in chosen] if self._channels_last else chosen
+        chosen = [f.permute(0, 3, 1, 2) for f in chosen] if self._channels_last else chosen
+        order = torch.channels_last if image.device.type == "cpu" else torch.contiguous_format  # see `normalise`
+        return [self._rounded(f).contiguous(memory_format=order) for f in chosen]
+
+    def each(self, image: Tensor) -> list[Tensor]:
+        """As `forward`, but that an image's features depend, on a CPU, on nothing but the image, to the last bit.
+
+        Which other images are in its batch, and how many, changes the order in which a convolution adds up.
+        """
+        if image.device.type != "cpu":
+            return self(image)
+        return [torch.cat(level) for level in zip(*(self(one) for one in image.split(1)), strict=True)]
+
+    def _rounded(self, features: Tensor) -> Tensor:
+        return features.to(self._dtype).float() if features.dtype == torch.float32 else features
 
     def features_hash(self) -> str:
         """Hash of the features of one fixed image, on its device: the mean magnitude of each level to three digits.
@@ -127,6 +153,39 @@ class Encoder(nn.Module):
             levels = self(self.normalise(x.to(torch.uint8).to(self.mean.device)))
         summary = " ".join(f"{float(f.double().abs().mean()):.2e}" for f in levels)
         return hashlib.sha256(summary.encode()).hexdigest()[:16]
+
+
+class KnownEncoder(Encoder):
+    """A frozen encoder of which all is known but its weights; these are loaded when features are asked of it.
+
+    Args:
+        about: ``channels``, ``strides``, ``mean``, ``std``, ``weights_hash`` and ``features_hash`` of it.
+        load: builds it.
+    """
+
+    def __init__(self, about: Mapping[str, Any], load: Callable[[], Encoder]) -> None:
+        nn.Module.__init__(self)
+        self.trainable = False
+        self.channels, self.strides = tuple(about["channels"]), tuple(about["strides"])
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(about[name]).view(1, 3, 1, 1), persistent=False)
+        self.weights_hash, self._features_hash = about["weights_hash"], about["features_hash"]
+        self._load, self._loaded = load, list[Encoder]()
+
+    @property
+    def loaded(self) -> bool:
+        return bool(self._loaded)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        if not self._loaded:
+            encoder = self._load()
+            if encoder.weights_hash != self.weights_hash:
+                raise UserError("the encoder's weights changed since its features were kept; run the sweep again")
+            self._loaded.append(encoder.to(image.device))
+        return self._loaded[0](image)
+
+    def features_hash(self) -> str:
+        return str(self._features_hash)
 
 
 def describe_plugin(body: nn.Module, who: str) -> Network:
@@ -144,9 +203,9 @@ def describe_plugin(body: nn.Module, who: str) -> Network:
             found = f"not {getattr(body, name)!r}" if hasattr(body, name) else "and has none"
             raise UserError(f"{who} should say its {name} as a tuple of integers from 1, fine to coarse, {found}")
     channels, strides = said["channels"] or (), said["strides"] or ()
-    if len(channels) != len(strides) or any(a >= b for a, b in pairwise(strides)):
+    if len(channels) != len(strides) or any(a > b for a, b in pairwise(strides)):
         raise UserError(
-            f"{who} says channels {channels} and strides {strides}; wanted as many of both, strides increasing"
+            f"{who} says channels {channels} and strides {strides}; wanted as many of both, strides from fine to coarse"
         )
     stats = (getattr(body, "mean", IMAGENET_DEFAULT_MEAN), getattr(body, "std", IMAGENET_DEFAULT_STD))
     try:
@@ -157,7 +216,8 @@ def describe_plugin(body: nn.Module, who: str) -> Network:
         raise UserError(
             f"{who}: mean and std should be three numbers each, std above 0, not {stats[0]!r}, {stats[1]!r}"
         )
-    return Network(body, {s: (i, c) for i, (s, c) in enumerate(zip(strides, channels, strict=True))}, (mean, std))
+    levels = [Level(i, *level) for i, level in enumerate(zip(strides, channels, strict=True))]
+    return Network(body, levels, (mean, std))
 
 
 def _positive_integers(values: Any) -> tuple[int, ...] | None:
@@ -181,19 +241,19 @@ def check_plugin(encoder: Encoder, network: Network, who: str) -> None:
     """
     if any(module.training for module in encoder.modules()):
         raise UserError(f"{who} stays in training mode after .eval(); does it override train()?")
-    whole = {stride: channels for stride, (_, channels) in network.levels.items()}
-    chosen = dict(zip(encoder.strides, encoder.channels, strict=True))
-    features = _features(network.body, whole, max(whole), who)
-    if max(chosen) < max(whole):  # images are then padded to multiples of less
-        few = f"{who} without its levels from stride {min(s for s in whole if s > max(chosen))} on (encoder.strides)"
-        _features(encoder, chosen, max(chosen), few)
-    again = _features(network.body, whole, max(whole), who)
+    levels = [(level.stride, level.channels) for level in network.levels]
+    largest, used = levels[-1][0], encoder.strides[-1]
+    features = _features(network.body, levels, largest, who)
+    if used < largest:  # images are then padded to multiples of less
+        few = f"{who} without its levels from stride {min(s for s, _ in levels if s > used)} on (encoder.strides)"
+        _features(encoder, list(zip(encoder.strides, encoder.channels, strict=True)), used, few)
+    again = _features(network.body, levels, largest, who)
     if not all(torch.equal(a, b) for a, b in zip(features, again, strict=True)):
         raise UserError(f"{who} gives other features for the same image in eval mode; is dropout always on in it?")
 
 
-def _features(body: nn.Module, levels: Mapping[int, int], multiple: int, who: str) -> list[Tensor]:
-    """Of two fixed images whose sides are multiples of ``multiple``, checked; ``levels``: stride -> channels."""
+def _features(body: nn.Module, levels: Sequence[tuple[int, int]], multiple: int, who: str) -> list[Tensor]:
+    """Of two fixed images whose sides are multiples of ``multiple``, checked; ``levels``: (stride, channels)."""
     height, width = 2 * multiple, 3 * multiple
     image = torch.linspace(-2, 2, 2 * 3 * height * width).view(2, 3, height, width)
     try:
@@ -202,14 +262,14 @@ def _features(body: nn.Module, levels: Mapping[int, int], multiple: int, who: st
         raise UserError(f"{who} fails on images of {height}x{width}: {brief(error)}") from error
     if image._version:
         raise UserError(f"{who} changes the image in place, which decoders use too")
-    wanted = [(2, c, height // s, width // s) for s, c in levels.items()]
+    wanted = [(2, c, height // s, width // s) for s, c in levels]
     if not isinstance(features, list | tuple) or not all(isinstance(f, Tensor) for f in features):
         raise UserError(f"{who} returns {_type_of(features)}; wanted a list of {len(wanted)} features")
     found = [tuple(f.shape) for f in features]
     if found != wanted:
         raise UserError(
-            f"{who} says channels {tuple(levels.values())} and strides {tuple(levels)}, but returns {found} for images "
-            f"of {height}x{width}; wanted {wanted}"
+            f"{who} says channels {tuple(c for _, c in levels)} and strides {tuple(s for s, _ in levels)}, but returns "
+            f"{found} for images of {height}x{width}; wanted {wanted}"
         )
     if not all(f.is_floating_point() and f.isfinite().all() for f in features):
         raise UserError(f"{who} returns features that are no finite floats")
@@ -243,13 +303,17 @@ def load_weights(body: nn.Module, path: Path, name: str) -> None:
     if not isinstance(tensors, Mapping):
         raise UserError(f"encoder.weights: {path} holds {type(tensors).__name__}, not a mapping of names to tensors")
     own = body.state_dict()
-    missing = [k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape]
+    # What takes features out of a network may hold it as its ``model``, under whose own names files are common.
+    names = {k: k if k in tensors else k.removeprefix("model.") for k in own}
+    missing = [k for k, v in own.items() if getattr(tensors.get(names[k]), "shape", None) != v.shape]
     if missing:
+        found = getattr(tensors.get(names[missing[0]]), "shape", None)
+        first = f"is {tuple(found)}, wanted {tuple(own[missing[0]].shape)}" if found is not None else "is missing"
         raise UserError(
             f"encoder.weights: {path} does not fit '{name}': {len(missing)} of {len(own)} tensors are missing "
-            f"or of another shape, the first '{missing[0]}'"
+            f"or of another shape; '{names[missing[0]]}' {first}"
         )
-    body.load_state_dict({k: tensors[k] for k in own})
+    body.load_state_dict({k: tensors[names[k]] for k in own})
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -73,7 +73,7 @@ def cached(dataset: Dataset, folder: Path, key: str) -> Dataset:
     """
     if not dataset.from_files:
         return dataset
-    file = folder / f"{dataset.split}-{_digest(dataset, key)}.cache"
+    file = folder / f"{dataset.split}-{digest_of(dataset, key)}.cache"
     try:
         with _locked(folder):
             if _read_index(file, len(dataset)) is None:
@@ -91,7 +91,8 @@ def decoded_bytes(dataset: Dataset) -> int:
     return round(np.mean([4 * dataset.read(int(i))[1].size for i in some]) * len(dataset))
 
 
-def _digest(dataset: Dataset, key: str) -> str:
+def digest_of(dataset: Dataset, key: str) -> str:
+    """Hash of ``key``, of the split, and of the sizes and dates of its files."""
     digest = hashlib.sha256(f"{key}\0{dataset.split}\0{len(dataset)}".encode())
     if isinstance(dataset, PairedFiles):
         for name, *paths in dataset.pairs:

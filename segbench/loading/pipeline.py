@@ -22,9 +22,24 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID, Dataset, Pixels
+from segbench.loading.features import KeptFeatures
 
 MEAN_COLOUR = 128  # grey, for the padding of images
-Batch = tuple[Tensor, Tensor]  # images (B, 3, H, W) uint8, labels (B, H, W) uint8
+
+
+class Batch(NamedTuple):
+    """What a training step takes.
+
+    Attributes:
+        images, labels: (B, 3, H, W) and (B, H, W), uint8.
+        views: where there is a fixed number of views, (index, view) of each sample.
+        features: the kept ones of each of these, None where they are not kept.
+    """
+
+    images: Tensor
+    labels: Tensor
+    views: list[tuple[int, int]]
+    features: list[list[Tensor] | None]
 
 
 class ScaledCrop(A.DualTransform):
@@ -37,17 +52,19 @@ class ScaledCrop(A.DualTransform):
     Args:
         scale: (smallest, largest) factor, drawn uniformly.
         crop: (height, width) in pixels.
+        resize: length of the shorter side in pixels to which the factor relates; default: its own.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK)
 
-    def __init__(self, scale: tuple[float, float], crop: tuple[int, int]) -> None:
+    def __init__(self, scale: tuple[float, float], crop: tuple[int, int], resize: int | None = None) -> None:
         super().__init__(p=1)
-        self.scale, self.crop = scale, crop
+        self.scale, self.crop, self.resize = scale, crop, resize
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         shape = params["shape"][:2]
-        scale = max(self.py_random.uniform(*self.scale), 1 / min(shape))  # at least one pixel is left
+        drawn = self.py_random.uniform(*self.scale) * (self.resize / min(shape) if self.resize else 1)
+        scale = max(drawn, 1 / min(shape))  # at least one pixel is left
         axes = [window(n, crop, scale, self.py_random.random()) for n, crop in zip(shape, self.crop, strict=True)]
         return {"scale": scale, "axes": axes}
 
@@ -105,7 +122,7 @@ def augmentation(recipe: RecipeConfig) -> A.Compose:
     strength = (1 - jitter, 1 + jitter)
     return A.Compose(
         [
-            ScaledCrop(recipe.scale, recipe.crop),
+            ScaledCrop(recipe.scale, recipe.crop, recipe.resize),
             A.HorizontalFlip(p=recipe.flip),
             *([A.ColorJitter(strength, strength, strength, (0, 0), p=1)] if jitter else []),
         ]
@@ -116,11 +133,14 @@ class TrainStream(TorchDataset[tuple[Pixels, Pixels]]):
     """The training samples in the order in which they are used, from ``start`` on.
 
     Item i is sample ``i % n`` of epoch ``i // n``; the epoch's order comes from (seed, epoch), the augmentation from
-    (seed, epoch, index). So nothing but i decides what is drawn: not the worker, not what was drawn before.
+    (seed, epoch, index), or, with ``recipe.views``, from (index, view), the epochs taking an image's views in turn. So
+    nothing but i decides what is drawn: not the worker, not what was drawn before.
     """
 
-    def __init__(self, dataset: Dataset, recipe: RecipeConfig, seed: int, start: int) -> None:
-        self.dataset, self.seed, self.start = dataset, seed, start
+    def __init__(
+        self, dataset: Dataset, recipe: RecipeConfig, seed: int, start: int, kept: KeptFeatures | None = None
+    ) -> None:
+        self.dataset, self.seed, self.start, self.kept, self.views = dataset, seed, start, kept, recipe.views
         self.total = recipe.steps * recipe.batch_size
         self.augment, self.crop = augmentation(recipe), recipe.crop
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None  # of the epoch that was drawn last
@@ -128,15 +148,23 @@ class TrainStream(TorchDataset[tuple[Pixels, Pixels]]):
     def __len__(self) -> int:
         return self.total - self.start
 
-    def __getitem__(self, item: int) -> tuple[Pixels, Pixels]:
+    def place(self, item: int) -> tuple[int, int, int]:
+        """Epoch, index and, with ``recipe.views``, view of item ``item``."""
         epoch, position = divmod(self.start + item, len(self.dataset))
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
         index = int(self._order[1][position])
+        if self.views is None:
+            return epoch, index, 0
+        first = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
+        return epoch, index, int(epoch + first) % self.views
+
+    def __getitem__(self, item: int) -> tuple[Pixels, Pixels]:
+        epoch, index, view = self.place(item)
         image, labels = self.dataset.read(index)
         # Albumentations draws from generators of its own. One pair for all transforms: with set_random_seed each would
         # get the same stream, and a large scale would always come with the same crop and flip.
-        seeds = np.random.SeedSequence([self.seed, epoch, index])
+        seeds = np.random.SeedSequence([self.seed, epoch, index] if self.views is None else [index, view])
         state = random.Random(int(seeds.generate_state(1, np.uint64)[0]))
         self.augment.set_random_state(np.random.default_rng(seeds), state)
         out = self.augment(image=image, mask=labels)
@@ -145,10 +173,16 @@ class TrainStream(TorchDataset[tuple[Pixels, Pixels]]):
     def __getitems__(self, items: list[int]) -> Batch:
         """What the loader asks for: a batch at once, so that no second copy of it is held."""
         images, labels = np.empty((len(items), 3, *self.crop), np.uint8), np.empty((len(items), *self.crop), np.uint8)
+        views = [self.place(item)[1:] for item in items] if self.views else []
+        kept = [self.kept.read_view(*view) if self.kept else None for view in views]
+        batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), views, [k and k.features for k in kept])
         for i, item in enumerate(items):
-            image, labels[i] = self[item]
-            cv2.split(image, list(images[i]))  # (H, W, 3) -> (3, H, W), much faster than a transposed copy
-        return torch.from_numpy(images), torch.from_numpy(labels)
+            if views and (found := kept[i]):
+                batch.images[i], batch.labels[i] = found.image, found.labels
+            else:
+                image, labels[i] = self[item]
+                cv2.split(image, list(images[i]))  # (H, W, 3) -> (3, H, W), much faster than a transposed copy
+        return batch
 
 
 class EvaluationImages(TorchDataset[tuple[int, Pixels, Pixels]]):
@@ -179,9 +213,16 @@ def _context(workers: int) -> str | None:
     return "fork" if workers and sys.platform == "linux" else None
 
 
-def train_loader(dataset: Dataset, recipe: RecipeConfig, seed: int, start_step: int, workers: int) -> DataLoader[Batch]:
+def train_loader(
+    dataset: Dataset,
+    recipe: RecipeConfig,
+    seed: int,
+    start_step: int,
+    workers: int,
+    kept: KeptFeatures | None = None,
+) -> DataLoader[Batch]:
     """The batches of the steps from ``start_step`` to the end of the recipe, the same for any number of workers."""
-    stream: Any = TrainStream(dataset, recipe, seed, start_step * recipe.batch_size)
+    stream: Any = TrainStream(dataset, recipe, seed, start_step * recipe.batch_size, kept)
     return DataLoader(
         stream,
         batch_size=recipe.batch_size,

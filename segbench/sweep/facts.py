@@ -14,7 +14,8 @@ from segbench.config import DataConfig, DecoderConfig, EncoderConfig, PluginConf
 from segbench.data import open_data
 from segbench.data.base import Dataset
 from segbench.decoders.base import fake_inputs
-from segbench.encoders import build_encoder, plugin_class, plugin_params
+from segbench.encoders import build_encoder, has_blocks, library_params, plugin_class, plugin_params
+from segbench.encoders.libraries.vit import PlainViT
 from segbench.errors import UserError, located, suggest
 from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
@@ -132,7 +133,9 @@ def _measure_facts(configs: Sequence[PluginConfig], num_classes: int) -> list[li
 
 
 def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
-    """What stands for a plugged-in encoder in a run's key beside its weights; None for one of SMP or timm."""
+    """What stands for an encoder with parameters in a run's key beside its weights; None for one that has none."""
+    if has_blocks(config):
+        return ClassFacts(config.name, _values(library_params(config)), source_hash(PlainViT))
     cls = plugin_class(config)
     return None if cls is None else ClassFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
 

@@ -17,9 +17,11 @@ from segbench.columns import facts_of
 from segbench.data import open_data
 from segbench.data.base import Dataset, Part
 from segbench.encoders import build_encoder, plugin_class
+from segbench.encoders.base import Encoder, KnownEncoder
 from segbench.errors import Failure, UserError
 from segbench.kept import keep
 from segbench.loading.cache import cached
+from segbench.loading.features import described, open_features
 from segbench.loading.pipeline import train_loader
 from segbench.runs import Cohort
 from segbench.sweep.facts import data_facts, encoder_facts
@@ -73,9 +75,15 @@ def run_cohort(
 def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep, dict[str, Dataset]]:
     """Encoder and decoders, from the newest checkpoints, and ``train`` and ``val``, all as they were planned."""
     config, facts, first = control.config, control.facts, control.cohort.runs[0]
-    encoder = build_encoder(config.encoder).to(facts.accelerator)
-    features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
     data = {which: open_data(config.data, which) for which in ("train", "val")}
+    for which, dataset in data.items():
+        if (kept := open_features(config, facts, which, dataset)) is not None:
+            control.kept[which] = kept
+    encoder = _encoder(control)
+    features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
+    for which, kept in control.kept.items():
+        if not kept.about:
+            kept.describe(described(config, which, encoder, features_hash))
     for what, planned, found in (
         ("the data", facts.data, data_facts(config.data, data, KnownFiles.read(first.folder.parent))),
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
@@ -115,11 +123,23 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
         store.write_yaml(run.folder / store.CONFIG, run_config(run))
         store.write_json(run.folder / store.ENVIRONMENT, made_on)
         control.trackers.start(run)
-    module = Lockstep(encoder, members, config.recipe, first.seed, config.encoder.lr_factor)
+    factor = config.encoder.lr_factor
+    module = Lockstep(encoder, members, config.recipe, first.seed, factor, control.kept.get("train"))
     if control.cohort.start_step:
         control.load(module)
     control.note("train", module.steps_done, config.recipe.steps)
     return module, data
+
+
+def _encoder(control: Control) -> Encoder:
+    """Built now; or, where features were kept before, on which all is said of it, when others are first asked for."""
+    config, facts = control.config, control.facts
+
+    def built() -> Encoder:
+        return build_encoder(config.encoder).to(facts.accelerator)
+
+    about = next((said for kept in control.kept.values() if (said := kept.about)), None)
+    return KnownEncoder(about, built).to(facts.accelerator) if about else built()
 
 
 def train(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> None:
@@ -127,7 +147,9 @@ def train(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> No
     config = control.config
     if not module.alive or module.steps_done == config.recipe.steps:
         return
-    batches = train_loader(data["train"], config.recipe, module.seed, module.steps_done, config.launch.workers)
+    batches = train_loader(
+        data["train"], config.recipe, module.seed, module.steps_done, config.launch.workers, module.kept
+    )
     pl.Trainer(
         accelerator=control.facts.accelerator,
         devices=1,

@@ -12,6 +12,7 @@ import torch
 from segbench import store
 from segbench.columns import load_measures
 from segbench.errors import Failure, UserError, brief
+from segbench.loading.features import KeptFeatures
 from segbench.runs import Cohort, should_split
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
@@ -39,6 +40,7 @@ class Control(pl.Callback):
         self.config, self.facts = cohort.runs[0].config, cohort.runs[0].facts
         self.measures, self.trackers = load_measures(self.config.measures), Trackers(self.config.launch.trackers)
         self.desks: dict[str, Desk] = {}
+        self.kept: dict[str, KeptFeatures] = {}  # of ``train`` and ``val``, where features are kept
         self.failures, self._report, self._should_stop = failures, report, should_stop
         self._noted, self._saved = -math.inf, time.monotonic()
         self._phase, self._since = "", (0.0, 0)  # when the phase began, and with how many steps or images done

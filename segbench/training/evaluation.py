@@ -17,7 +17,7 @@ from segbench.measures.base import CountMeasure, Ints, LabelMap, Sample, check_l
 from segbench.training.control import Control
 from segbench.training.isolation import turn
 from segbench.training.lockstep import Lockstep
-from segbench.training.prediction import Prediction, predict
+from segbench.training.prediction import Prediction, computed, predict
 
 
 @dataclass
@@ -77,12 +77,13 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     """
     module.eval()
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
-    results = {key: Evaluation(counted) for key in module.alive}
+    results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
     for index, pixels, labels in evaluation_images(data, control.config.launch.workers):
         name, truth = data.ids[index], check_labels(labels, len(data.classes))
         decoders = {key: module.members[key].decoder for key, result in results.items() if result.failure is None}
         protocol = control.config.evaluation
-        for key, made in predict(module.encoder, decoders, pixels, protocol, f"image {name}", control.desks):
+        keep = kept.keeper(str(index), module.device) if kept else computed
+        for key, made in predict(module.encoder, decoders, pixels, protocol, f"image {name}", control.desks, keep):
             results[key].add(name, truth, made)
         tell(index + 1)
     module.train()

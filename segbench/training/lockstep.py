@@ -16,6 +16,8 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
+from segbench.loading.features import KeptFeatures, View, stacked
+from segbench.loading.pipeline import Batch
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.training.prediction import ChangedInPlace, call_decoder, now, pad_to_stride, versions
 from segbench.upsamplers.base import crop
@@ -27,10 +29,13 @@ def lr_factor(recipe: RecipeConfig, step: int) -> float:
     """Learning rate of a step, 0 to steps - 1, relative to the peak: linear warm-up, then cosine, poly or constant."""
     if step < recipe.warmup_steps:
         return (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / (recipe.steps - recipe.warmup_steps)
+    steps, least = recipe.steps - recipe.warmup_steps, recipe.min_lr / recipe.lr
+    done = step - recipe.warmup_steps
     if recipe.schedule == "cosine":
-        return (1 + math.cos(math.pi * done)) / 2
-    return (1 - done) ** recipe.power if recipe.schedule == "poly" else 1.0
+        fallen = (1 + math.cos(math.pi * done / (recipe.cosine_steps or steps))) / 2
+    else:
+        fallen = (1 - done / steps) ** recipe.power if recipe.schedule == "poly" else 1.0
+    return least + (1 - least) * fallen
 
 
 @dataclass
@@ -81,13 +86,19 @@ class Lockstep(pl.LightningModule):
     """
 
     def __init__(
-        self, encoder: Encoder, members: dict[str, Member], recipe: RecipeConfig, seed: int, encoder_factor: float = 1.0
+        self,
+        encoder: Encoder,
+        members: dict[str, Member],
+        recipe: RecipeConfig,
+        seed: int,
+        encoder_factor: float = 1.0,
+        kept: KeptFeatures | None = None,
     ) -> None:
         super().__init__()
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
-        self.encoder, self.members, self.recipe, self.seed = encoder, members, recipe, seed
+        self.encoder, self.members, self.recipe, self.seed, self.kept = encoder, members, recipe, seed, kept
         self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
         self.steps_done, self.shared_s = 0, 0.0
         self.class_weights: Tensor | None
@@ -114,9 +125,9 @@ class Lockstep(pl.LightningModule):
         self.encoder.train()  # stays in eval mode where it is frozen
         self._clock = time.perf_counter()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        images, labels = batch[0], batch[1].long()  # (B, 3, H, W) uint8, (B, H, W)
-        features, image = self._encode(images)
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        labels = batch.labels.long()  # (B, H, W)
+        features, image = self._encode(batch)
         total = self._denominator(labels)
         self.shared_s += now(self.device) - self._clock
         for member in self.alive.values():
@@ -137,11 +148,20 @@ class Lockstep(pl.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         self._clock = time.perf_counter()  # what callbacks did after the step is nobody's training time
 
-    def _encode(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _encode(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch."""
-        image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
+        image = pad_to_stride(self.encoder.normalise(batch.images), max(self.encoder.strides))
         torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
-        return self.encoder(image), image
+        if not batch.views:
+            return self.encoder(image), image
+        samples = list(batch.features)
+        if missing := [i for i, features in enumerate(samples) if features is None]:
+            made = self.encoder.each(image[missing])
+            for place, i in enumerate(missing):
+                samples[i] = features = [level[place] for level in made]
+                if self.kept:
+                    self.kept.write_view(*batch.views[i], View(batch.images[i], batch.labels[i], features))
+        return stacked([features for features in samples if features is not None], image.device), image
 
     def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> None:
         optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)

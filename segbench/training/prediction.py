@@ -1,8 +1,10 @@
 """From an image to logits at its own size: padding, windows, and averages over flips and scales."""
 
+import functools
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +18,12 @@ from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.upsamplers.base import crop
+
+Keep = Callable[[str, Callable[[], list[Tensor]]], list[Tensor]]
+
+
+def computed(name: str, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
+    return compute()
 
 
 class ChangedInPlace(RuntimeError):
@@ -47,15 +55,26 @@ def call_decoder(decoder: nn.Module, features: Sequence[Tensor], image: Tensor) 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a view and its features, with the padding that the encoder's strides ask for."""
+    """A part of a view and its features, padded or resized as the encoder's strides ask for."""
 
     place: tuple[slice, slice]  # rows and columns
-    image: Tensor  # (1, 3, h, w) normalised, padded
+    image: Tensor  # (1, 3, h, w) normalised
     features: list[Tensor]
+    resized: bool  # else padded
+
+    @property
+    def size(self) -> tuple[int, int]:
+        rows, columns = self.place
+        return rows.stop - rows.start, columns.stop - columns.start
 
     def copied(self, decoder: nn.Module) -> "Window":
         features, image = own_copies(decoder, self.features, self.image)
-        return Window(self.place, image, features)
+        return replace(self, image=image, features=features)
+
+    def logits(self, decoder: nn.Module) -> Tensor:
+        """(1, K, *size) of its part of the view."""
+        found = call_decoder(decoder, self.features, self.image)
+        return _resize(found, self.size) if self.resized else crop(found, self.size)
 
 
 @dataclass
@@ -77,6 +96,7 @@ def predict(
     protocol: EvaluationConfig,
     name: str = "the image",
     desks: Mapping[str, Desk | None] = MappingProxyType({}),
+    keep: Keep = computed,
 ) -> Iterator[tuple[str, Prediction]]:
     """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
 
@@ -89,6 +109,7 @@ def predict(
         encoder, decoders: in eval mode, on one device; any key -> decoder.
         pixels: (H, W, 3) uint8 RGB; errors call it ``name``.
         desks: of the decoders that have one.
+        keep: gives a window's features, by a name for it and a function that computes them.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
@@ -102,7 +123,7 @@ def predict(
         clock = now(device)
         image = _resize(whole, (max(1, round(scale * size[0])), max(1, round(scale * size[1]))))
         image = image.flip(-1) if flipped else image
-        windows = encode(encoder, image, protocol)
+        windows = encode(encoder, image, protocol, keep, f"{scale:g}{'-flipped' if flipped else ''}")
         encoder_s += now(device) - clock
         for key, decoder in decoders.items():
             mine = made[key]
@@ -134,11 +155,24 @@ def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None
         mine.labels = mine.scores.argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def encode(encoder: Encoder, image: Tensor, protocol: EvaluationConfig) -> list[Window]:
-    """The windows of a normalised image (1, 3, H, W), through the encoder."""
-    stride, places = max(encoder.strides), window_places((image.shape[-2], image.shape[-1]), protocol)
-    parts = [pad_to_stride(image[..., *place], stride, protocol.padding) for place in places]
-    return [Window(place, part, encoder(part)) for place, part in zip(places, parts, strict=True)]
+def encode(
+    encoder: Encoder, image: Tensor, protocol: EvaluationConfig, keep: Keep = computed, name: str = ""
+) -> list[Window]:
+    """The windows of a normalised image (1, 3, H, W), through the encoder; ``keep`` as in `predict`."""
+    stride, windows, resized = max(encoder.strides), [], protocol.fit == "resize"
+    for number, place in enumerate(window_places((image.shape[-2], image.shape[-1]), protocol)):
+        part = image[..., *place]
+        size = nearest_multiples((part.shape[-2], part.shape[-1]), stride)
+        part = _resize(part, size) if resized else pad_to_stride(part, stride, protocol.padding)
+        features = keep(f"{name}-{number}", functools.partial(encoder, part))
+        windows.append(Window(place, part, features, resized))
+    return windows
+
+
+def nearest_multiples(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Height and width as multiples of ``stride``, from 1 on."""
+    height, width = (stride * max(1, math.floor(n / stride + 0.5)) for n in size)
+    return height, width
 
 
 def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
@@ -159,13 +193,12 @@ def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tup
 def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int]) -> Tensor:
     """(1, K, h, w) logits of one view."""
     if len(windows) == 1:
-        return crop(call_decoder(decoder, windows[0].features, windows[0].image), size)
+        return windows[0].logits(decoder)
     total, times = None, torch.zeros(size)
     for window in windows:
-        logits = call_decoder(decoder, window.features, window.image)
+        logits = window.logits(decoder)
         total = logits.new_zeros(*logits.shape[:2], *size) if total is None else total
-        part = total[..., *window.place]
-        part += logits[..., : part.shape[-2], : part.shape[-1]]
+        total[..., *window.place] += logits
         times[window.place] += 1
     assert total is not None
     return total / times.to(total.device)

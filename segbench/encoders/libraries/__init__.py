@@ -1,6 +1,8 @@
 """Encoders of SMP and timm, by the names that they have there, with weights from a package, a hub or nowhere."""
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from segbench.encoders.base import Network
 from segbench.encoders.libraries import smp, timm
@@ -19,22 +21,25 @@ def library_of(name: str) -> tuple[ModuleType, str] | None:
     return (timm, plain) if timm.has(plain) else None
 
 
-def load(library: ModuleType, name: str, imagenet: bool) -> Network:
+def load(library: ModuleType, name: str, params: Mapping[str, Any], imagenet: bool) -> Network:
     """The encoder of a library, with ImageNet weights or random ones.
+
+    Args:
+        params: of a plain ViT of timm; of others there are none.
 
     Raises:
         UserError: weights that cannot be had, or a model that gives no features.
     """
-    network: Network = library.build(name, pretrained=False)
+    network: Network = library.build(name, pretrained=False, **params)
     if imagenet and library is timm and name in PACKAGED:
         network.body.load_state_dict(packaged_weights(name, set(network.body.state_dict())))
         return network
-    return _from_hub(library, name) if imagenet else network
+    return _from_hub(library, name, params) if imagenet else network
 
 
-def _from_hub(library: ModuleType, name: str) -> Network:
+def _from_hub(library: ModuleType, name: str, params: Mapping[str, Any]) -> Network:
     try:
-        network: Network = library.build(name, pretrained=True)
+        network: Network = library.build(name, pretrained=True, **params)
     except UserError:
         raise
     except Exception as error:  # each hub client fails in its own way

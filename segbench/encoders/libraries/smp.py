@@ -3,7 +3,7 @@
 from segmentation_models_pytorch import encoders
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from segbench.encoders.base import Network
+from segbench.encoders.base import Level, Network
 
 
 def names() -> list[str]:
@@ -21,5 +21,5 @@ def build(name: str, pretrained: bool) -> Network:
         Exception: of a hub's client, which fails in its own way.
     """
     body = encoders.get_encoder(name, weights="imagenet" if pretrained else None)
-    levels = {2**i: (i, c) for i, c in enumerate(body.out_channels) if i > 0 and c > 0}
+    levels = [Level(i, 2**i, c) for i, c in enumerate(body.out_channels) if i > 0 and c > 0]
     return Network(body, levels, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))

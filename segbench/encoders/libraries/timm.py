@@ -6,7 +6,8 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from segbench.encoders.base import Network
+from segbench.encoders.base import Level, Network
+from segbench.encoders.libraries.vit import PlainViT, is_plain_vit
 from segbench.errors import UserError
 
 
@@ -19,17 +20,28 @@ def has(name: str) -> bool:
     return bool(timm.is_model(name.partition(".")[0]))
 
 
-def build(name: str, pretrained: bool) -> Network:
+def build(name: str, pretrained: bool, **params: Any) -> Network:
     """The model of that name, with random weights or those of timm's hub.
 
+    Args:
+        params: of a plain ViT, see `segbench.encoders.libraries.vit.PlainViT`.
+
     Raises:
-        UserError: it gives no features for images of any size.
+        UserError: it gives no features for images of any size, or a parameter does not fit it.
         Exception: of a hub's client, which fails in its own way.
     """
+    if is_plain_vit(name):
+        try:
+            vit = PlainViT(name, pretrained, **params)
+        except ValueError as error:
+            raise UserError(f"encoder '{name}': {error}") from error
+        levels = [Level(i, *level) for i, level in enumerate(zip(vit.strides, vit.channels, strict=True))]
+        return Network(vit, levels, (vit.mean, vit.std))
     body = _any_size(name, pretrained)
     info: Any = body.feature_info
-    # Levels of one stride (a plain ViT has only those): the last, which is the deepest.
-    levels = {s: (i, c) for i, (s, c) in enumerate(zip(info.reduction(), info.channels(), strict=True))}
+    # Of levels of one stride the last, which is the deepest.
+    last = {s: Level(i, s, c) for i, (s, c) in enumerate(zip(info.reduction(), info.channels(), strict=True))}
+    levels = [last[s] for s in sorted(last)]
     cfg = timm.get_pretrained_cfg(name)
     stats = (cfg.mean, cfg.std) if cfg else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return Network(body, levels, stats, str(getattr(body, "output_fmt", "")).endswith("NHWC"))
