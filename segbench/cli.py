@@ -117,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--url", help="a mirror; the checksum must be the same")
     get.set_defaults(function=commands.data_get)
 
+    kept = add("features", help="what launch.features keeps: encoders, data, sizes; and clear it")
+    kept.add_argument("folder", type=Path, help="as launch.features names it")
+    kept.add_argument("--only", metavar="SET", help="this one, as listed")
+    kept.add_argument("--clear", action="store_true", help="remove what is listed; it is computed anew when asked for")
+    kept.set_defaults(function=commands.features)
+
     listing = add("list", help="upsamplers, decoders, encoders, data sets, ..., and plug-ins that do not import")
     listing.set_defaults(function=commands.list_)
 

@@ -60,7 +60,7 @@ def plan(args: argparse.Namespace) -> int:
     if plan.cohorts and not plan.failing and not args.no_trial:
         with console.status("") as status:
             found = estimate(plan, lambda what: status.update(escape(what)))
-        print(in_words(found, Path(config.runs_dir)))
+        print(in_words(found, Path(config.runs_dir), config.launch.features))
     return 2 if plan.failing else 0  # as `sweep`
 
 
@@ -234,6 +234,29 @@ def data_get(args: argparse.Namespace) -> int:
 
     default = Path("data", "cityscapes") if args.name == "cityscapes" else Path("data")
     get(args.name, args.folder or default, args.url, _console())
+    return 0
+
+
+def features(args: argparse.Namespace) -> int:
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from segbench.loading.features import clear, feature_sets
+
+    grid = Grid(box=None, pad_edge=False)
+    for heading in ("set", "encoder", "data", "split", "views", "files", "size"):
+        grid.add_column(heading, justify="right" if heading in ("views", "files", "size") else "left", overflow="fold")
+    found = [kept for kept in feature_sets(args.folder) if args.only in (None, kept.folder.name)]
+    if args.only and not found:
+        raise UserError(f"{args.folder} has no set {args.only}")
+    for kept in found:
+        said = [str(kept.about.get(key) or "") for key in ("encoder", "data", "split", "views")]
+        grid.add_row(*map(escape, (kept.folder.name, *said)), str(kept.files), decimal(kept.size))
+        if args.clear:
+            clear(kept)
+    _console().print(grid)
+    print(f"{decimal(sum(kept.size for kept in found))} {'cleared' if args.clear else 'kept'} in {args.folder}")
     return 0
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.upsamplers.base import Scale, Upsampler, ceil_size, crop, is_guided, is_one_shot, takes, upsample
+from segbench.upsamplers.base import Scale, Upsampler, at_once, ceil_size, crop, is_guided, takes, upsample
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Decoder(nn.Module):
 class Steps(nn.ModuleList):
     """The steps of an upsampler from one stride to a finer one.
 
-    As many x2 steps as fit into the ratio of the strides, or, of an upsampler that is ``one_shot`` and takes such a
-    ratio, one step of it all; what then remains is done by the upsampler where it takes such a ratio, else by bilinear
-    interpolation.
+    As many x2 steps as fit into the ratio of the strides, or one step of it all (see `at_once`); what then remains is
+    done by the upsampler where it takes such a ratio, else by bilinear interpolation: x14 is three x2 steps and one of
+    7/4.
 
     Args:
         upsampler: its class, or `functools.partial` of it.
@@ -96,8 +96,7 @@ class Steps(nn.ModuleList):
     """
 
     def __init__(self, upsampler: Upsampler, channels: int, guide_channels: int, ratio: Fraction) -> None:
-        at_once = ratio > 1 and is_one_shot(upsampler) and takes(upsampler, ratio)
-        doublings = 0 if at_once else int(math.log2(ratio))
+        doublings = 0 if at_once(upsampler, ratio) else int(math.log2(ratio))
         rest = ratio / 2**doublings
         scales: list[Scale] = [2] * doublings
         scales += [rest] if rest > 1 and takes(upsampler, rest) else []

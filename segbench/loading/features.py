@@ -25,6 +25,7 @@ from segbench.loading.cache import digest_of
 from segbench.runs import Facts
 
 ABOUT = "about.json"
+CHECK = "sha256, and what was float32"  # of a file's metadata, in one entry: several come in any order
 LEFT_FREE = 512 * 2**20  # bytes of the disk that are not taken: run folders may lie on it
 STALE_S = 600  # age of a half-written file whose writer is gone
 VIEW = ("crop", "scale", "resize", "flip", "color_jitter", "views")  # of a recipe, what decides a view
@@ -58,8 +59,11 @@ class KeptFeatures:
 
     @property
     def about(self) -> dict[str, Any] | None:
-        """What `describe` wrote."""
-        found = store.read_json(self.folder / ABOUT)
+        """What `describe` wrote; None where it has not been called."""
+        try:
+            found = store.read_json(self.folder / ABOUT)
+        except UserError as error:
+            raise UserError(f"launch.features: {error}") from None
         return found if isinstance(found, dict) else None
 
     def describe(self, about: Mapping[str, Any]) -> None:
@@ -78,18 +82,18 @@ class KeptFeatures:
         path = self._path(name)
         try:
             with safe_open(path, "pt") as file:
-                said, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                check, _, wide = (file.metadata() or {}).get(CHECK, "").partition(" ")
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             if not path.exists():
                 return None
-            said, tensors = {}, {}
+            check, wide, tensors = "", "", {}
         if name not in self._checked:
-            if said.get("sha256") != _digest(tensors):
+            if check != _digest(tensors):
                 path.unlink(missing_ok=True)
                 return None
             self._checked.add(name)
-        wide = said.get("float32", "").split()
-        return {key: t.float() if key in wide else t for key, t in tensors.items()}
+        return {key: t.float() if key in wide.split() else t for key, t in tensors.items()}
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Keep tensors of any device; float32 in the set's dtype. Nothing is written any more once the disk is full."""
@@ -97,8 +101,9 @@ class KeptFeatures:
             return
         wide = [key for key, t in tensors.items() if t.dtype == torch.float32]
         kept = {key: (t.to(self.dtype) if key in wide else t).cpu().contiguous() for key, t in tensors.items()}
-        data = save(kept, {"sha256": _digest(kept), "float32": " ".join(wide)})
+        data = save(kept, {CHECK: " ".join([_digest(kept), *wide])})
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it
             if shutil.disk_usage(self.folder).free < len(data) + LEFT_FREE:
                 raise UserError(f"less than {LEFT_FREE >> 20} MiB would be free")
             store.write_atomic(self._path(name), lambda file: file.write(data), durable=False)

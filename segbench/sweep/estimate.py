@@ -24,6 +24,17 @@ from segbench.sweep.plan import Plan
 from segbench.sweep.status import duration
 
 TRAIN_S, WARM_UP, FEWEST_STEPS, IMAGES = 10.0, 2, 3, 6  # of a trial
+FEATURES = "features"  # where it keeps them
+
+
+class Filling(NamedTuple):
+    """What it takes to keep the features of a set that are not kept yet (``launch.features``)."""
+
+    name: str  # of the set
+    there: float  # views, or images of the evaluation, that are kept already
+    most: int  # that there can be
+    seconds_each: float  # more than with kept ones
+    bytes_each: float
 
 
 class Trial(NamedTuple):
@@ -37,6 +48,8 @@ class Trial(NamedTuple):
     kept_bytes: float  # of the finished run folders, without what grows with the images
     image_bytes: float  # what they grow by with each image
     checkpoint_bytes: float  # of all its runs, while it trains; 0 where it was too short for one
+    views: Filling | None = None  # with kept features, for which all the above stands then
+    images: Filling | None = None
 
 
 class Estimate(NamedTuple):
@@ -47,6 +60,7 @@ class Estimate(NamedTuple):
     gpu_bytes: int  # of one cohort, as torch allocates them
     kept_bytes: int  # on the disk in the end
     running_bytes: int  # on the disk beside that, while cohorts run: their checkpoints
+    features_bytes: int = 0  # of the features that are not kept yet
 
 
 def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
@@ -59,6 +73,7 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
         UserError: a run fails in its trial.
     """
     trials: dict[tuple[str, ...], Trial] = {}
+    used: dict[str, tuple[Filling, int]] = {}  # sets of features, and how many of their files the sweep asks for
     at_once = min(plan.jobs, len(plan.cohorts))
     seconds, memory, gpu, kept, running = [], [], [], 0.0, []
     for cohort in plan.cohorts:
@@ -69,18 +84,31 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
             gpus = [local.own_gpu(cohort, place) for place in range(at_once)]
             with ThreadPoolExecutor(at_once) as pool:
                 found = pool.map(lambda gpu, c=cohort: local.call(trial, c, plan.threads, gpu), gpus)
-                trials[kind] = Trial(*map(fmean, zip(*found, strict=True)))
+                trials[kind] = _mean(list(found))
         took, config, images = trials[kind], cohort.runs[0].config, cohort.runs[0].facts.eval_images
         steps, every = config.recipe.steps - cohort.start_step, config.evaluation.every
         counted = images * (1 + (steps // every if every else 0))
         seconds.append(took.start_s + steps * took.step_s + counted * took.image_s)
         memory.append(took.memory_bytes)
+        for filling, asked in ((took.views, steps * config.recipe.batch_size), (took.images, images)):
+            if filling is not None:
+                used[filling.name] = filling, used.get(filling.name, (filling, 0))[1] + asked
         gpu.append(took.gpu_bytes)
         kept += took.kept_bytes + images * took.image_bytes
         running.append(took.checkpoint_bytes)
-    total_s = plan.planning_s + _makespan(seconds, plan.jobs)
+    missing = [(max(0, min(f.most, asked) - f.there), f) for f, asked in used.values()]
+    filling_s = sum(number * f.seconds_each for number, f in missing) / max(1, at_once)
+    total_s = plan.planning_s + _makespan(seconds, plan.jobs) + filling_s
     most, most_running = (round(sum(sorted(sizes)[-at_once:])) for sizes in (memory, running))
-    return Estimate(total_s, most, round(max(gpu, default=0.0)), round(kept), most_running)
+    features = round(sum(number * f.bytes_each for number, f in missing))
+    return Estimate(total_s, most, round(max(gpu, default=0.0)), round(kept), most_running, features)
+
+
+def _mean(found: Sequence[Trial]) -> Trial:
+    """Of cohorts that were tried side by side."""
+    means = map(fmean, zip(*(trial[:-2] for trial in found), strict=True))
+    named: dict[str, Any] = dict(zip(Trial._fields, means, strict=False))
+    return found[0]._replace(**named)
 
 
 def _makespan(seconds: Sequence[float], jobs: int) -> float:
@@ -94,6 +122,8 @@ def _makespan(seconds: Sequence[float], jobs: int) -> float:
 def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
     """Train the cohort from its first step for some seconds and evaluate a few images, in a folder that is thrown away.
 
+    Where features are kept, it does so twice, first without any and then with all that it asks for.
+
     Args:
         gpu: ``CUDA_VISIBLE_DEVICES`` of the process that this is called in; None to leave it.
 
@@ -102,6 +132,41 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
     """
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is first used
+    config = cohort.runs[0].config
+    with tempfile.TemporaryDirectory(prefix="segbench-trial-") as place:
+        first, steps = _tried(cohort, threads, Path(place))
+        if config.launch.features is None:
+            return first
+        again, _ = _tried(cohort, threads, Path(place), steps)
+        sets = _fillings(cohort, Path(place))
+        if "train" in sets:
+            more = (first.step_s - again.step_s) / config.recipe.batch_size
+            again = again._replace(views=sets["train"]._replace(seconds_each=max(0.0, more)))
+        return again._replace(images=sets["val"]._replace(seconds_each=max(0.0, first.image_s - again.image_s)))
+
+
+def _fillings(cohort: Cohort, place: Path) -> dict[str, Filling]:
+    """``train`` and ``val`` -> what is kept of them already, and what a file of those that the trial wrote takes."""
+    from segbench.data import open_data
+    from segbench.loading.features import feature_sets, open_features
+
+    config, facts, found = cohort.runs[0].config, cohort.runs[0].facts, {}
+    tried = {kept.folder.name: kept for kept in feature_sets(place / FEATURES)}
+    for which in ("train", "val"):
+        dataset = open_data(config.data, which)
+        if (kept := open_features(config, facts, which, dataset)) is not None:
+            mine = tried[kept.folder.name]
+            # Of the evaluation, an image has a file for each window of each view.
+            most, each = len(dataset) * (config.recipe.views or 1), 1.0
+            if which == "val":
+                most, each = len(dataset), mine.files / min(IMAGES, len(dataset))
+            there = sum(1 for _ in kept.folder.glob("*/*.safetensors")) / each
+            found[which] = Filling(kept.folder.name, there, most, 0.0, each * mine.size / mine.files)
+    return found
+
+
+def _tried(cohort: Cohort, threads: int, place: Path, most_steps: int | None = None) -> tuple[Trial, int]:
+    """The trial, of at most so many steps, and how many there were; features are kept in ``place``."""
     import torch
 
     from segbench.training.cohort import run_cohort
@@ -116,36 +181,39 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
 
     def enough() -> bool:
         steps = times["train"]
-        done = len(steps) >= WARM_UP + FEWEST_STEPS and steps[-1] - steps[WARM_UP - 1] > TRAIN_S
-        return done and not times["evaluate"]
+        long = len(steps) >= WARM_UP + FEWEST_STEPS and steps[-1] - steps[WARM_UP - 1] > TRAIN_S
+        return (long or len(steps) == most_steps) and not times["evaluate"]
 
-    with tempfile.TemporaryDirectory(prefix="segbench-trial-") as place:
-        config = cohort.runs[0].config
-        launch = config.launch.model_copy(update={"trackers": []})
-        evaluation = config.evaluation.model_copy(update={"every": None})
-        quietly = config.model_copy(update={"launch": launch, "evaluation": evaluation})
-        runs = [replace(run, config=quietly, folder=Path(place) / run.folder.name) for run in cohort.runs]
-        with contextlib.suppress(FileNotFoundError):  # which spares the cohort reading labels
-            shutil.copy(cohort.runs[0].folder.parent / KNOWN, place)
-        began = time.perf_counter()
-        checkpoint_bytes = 0
-        try:
-            run_cohort(Cohort(tuple(runs), 0), failures, note, enough, threads, IMAGES)
-        except Stopped:
-            checkpoint_bytes = _bytes(runs, store.CHECKPOINTS)
-            steps = len(times["train"])
-            short: dict[str, Any] = {"recipe": config.recipe.model_copy(update={"steps": steps})}
-            runs = [replace(run, config=quietly.model_copy(update=short)) for run in runs]
-            run_cohort(Cohort(tuple(runs), steps), failures, note, lambda: False, threads, IMAGES)
-        if failures:
-            raise UserError("; ".join(f"{run.name}: {failures[run.key].reason}" for run in runs if run.key in failures))
-        counts_bytes = _bytes(runs, store.COUNTS)
-        kept_bytes = _bytes(runs, "*") - counts_bytes
+    config = cohort.runs[0].config
+    runs_dir = place / ("first" if most_steps is None else "again")
+    kept = {"features": str(place / FEATURES)} if config.launch.features else {}
+    launch = config.launch.model_copy(update={"trackers": [], **kept})
+    evaluation = config.evaluation.model_copy(update={"every": None})
+    quietly = config.model_copy(update={"launch": launch, "evaluation": evaluation})
+    runs = [replace(run, config=quietly, folder=runs_dir / run.folder.name) for run in cohort.runs]
+    runs_dir.mkdir()
+    with contextlib.suppress(FileNotFoundError):  # which spares the cohort reading labels
+        shutil.copy(cohort.runs[0].folder.parent / KNOWN, runs_dir)
+    began = time.perf_counter()
+    checkpoint_bytes = 0
+    try:
+        run_cohort(Cohort(tuple(runs), 0), failures, note, enough, threads, IMAGES)
+    except Stopped:
+        checkpoint_bytes = _bytes(runs, store.CHECKPOINTS)
+        steps = len(times["train"])
+        short: dict[str, Any] = {"recipe": config.recipe.model_copy(update={"steps": steps})}
+        runs = [replace(run, config=quietly.model_copy(update=short)) for run in runs]
+        run_cohort(Cohort(tuple(runs), steps), failures, note, lambda: False, threads, IMAGES)
+    if failures:
+        raise UserError("; ".join(f"{run.name}: {failures[run.key].reason}" for run in runs if run.key in failures))
+    counts_bytes = _bytes(runs, store.COUNTS)
+    kept_bytes = _bytes(runs, "*") - counts_bytes
     step_s, image_s = _mean_gap(times["train"], WARM_UP), _mean_gap(times["evaluate"], 1)
     start_s, image_bytes = max(0.0, times["train"][0] - began - step_s), counts_bytes / len(times["evaluate"])
     gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     memory_bytes = peak_memory(config.launch.workers)
-    return Trial(start_s, step_s, image_s, memory_bytes, gpu_bytes, kept_bytes, image_bytes, checkpoint_bytes)
+    sizes = memory_bytes, gpu_bytes, kept_bytes, image_bytes, checkpoint_bytes
+    return Trial(start_s, step_s, image_s, *sizes), len(times["train"])
 
 
 def _mean_gap(times: list[float], skip: int) -> float:
@@ -158,10 +226,9 @@ def _bytes(runs: list[Run], pattern: str) -> int:
     return sum(path.stat().st_size for run in runs for path in run.folder.glob(pattern) if path.is_file())
 
 
-def in_words(found: Estimate, folder: Path) -> str:
-    """An estimate in lines, beside what this machine has."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free, memory = shutil.disk_usage(there).free, _memory()
+def in_words(found: Estimate, folder: Path, features: str | None = None) -> str:
+    """An estimate in lines, beside what this machine has; ``features`` is ``launch.features``."""
+    free, memory = _free(folder), _memory()
     disk = f"{decimal(found.kept_bytes)}, and {decimal(found.running_bytes)} while it runs; {decimal(free)} are free"
     lines = [
         f"time    about {duration(found.seconds)}",
@@ -170,11 +237,22 @@ def in_words(found: Estimate, folder: Path) -> str:
     ]
     if found.gpu_bytes:
         lines.insert(2, f"GPU     about {decimal(found.gpu_bytes)} of each cohort, as torch allocates it")
+    if features:
+        left = _free(Path(features))
+        lines.append(f"features about {decimal(found.features_bytes)} to keep in {features}; {decimal(left)} are free")
+        if found.features_bytes > left:
+            lines.append("more features than there is room for: what is not kept is computed each time")
     if memory and found.memory_bytes > memory:
         lines.append("more memory than there is: lower launch.jobs, recipe.batch_size or recipe.crop")
     if found.kept_bytes + found.running_bytes > free:
         lines.append("more disk than is free: make room, or set runs_dir to another disk")
     return "\n".join(lines)
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free on the disk on which a folder is, or would be."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(there).free
 
 
 def _memory() -> int:

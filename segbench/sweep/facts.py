@@ -12,7 +12,7 @@ from segbench.build import Blueprint, look_up
 from segbench.columns import facts_of, load_measures, try_measure
 from segbench.config import DataConfig, DecoderConfig, EncoderConfig, PluginConfig, SweepConfig, TrainerConfig
 from segbench.data import open_data
-from segbench.data.base import Dataset
+from segbench.data.base import Dataset, file_status, is_folder
 from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder, has_blocks, library_params, plugin_class, plugin_params
 from segbench.encoders.libraries.vit import PlainViT
@@ -23,6 +23,7 @@ from segbench.registry import DATASETS, DECODERS, UPSAMPLERS, check_params, para
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.files import KnownFiles
 from segbench.training.isolation import turn
+from segbench.training.prediction import nearest_multiples
 from segbench.training.tracking import require
 
 
@@ -91,6 +92,17 @@ class FactFinder:
                 f"recipe: batch_size 1 with crop {list(config.recipe.crop)} leaves the coarsest level (stride "
                 f"{largest}) one pixel, over which batch normalisation cannot train; take a larger crop or batch"
             )
+        uneven = [size for size in config.recipe.crop if size % largest]
+        if config.evaluation.fit == "resize" and uneven:
+            near = nearest_multiples((uneven[0], uneven[0]), largest)[0]
+            raise UserError(
+                f"recipe.crop: {uneven[0]} is no multiple of the encoder's stride {largest}, to which evaluation.fit: "
+                f"resize brings images; take {near}"
+            )
+        if config.launch.features and config.encoder.trainable:
+            raise UserError("launch.features: a trainable encoder's features change with every step; leave one out")
+        if config.launch.features and not is_folder(place := Path(config.launch.features)) and file_status(place):
+            raise UserError(f"launch.features: {place} is no folder")
         looking_at("the measures")
         measures = self.once(_measure_facts, config.measures, len(classes))
         decoders: dict[str, ClassFacts] = {}

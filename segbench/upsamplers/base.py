@@ -57,6 +57,17 @@ def is_one_shot(upsampler: Upsampler) -> bool:
     return bool(_declared(upsampler, "one_shot", False))
 
 
+def at_once(upsampler: Upsampler, ratio: Scale) -> bool:
+    """Whether it goes the whole way in one step and not in steps of 2.
+
+    It does where it says ``one_shot``, and a fixed interpolation where steps of 2 would leave a remainder, as x14 does:
+    x8 and then x7/4 is another filter than x14. It has to take that ratio.
+    """
+    fixed, ratio = _declared(upsampler, "group", "") == "fixed", Fraction(ratio)
+    remains = ratio.denominator > 1 or ratio.numerator & (ratio.numerator - 1) > 0
+    return (is_one_shot(upsampler) or (fixed and remains)) and ratio > 1 and takes(upsampler, ratio)
+
+
 def takes(upsampler: Upsampler, scale: Scale) -> bool:
     """Whether it says that it takes that scale, which is above 1."""
     ratios = _declared(upsampler, "ratios", "two")
