@@ -170,8 +170,9 @@ class RecipeConfig(Section):
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = Field(8, description="images in a step")
     crop: Size = Field((256, 256), description="(height, width) in pixels cut from an image, or one for both")
     scale: tuple[Positive, Positive] = Field((0.5, 2.0), description="smallest and largest resizing before that")
-    resize: Pixels | None = Field(
-        None, description="pixels of an image's shorter side, to which it is brought before all else"
+    resize: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="pixels of its shorter side, or [height, width], to which an image is brought before all else",
     )
     flip: Fraction01 = Field(0.5, description="probability of a horizontal flip")
     color_jitter: Fraction01 = Field(0.0, description="strength of brightness, contrast and saturation jitter")

@@ -77,7 +77,8 @@ def test_steps_between_strides():
     """As many x2 steps as fit; the rest bilinear, or p/q where the upsampler can."""
     counts = lambda d: [len(s) for s in d.steps]  # noqa: E731
     assert counts(builder("bilinear", {})((8, 8), (4, 16))) == [2, 2]
-    assert counts(builder("bilinear", {})((8,), (14,))) == [3]
+    assert counts(builder("deconv", {})((8,), (14,))) == [3]
+    assert counts(builder("bilinear", {})((8,), (14,))) == [1]  # fixed: the whole way at once
     assert counts(builder("fractional", {})((8,), (14,))) == [4]  # 2 x 2 x 2 x 7/4
     assert builder("fractional", {})((8,), (14,)).steps[0][3][0].p == 7
 

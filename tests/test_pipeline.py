@@ -42,9 +42,9 @@ def pair(height, width):
 
 
 def cut(image, labels, crop, scale, positions):
-    transform = ScaledCrop((scale, scale), crop)
-    axes = [window(n, c, scale, p) for n, c, p in zip(image.shape, crop, positions, strict=False)]
-    return transform.apply(image, scale, axes), transform.apply_to_mask(labels, scale, axes), axes
+    transform, scales = ScaledCrop((1, 1), crop), np.broadcast_to(scale, 2).tolist()
+    axes = [window(*side) for side in zip(image.shape[:2], crop, scales, positions, strict=True)]
+    return transform.apply(image, scales, axes), transform.apply_to_mask(labels, scales, axes), axes
 
 
 def by_hand(image, labels, crop, scale, axes):
@@ -52,13 +52,14 @@ def by_hand(image, labels, crop, scale, axes):
     out, out_labels = np.full((*crop, 3), float(MEAN_COLOUR)), np.full(crop, VOID)
     taps = []
     sizes = [axis.source.stop - axis.source.start for axis in axes]
-    scale = 1.0 if all(round(n * scale) == n for n in sizes) else scale
-    for axis, length, size in zip(axes, image.shape, crop, strict=False):
-        number = min(size, round(length * scale))
+    scales = np.broadcast_to(scale, 2).tolist()
+    scales = [1.0, 1.0] if all(round(n * s) == n for n, s in zip(sizes, scales, strict=True)) else scales
+    for axis, length, size, factor in zip(axes, image.shape[:2], crop, scales, strict=True):
+        number = min(size, round(length * factor))
         scaled = np.arange(number) + axis.scaled.start
-        at = np.clip(axis.source.start + (scaled + 0.5) / scale - 0.5, 0, length - 1)
+        at = np.clip(axis.source.start + (scaled + 0.5) / factor - 0.5, 0, length - 1)
         low = np.minimum(np.floor(at).astype(int), max(length - 2, 0))
-        nearest = np.minimum(axis.source.start + np.floor((scaled + 0.5) / scale).astype(int), length - 1)
+        nearest = np.minimum(axis.source.start + np.floor((scaled + 0.5) / factor).astype(int), length - 1)
         taps.append((slice(axis.before, axis.before + number), low, np.minimum(low + 1, length - 1), at - low, nearest))
     (ys, y0, y1, fy, yn), (xs, x0, x1, fx, xn) = taps
     image = image.astype(float)
@@ -71,10 +72,12 @@ def by_hand(image, labels, crop, scale, axes):
 def test_a_scaled_crop_is_what_each_pixel_by_itself_gives():
     """Sizes, scales and places at random, whole image and padding among them: labels equal, images within one level."""
     rng = random.Random(0)
-    for _ in range(300):
+    for number in range(300):
         image, labels = pair(rng.randint(1, 60), rng.randint(1, 60))
         crop = (rng.randint(1, 50), rng.randint(1, 50))
         scale = max(rng.uniform(0.3, 3), 1 / min(labels.shape))
+        if number % 3 == 0:  # to a size with other proportions
+            scale = (scale, max(rng.uniform(0.3, 3), 1 / min(labels.shape)))
         pixels, found, axes = cut(image, labels, crop, scale, (rng.random(), rng.random()))
         wanted, wanted_labels = by_hand(image, labels, crop, scale, axes)
         assert (pixels.shape, found.shape) == ((*crop, 3), crop)
@@ -152,7 +155,7 @@ def test_scale_place_and_flip_are_uniform_and_know_nothing_of_each_other():
     for i in range(len(stream)):
         stream[i]
         crop, flip = stream.augment.transforms
-        scale = crop.params["scale"]
+        scale = crop.params["scales"][0]
         places = [
             (axis.source.start * scale + axis.scaled.start) / (length * scale - size)
             for axis, length, size in zip(crop.params["axes"], (90, 120), (32, 40), strict=True)
@@ -188,6 +191,20 @@ def test_samples_have_the_statistics_of_the_plain_order():
             rows.append((1 - valid.mean(), *content.mean(0)[:2], *content.std(0)[:2]))
     for a, b in zip(np.array(ours).T, np.array(theirs).T, strict=True):
         assert stats.ks_2samp(a, b).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("resize", "wanted"), [(15, (15, 20)), ([24, 24], (24, 24)), (60, (60, 80))])
+def test_an_image_is_brought_to_a_size_before_all_else(resize, wanted):
+    """By its shorter side, or by both sides; scales relate to that size."""
+    image, labels = pair(30, 40)
+    recipe = RecipeConfig(steps=1, crop=wanted, scale=(1, 1), flip=0, resize=resize)
+    out = augmentation(recipe)(image=image, mask=labels)
+    plain = cv2.resize(image, wanted[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(out["image"].astype(int) - plain).max() <= 1
+    assert VOID not in out["mask"]
+    half = RecipeConfig(steps=1, crop=wanted, scale=(0.5, 0.5), resize=resize)
+    mask = augmentation(half)(image=image, mask=labels)["mask"]
+    assert (mask != VOID).mean() == pytest.approx(0.25, rel=0.1)
 
 
 def test_a_one_pixel_image_is_a_sample():

@@ -23,7 +23,7 @@ class Linear(Decoder):
         width: channels that are upsampled; 0 leaves the features as they are.
         stride: of the feature map that is upsampled; of the encoder's the nearest one to it, of several the deepest.
         output_stride: where the upsampler ends and the classifier stands; bilinear does the rest.
-        norm: batch normalisation before the classifier, as in the probes of DINOv2 (Oquab et al. 2023,
+        batch_norm: batch normalisation before the classifier, as in the probes of DINOv2 (Oquab et al. 2023,
             https://arxiv.org/abs/2304.07193).
 
     Raises:
@@ -40,7 +40,7 @@ class Linear(Decoder):
         width: int = 64,
         stride: int = 16,
         output_stride: int = 1,
-        norm: bool = False,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__(channels, strides, num_classes)
         if width < 0:
@@ -54,7 +54,7 @@ class Linear(Decoder):
         inside = width or channels[self.level]
         with torch.random.fork_rng(devices=[]):  # so that the upsampler's weights depend on nothing of the skeleton
             self.lateral = nn.Conv2d(channels[self.level], inside, 1) if width else nn.Identity()
-            self.norm = nn.BatchNorm2d(inside) if norm else nn.Identity()
+            self.norm = nn.BatchNorm2d(inside) if batch_norm else nn.Identity()
             self.classifier = nn.Conv2d(inside, num_classes, 1)
         self.steps = Steps(upsampler, inside, 3, Fraction(strides[self.level], output_stride))
 

@@ -307,6 +307,7 @@ def load_weights(body: nn.Module, path: Path, name: str) -> None:
     names = {k: k if k in tensors else k.removeprefix("model.") for k in own}
     missing = [k for k, v in own.items() if getattr(tensors.get(names[k]), "shape", None) != v.shape]
     if missing:
+        missing.sort(key=lambda k: "pos_embed" in k)  # whose size follows from that of the patch
         found = getattr(tensors.get(names[missing[0]]), "shape", None)
         first = f"is {tuple(found)}, wanted {tuple(own[missing[0]].shape)}" if found is not None else "is missing"
         raise UserError(

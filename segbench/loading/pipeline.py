@@ -5,7 +5,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # before the import: it would ask the package registry
@@ -25,6 +25,7 @@ from segbench.data.base import VOID, Dataset, Pixels
 from segbench.loading.features import KeptFeatures
 
 MEAN_COLOUR = 128  # grey, for the padding of images
+Resize = int | Sequence[int] | None
 
 
 class Batch(NamedTuple):
@@ -52,31 +53,33 @@ class ScaledCrop(A.DualTransform):
     Args:
         scale: (smallest, largest) factor, drawn uniformly.
         crop: (height, width) in pixels.
-        resize: length of the shorter side in pixels to which the factor relates; default: its own.
+        resize: shorter side, or height and width, in pixels, to which the factor relates; default: the image's own.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK)
 
-    def __init__(self, scale: tuple[float, float], crop: tuple[int, int], resize: int | None = None) -> None:
+    def __init__(self, scale: tuple[float, float], crop: tuple[int, int], resize: Resize = None) -> None:
         super().__init__(p=1)
         self.scale, self.crop, self.resize = scale, crop, resize
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         shape = params["shape"][:2]
-        drawn = self.py_random.uniform(*self.scale) * (self.resize / min(shape) if self.resize else 1)
-        scale = max(drawn, 1 / min(shape))  # at least one pixel is left
-        axes = [window(n, crop, scale, self.py_random.random()) for n, crop in zip(shape, self.crop, strict=True)]
-        return {"scale": scale, "axes": axes}
+        drawn = self.py_random.uniform(*self.scale)
+        # At least one pixel is left.
+        scales = [max(drawn * factor, 1 / min(shape)) for factor in resized_by(shape, self.resize)]
+        sides = zip(shape, self.crop, scales, strict=True)
+        axes = [window(n, crop, scale, self.py_random.random()) for n, crop, scale in sides]
+        return {"scales": scales, "axes": axes}
 
-    def apply(self, img: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
-        y, x = axes
+    def apply(self, img: Pixels, scales: list[float], axes: list["Window"], **_: Any) -> Pixels:
+        (y, x), (fy, fx) = axes, scales
         # Given the factor and not a size, OpenCV scales by just that; so near to 1 that the size stays, it copies.
-        region = cv2.resize(img[y.source, x.source], None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        region = cv2.resize(img[y.source, x.source], None, fx=fx, fy=fy, interpolation=cv2.INTER_LINEAR)
         return self._place(np.asarray(region, np.uint8)[y.scaled, x.scaled], axes, MEAN_COLOUR)
 
-    def apply_to_mask(self, mask: Pixels, scale: float, axes: list["Window"], **_: Any) -> Pixels:
+    def apply_to_mask(self, mask: Pixels, scales: list[float], axes: list["Window"], **_: Any) -> Pixels:
         # OpenCV's INTER_NEAREST takes the pixel at the corner, and its INTER_NEAREST_EXACT rounds the factor.
-        rows, columns = (axis.nearest(scale) for axis in axes)
+        rows, columns = (axis.nearest(scale) for axis, scale in zip(axes, scales, strict=True))
         return self._place(mask[rows].take(columns, axis=1), axes, VOID)
 
     def _place(self, region: Pixels, axes: list["Window"], fill: int) -> Pixels:
@@ -86,6 +89,15 @@ class ScaledCrop(A.DualTransform):
         out = np.full((*self.crop, *region.shape[2:]), fill, np.uint8)
         out[y.before : y.before + region.shape[0], x.before : x.before + region.shape[1]] = region
         return out
+
+
+def resized_by(shape: Sequence[int], resize: Resize) -> tuple[float, float]:
+    """Factors for height and width that bring an image of ``shape`` to ``resize``: its shorter side, or both sides."""
+    if resize is None:
+        return 1.0, 1.0
+    if isinstance(resize, int):
+        return resize / min(shape), resize / min(shape)
+    return resize[0] / shape[0], resize[1] / shape[1]
 
 
 class Window(NamedTuple):

@@ -129,6 +129,8 @@ class Trained:
         train_s: seconds in its own forward, backward and optimizer.
         eval_ms: milliseconds per evaluated image, from features to labels.
         peak_memory_bytes: largest resident size of the process that trained its cohort, loader workers included.
+        history: a row for each time that something was noted of it: ``step``, and ``loss`` and ``lr``, or ``val_NAME``,
+            the score over the evaluation split; the last evaluation included.
     """
 
     decoder: Any
@@ -137,6 +139,7 @@ class Trained:
     train_s: float
     eval_ms: float
     peak_memory_bytes: int
+    history: Sequence[Mapping[str, float]] = ()
 
 
 class LabelMap:

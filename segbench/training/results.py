@@ -78,16 +78,19 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         weights |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
     tensors = {k: v.detach().cpu().clone().contiguous() for k, v in weights.items()}  # tied weights are written twice
     store.write_atomic(run.folder / store.WEIGHTS, lambda file: file.write(save(tensors)))
-    history = io.StringIO()
+    text = io.StringIO()
     names = ["step", "loss", "lr", *(name for row in member.history for name in row)]
-    writer = csv.DictWriter(history, list(dict.fromkeys(names)))
+    writer = csv.DictWriter(text, list(dict.fromkeys(names)))
     writer.writeheader()
     writer.writerows(member.history)
-    store.write_text(run.folder / store.HISTORY, history.getvalue())
+    store.write_text(run.folder / store.HISTORY, text.getvalue())
     store.write_atomic(run.folder / store.COUNTS, lambda file: np.savez_compressed(file, **result.arrays()))
     eval_ms, encoder_ms, count_ms = (1000 * np.mean(result.seconds, 0)).tolist()
     memory = peak_memory(run.config.launch.workers)
-    trained = Trained(member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory)
+    history = [*member.history, {"step": run.config.recipe.steps, **result.headline()}]
+    trained = Trained(
+        member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory, history
+    )
     values, broken = _measured(trained, measures, member.desk)
     row = {
         "key": run.key,
@@ -101,6 +104,8 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         "data_fingerprints": run.facts.data,
         "encoder": run.config.encoder.title,
         "encoder_source": run.facts.encoder.source if run.facts.encoder else None,
+        "encoder_params": run.facts.encoder.params if run.facts.encoder else {},
+        "encoder_dtype": run.config.encoder.dtype,
         "encoder_hash": run.facts.encoder_hash,
         "encoder_trainable": run.config.encoder.trainable,
         "evaluation": protocol(run.config, run.facts.strides),
