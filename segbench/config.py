@@ -272,6 +272,7 @@ class TrainerConfig(Section):
         False, description="refuse what is not deterministic, or warn; on a CPU nothing here needs it"
     )
     benchmark: bool = Field(False, description="let cuDNN search for its fastest algorithms")
+    compile: bool = Field(False, description="torch.compile each decoder: pays in long runs; needs a C++ compiler")
 
 
 class SlurmConfig(Section):

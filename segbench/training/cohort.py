@@ -112,6 +112,8 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
             decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
             if blueprint.source != facts.decoders[run.title].source:
                 raise UserError(CHANGED.format(f"the source of '{run.title}'"))
+            if config.trainer.compile:
+                decoder.compile()
             own = dict(zip((run.decoder.name, config.skeleton), blueprint.classes, strict=False))
             start: dict[str, Any] = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
             start |= {"sources": keep(run.folder, plug_ins | own)}
@@ -155,7 +157,7 @@ def train(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> No
         devices=1,
         plugins=[LightningEnvironment()],  # also within a job of a cluster, which Lightning would take over
         callbacks=[control, Evaluations(control, data["val"])],
-        **config.trainer.model_dump(exclude={"accelerator"}),
+        **config.trainer.model_dump(exclude={"accelerator", "compile"}),
         max_epochs=1,  # the loader holds every batch of the recipe
         logger=False,
         enable_checkpointing=False,

@@ -1,9 +1,9 @@
 """The LightningModule that trains a cohort: one batch, one encoder pass, every decoder."""
 
 import math
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -18,8 +18,9 @@ from segbench.encoders.base import Encoder
 from segbench.errors import Failure
 from segbench.loading.features import KeptFeatures, View, stacked
 from segbench.loading.pipeline import Batch
+from segbench.training.clock import Moment, moment, seconds_between
 from segbench.training.isolation import Desk, own_copies, turn
-from segbench.training.prediction import ChangedInPlace, call_decoder, now, pad_to_stride, versions
+from segbench.training.prediction import ChangedInPlace, call_decoder, pad_to_stride, versions
 from segbench.upsamplers.base import crop
 
 NORMALISATION = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: instances' too
@@ -55,6 +56,15 @@ class Member:
     def last_loss(self) -> float | None:
         """The mean loss of the last row of the history that has one."""
         return next((row["loss"] for row in reversed(self.history) if "loss" in row), None)
+
+
+class Made(NamedTuple):
+    """What a member's step left on the device, and when it began and ended there."""
+
+    member: Member
+    numbers: Tensor
+    began: Moment
+    ended: Moment
 
 
 class Diverged(RuntimeError):
@@ -101,6 +111,7 @@ class Lockstep(pl.LightningModule):
         self.encoder, self.members, self.recipe, self.seed, self.kept = encoder, members, recipe, seed, kept
         self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
         self.steps_done, self.shared_s = 0, 0.0
+        self._ended: Moment | None = None  # the step before, and what callbacks did after it
         self.class_weights: Tensor | None
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -123,30 +134,31 @@ class Lockstep(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.encoder.train()  # stays in eval mode where it is frozen
-        self._clock = time.perf_counter()
+        self._ended = moment(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         labels = batch.labels.long()  # (B, H, W)
         features, image = self._encode(batch)
         total = self._denominator(labels)
-        self.shared_s += now(self.device) - self._clock
+        shared, alone, made = moment(self.device), len(self.members) == 1, list[Made]()
         for member in self.alive.values():
-            alone = len(self.members) == 1
             given = (features, image) if alone else own_copies(member.decoder, features, image)
-            began = now(self.device)
+            began = moment(self.device)
             with turn(self.seed, "dropout", self.steps_done, desk=member.desk) as done:
-                self._train(member, *given, labels, total)
-            member.train_s += now(self.device) - began
+                numbers = self._train(member, *given, labels, total)
             if done.error is not None:
-                member.failure = Failure.of(done.error)
-                member.optimizer.zero_grad(set_to_none=True)
-                member.optimizer.state.clear()  # memory that the others can use
+                self._end(member, done.error)
+            else:
+                made.append(Made(member, numbers, began, moment(self.device)))
+        self._read(made)
+        if self._ended is not None:
+            self.shared_s += seconds_between(self._ended, shared)
         self.steps_done += 1
         if not self.alive:
             self.trainer.should_stop = True
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._clock = time.perf_counter()  # what callbacks did after the step is nobody's training time
+        self._ended = moment(self.device)  # what callbacks did after the step is nobody's training time
 
     def _encode(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch."""
@@ -163,7 +175,8 @@ class Lockstep(pl.LightningModule):
                     self.kept.write_view(*batch.views[i], View(batch.images[i], batch.labels[i], features))
         return stacked([features for features in samples if features is not None], image.device), image
 
-    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> None:
+    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> Tensor:
+        """A step of one decoder; its loss and its gradient's norm, as far as that is worked out, on the device."""
         optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
         for group in optimizer.param_groups:
             group["lr"] = self.recipe.lr * factor * group["factor"]
@@ -172,25 +185,42 @@ class Lockstep(pl.LightningModule):
         logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
         summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
         loss = summed / total
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            last = member.losses[-1] if member.losses else member.last_loss
-            raise Diverged(f"the loss is {value} at step {self.steps_done}; the last finite loss was {last}")
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
+        numbers = [loss.detach()]
         if self.recipe.clip_norm is not None:
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = float(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
-            if not math.isfinite(norm):
-                raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {value}")
+            numbers.append(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
         optimizer.step()
         if versions(*features, image) != before:
             raise ChangedInPlace(f"{type(member.decoder).__name__} changes the features in place in its backward pass")
-        member.losses.append(value)
-        if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
-            mean = sum(member.losses) / len(member.losses)
-            member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
-            member.losses = []
+        return torch.stack(numbers)
+
+    def _read(self, made: Sequence[Made]) -> None:
+        """Wait for the device, once a step: losses and times of all; a run whose numbers are not finite ends."""
+        numbers: list[list[float]] = torch.stack([done.numbers for done in made]).tolist() if made else []
+        factor = lr_factor(self.recipe, self.steps_done)
+        for (member, _, began, ended), (loss, *norm) in zip(made, numbers, strict=True):
+            member.train_s += seconds_between(began, ended)
+            last = member.losses[-1] if member.losses else member.last_loss
+            if not math.isfinite(loss):
+                said = f"the loss is {loss} at step {self.steps_done}; the last finite loss was {last}"
+                self._end(member, Diverged(said))
+                continue
+            if norm and not math.isfinite(norm[0]):
+                said = f"the gradient's norm is {norm[0]} at step {self.steps_done}; the last loss was {loss}"
+                self._end(member, Diverged(said))
+                continue
+            member.losses.append(loss)
+            if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
+                mean = sum(member.losses) / len(member.losses)
+                member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
+                member.losses = []
+
+    def _end(self, member: Member, error: BaseException) -> None:
+        member.failure = Failure.of(error)
+        member.optimizer.zero_grad(set_to_none=True)
+        member.optimizer.state.clear()  # memory that the others can use
 
     def _denominator(self, labels: Tensor) -> Tensor:
         """Number, or summed class weight, of the pixels that are not void; above 0, also where all are."""

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
+from segbench.training.clock import Watch
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.upsamplers.base import crop
 
@@ -118,27 +118,28 @@ def predict(
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
     views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
     made = {key: Prediction() for key in decoders}
-    encoder_s = 0.0
+    encoded = Watch(device)
+    watches = {key: Watch(device) for key in decoders}
     for number, (scale, flipped) in enumerate(views, 1):
-        clock = now(device)
+        encoded.start()
         image = _resize(whole, (max(1, round(scale * size[0])), max(1, round(scale * size[1]))))
         image = image.flip(-1) if flipped else image
         windows = encode(encoder, image, protocol, keep, f"{scale:g}{'-flipped' if flipped else ''}")
-        encoder_s += now(device) - clock
+        encoded.stop()
         for key, decoder in decoders.items():
             mine = made[key]
             if mine.error is None:
                 given = windows if len(decoders) == 1 else [window.copied(decoder) for window in windows]
-                clock = now(device)
+                watches[key].start()
                 with turn("predict", name, number, desk=desks.get(key)) as done:
                     logits = _of_view(decoder, given, (image.shape[-2], image.shape[-1]))
                     logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
                     _add(mine, logits, len(views), name if number == len(views) else None)
-                mine.seconds += now(device) - clock
+                watches[key].stop()
                 if done.error is not None:
                     mine.error, mine.scores = done.error, None
             if number == len(views):
-                mine.encoder_s = encoder_s
+                mine.seconds, mine.encoder_s = watches[key].seconds(), encoded.seconds()
                 yield key, made.pop(key)
 
 
@@ -207,10 +208,3 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     same = tuple(images.shape[-2:]) == size
     return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, what the device has to do being done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
