@@ -1,9 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from segbench.build import derived_seed, look_up
 from segbench.config import DecoderConfig, RecipeConfig
@@ -12,6 +15,7 @@ from segbench.loading.pipeline import Batch
 from segbench.registry import UPSAMPLERS
 from segbench.training.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.training.prediction import pad_to_stride
+from tests.test_sweep import sweep
 
 
 def test_schedules():
@@ -21,6 +25,20 @@ def test_schedules():
     poly = RecipeConfig(steps=100, schedule="poly", power=0.9)
     assert lr_factor(poly, 50) == pytest.approx(0.5**0.9)
     assert lr_factor(RecipeConfig(steps=100, schedule="constant"), 99) == 1
+    least = RecipeConfig(steps=100, lr=0.01, schedule="poly", power=1.0, min_lr=1e-3)
+    assert [lr_factor(least, step) for step in (0, 50)] == pytest.approx([1, 0.55])
+    again = RecipeConfig(steps=100, cosine_steps=20)  # falls, and rises again
+    assert [lr_factor(again, step) for step in (0, 10, 20, 30, 40)] == pytest.approx([1, 0.5, 0, 0.5, 1])
+
+
+def test_a_cosine_of_its_own_period_is_torchs():
+    recipe = RecipeConfig(steps=50, lr=0.1, cosine_steps=7, min_lr=0.01)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=7, eta_min=0.01)
+    for step in range(50):
+        assert 0.1 * lr_factor(recipe, step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        optimizer.step()
+        theirs.step()
 
 
 def test_schedules_are_torchs():
@@ -235,3 +253,49 @@ def test_who_changes_what_is_shared_fails_alone(what, when):
     assert bad["b"].failure is None
     assert torch.equal(bad["b"].decoder.conv.weight, good["b"].decoder.conv.weight)
     assert bad["b"].history == good["b"].history
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the host asks for a number that a device holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_however_many_decoders_the_device_is_waited_for_once_a_step(monkeypatch):
+    """Besides what the optimizer reads of its own counters and a turn of the process, both of the host."""
+    monkeypatch.setattr("segbench.training.isolation.SETTINGS", ())
+    reads = {}
+    for names in ("a", "abcde"):
+        module = lockstep(RecipeConfig(steps=10, clip_norm=1.0), names=names)
+        for member in module.members.values():
+            monkeypatch.setattr(member.optimizer, "step", lambda: None)
+        with Reads() as counted:
+            one_step(module, IMAGES, LABELS)
+        reads[names] = counted.number
+        assert all(len(member.history) == 1 for member in module.members.values())
+    numbers = 2  # a loss and a norm of each decoder come in one list
+    assert reads["abcde"] - reads["a"] in (0, 4 * numbers)  # which torch reads number by number on a CPU
+    member = module.members["c"]
+    with Reads() as counted:
+        module._train(member, *module._encode(Batch(IMAGES, LABELS, [], [])), LABELS.long(), torch.tensor(1.0))
+    assert counted.number == 0
+
+
+@pytest.mark.slow
+def test_compiled_decoders_learn_the_same(make_config):
+    """To rounding; whether it is compiled is in the key, as it changes the last bits."""
+    plain, compiled = (sweep(make_config(decoders=["subpixel"], trainer={"compile": value})) for value in (False, True))
+    assert (plain[1], compiled[1]) == (0, 0), compiled[2]
+    for key, result in plain[0].items():
+        other = compiled[0][key]
+        assert result.row["key"] != other.row["key"]
+        assert other.row["last_loss"] == pytest.approx(result.row["last_loss"], rel=1e-4)
+        weights = [load_file(r.folder / "decoder.safetensors") for r in (result, other)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(np.allclose(w, weights[1][k], atol=1e-3) for k, w in weights[0].items())
