@@ -211,8 +211,16 @@ class RecipeConfig(Section):
 class EvaluationConfig(Section):
     """How an image becomes a prediction; the same in training and for the final figures."""
 
-    mode: Literal["whole", "slide"] = Field("whole", description="whole images, or windows with averaged logits")
-    window: Size | None = Field(None, description="slide only")
+    mode: Literal["whole", "slide", "crop"] = Field(
+        "whole", description="whole images, windows with averaged logits, or the centre of images and labels alone"
+    )
+    window: Size | None = Field(None, description="slide and crop only; of a crop no larger than any image")
+    resize: Pixels | None = Field(
+        None, description="pixels of the shorter side, to which an image (or crop) is brought before the model"
+    )
+    label_size: Pixels | None = Field(
+        None, description="most pixels of the labels' longer side: larger ones are shrunk, and counted at that size"
+    )
     stride: Size | None = Field(None, description="slide only; default: two thirds of the window")
     flip: bool = Field(False, description="test-time augmentation: average with the mirror image")
     scales: Distinct[Positive] = Field([1.0], description="test-time augmentation: average over these sizes")
@@ -227,9 +235,11 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _windows(self) -> "EvaluationConfig":
         if self.mode == "whole" and (self.window or self.stride):
-            raise ValueError("window and stride are for mode: slide")
-        if self.mode == "slide" and self.window is None:
-            raise ValueError("mode: slide needs a window, such as window: 512")
+            raise ValueError("window and stride are for mode: slide, and window for mode: crop")
+        if self.mode == "crop" and self.stride:
+            raise ValueError("stride is for mode: slide; mode: crop has one window, in the centre")
+        if self.mode != "whole" and self.window is None:
+            raise ValueError(f"mode: {self.mode} needs a window, such as window: 512")
         if self.window and self.stride and any(s > w for s, w in zip(self.stride, self.window, strict=True)):
             raise ValueError(
                 f"stride {list(self.stride)} is larger than window {list(self.window)}, which would leave gaps"
@@ -252,12 +262,16 @@ class EvaluationConfig(Section):
     def title(self) -> str:
         """What sets it apart from one pass over whole images, such as ``flip``; empty where nothing does."""
         said = []
-        if self.window:
+        if self.window and self.mode == "crop":
+            said.append(f"centre crop {self.window[0]}x{self.window[1]}")
+        elif self.window:
             said.append(f"slide {self.window[0]}x{self.window[1]} by {self.steps_px[0]}x{self.steps_px[1]}")
         said += ["flip"] if self.flip else []
         said += [f"scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != [1.0] else []
         said += ["resized to fit"] if self.fit == "resize" else []
         said += [f"{self.padding} padding"] if self.padding != "mean" else []
+        said += [f"shorter side to {self.resize} px"] if self.resize else []
+        said += [f"labels at {self.label_size} px"] if self.label_size else []
         return ", ".join(said)
 
 

@@ -1,7 +1,7 @@
 """Predictions of a finished run as files, in the format in which the data set's owner takes them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from segbench.kept import read_config
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.sweep.facts import encoder_facts, resolve_accelerator
-from segbench.training.prediction import predict
+from segbench.training.counted import centre_crop
+from segbench.training.prediction import predict_counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Trained:
     counted: store.Result | None
 
 
-def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = ()) -> Trained:
+def load_run(
+    folder: Path, split: str | None = None, overrides: Sequence[str] = (), beside: Trained | None = None
+) -> Trained:
     """Encoder, decoder and data of a finished run, by its own config and the copies of plug-ins in its folder.
 
     Torch gets as many threads as it had then.
@@ -45,6 +48,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
         folder: ``runs/<sweep>/<run>``.
         split: of its data set, in place of the one that it was evaluated on.
         overrides: ``key=value`` for what may differ here, such as ``data.root``.
+        beside: a run of the same data and encoder, which are not loaded again; a trained encoder is the run's own.
 
     Raises:
         UserError: no finished run there, weights that do not fit, an encoder or decoder of which the source is not as
@@ -55,15 +59,7 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
     config = read_config(folder, [*overrides, *([f"data.val_split={split}"] if split else [])])
-    plugin = encoder_facts(config.encoder)
-    if plugin and plugin.source != row["encoder_source"]:
-        raise UserError(
-            f"the source of encoder '{config.encoder.name}' is not what {folder} was made with; bring that back, or "
-            "run its sweep again"
-        )
-    encoder = build_encoder(config.encoder)
-    if encoder.weights_hash != row["encoder_hash"]:
-        raise UserError(f"{folder} was made with other weights of encoder '{config.encoder.name}'")
+    encoder = beside.encoder if beside and not config.encoder.trainable else _encoder(config, counted)
     blueprint = look_up(config.decoders[0], skeleton=config.skeleton)
     decoder = blueprint.build(encoder.channels, encoder.strides, len(row["classes"]), row["seed"])
     if blueprint.plugged_in and blueprint.source != row["decoder_source"]:
@@ -79,29 +75,69 @@ def load_run(folder: Path, split: str | None = None, overrides: Sequence[str] = 
             encoder.load_state_dict(trained)
     except Exception as error:  # a damaged file, or a class that has changed, fails in many ways
         raise UserError(f"{path} does not fit {blueprint.who}: {brief(error)}") from error
-    dataset = open_data(config.data, "val")
+    dataset = beside.dataset if beside else open_data(config.data, "val")
     if list(dataset.classes) != row["classes"]:
         raise UserError(f"data set '{config.data.name}' has other classes than those that {folder} was trained on")
     device = torch.device(resolve_accelerator(config.trainer))
-    same = list(dataset.ids) == counted.ids.tolist() and dataset.fingerprint() == row["data_fingerprints"][-1]
+    if beside:
+        same = beside.counted is not None
+    else:
+        same = list(dataset.ids) == counted.ids.tolist() and dataset.fingerprint() == row["data_fingerprints"][-1]
     return Trained(config, encoder.to(device), decoder.to(device).eval(), dataset, counted if same else None)
 
 
+def _encoder(config: SweepConfig, counted: store.Result) -> Encoder:
+    """The encoder that a run was made with, but for what training changed."""
+    plugin = encoder_facts(config.encoder)
+    if plugin and plugin.source != counted.row["encoder_source"]:
+        raise UserError(
+            f"the source of encoder '{config.encoder.name}' is not what {counted.folder} was made with; bring that "
+            "back, or run its sweep again"
+        )
+    encoder = build_encoder(config.encoder)
+    if encoder.weights_hash != counted.row["encoder_hash"]:
+        raise UserError(f"{counted.folder} was made with other weights of encoder '{config.encoder.name}'")
+    return encoder
+
+
 def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[tuple[int, Pixels, Pixels, Pixels]]:
-    """(index, image (H, W, 3), labels (H, W), predicted classes (H, W)), all uint8, of all images or of those given."""
+    """Index, image, labels and predicted classes of all images or of those given, as the run's evaluation counts them.
+
+    The image (H, W, 3), or its crop, and its labels and their prediction, both (h, w) at the size that is counted; all
+    uint8.
+    """
     images = evaluation_images(run.dataset, 0) if indices is None else ((i, *run.dataset.read(i)) for i in indices)
+    protocol = run.config.evaluation
     for index, pixels, labels in images:
-        image = np.ascontiguousarray(pixels)
-        ((_, made),) = predict(run.encoder, {"": run.decoder}, image, run.config.evaluation)
+        image, name = np.ascontiguousarray(pixels), f"image {run.dataset.ids[index]}"
+        truth, found = predict_counted(run.encoder, {"": run.decoder}, image, labels, protocol, name)
+        ((_, made),) = found
         if made.error is not None:
             raise made.error
-        yield index, pixels, labels, made.labels
+        yield index, centre_crop(pixels, protocol, name), truth, made.labels
+
+
+def for_submission(run: Trained) -> tuple[Trained, str]:
+    """A run that predicts whole images at their own size, which is what owners of data take, and what that leaves out.
+
+    That is a line of ``label_size`` and ``mode: crop``, and empty where the run has neither.
+    """
+    own = run.config.evaluation
+    whole = own.model_copy(
+        update={"label_size": None, **({"mode": "whole", "window": None} if own.mode == "crop" else {})}
+    )
+    if whole == own:
+        return run, ""
+    said = "whole images are written, at their own size; the run was counted with " + own.title
+    return replace(run, config=run.config.model_copy(update={"evaluation": whole}), counted=None), said
 
 
 def export(
     run: Trained, out: Path, after_image: Callable[[int, int], None] = lambda done, total: None
 ) -> npt.NDArray[np.int64]:
     """Write one file per image of the run's split below ``out``, named and coded as `Dataset.submission` says.
+
+    Images are predicted as `for_submission` says.
 
     Args:
         after_image: called with the number of images done and their total.
@@ -112,7 +148,7 @@ def export(
     Raises:
         UserError: a folder that cannot be written, a full disk, or an image id that would leave ``out``.
     """
-    counts = []
+    counts, run = [], for_submission(run)[0]
     for index, _, labels, predicted in predictions(run):
         name, picture = run.dataset.submission(index, predicted)
         path = out / name
@@ -128,9 +164,10 @@ def in_words(run: Trained, region: npt.NDArray[np.int64]) -> str:
     """mIoU of what `export` wrote, and how far it is from what the run counted, if that was on the same data."""
     miou = 100 * float(mean_over_classes(iou(region.sum(0))))
     said = f"mIoU of what was written: {miou:.2f}"
-    if run.counted is None:
+    counted = for_submission(run)[0].counted
+    if counted is None:
         return said
-    there = run.counted.counts["region"]
+    there = counted.counts["region"]
     then = 100 * float(mean_over_classes(iou(there.sum(0))))
     change = region - there
     # A pixel that changes moves one prediction from class to class, and makes or breaks one intersection at most.

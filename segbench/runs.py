@@ -157,7 +157,7 @@ def _hash(parts: dict[str, Any]) -> str:
 def protocol(config: SweepConfig, strides: Sequence[int]) -> dict[str, Any]:
     """All that decides how a prediction is made, for the key and for the row."""
     evaluation = config.evaluation
-    windows = {"stride": evaluation.steps_px} if evaluation.window else {}
+    windows = {"stride": evaluation.steps_px} if evaluation.mode == "slide" else {}
     return (
         evaluation.model_dump(exclude={"every"})
         | windows

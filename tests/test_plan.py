@@ -46,14 +46,18 @@ CHANGES = {
     "runs_dir": ("elsewhere", False),
     "encoder.params": (None, True),  # by the encoder's facts, below
     "encoder.name": ("resnet18", True), "encoder.weights": ("a/file/with/the/same.weights", False),  # their hash counts
+    "encoder.dtype": ("bfloat16", True),
     "encoder.trainable": (True, True), "encoder.lr_factor": (0.5, False), "encoder.strides": ([4, 8], True),
     "recipe.steps": (5, True), "recipe.batch_size": (4, True), "recipe.crop": (32, True),
     "recipe.scale": ([1.0, 1.0], True), "recipe.flip": (0.0, True), "recipe.color_jitter": (0.1, True),
     "recipe.optimizer": ("sgd", True), "recipe.lr": (0.1, True), "recipe.weight_decay": (0.5, True),
     "recipe.momentum": (0.5, True), "recipe.schedule": ("poly", True), "recipe.power": (0.5, True),
+    "recipe.resize": (48, True), "recipe.views": (2, True), "recipe.min_lr": (1e-4, True),
+    "recipe.cosine_steps": (2, True),
     "recipe.warmup_steps": (1, True), "recipe.clip_norm": (1.0, True), "recipe.class_weights": ([1.0, 2.0], True),
     "evaluation.mode": (None, True), "evaluation.window": (None, True), "evaluation.stride": (None, True),  # below
     "evaluation.flip": (True, True), "evaluation.scales": ([1.0, 0.5], True),
+    "evaluation.fit": ("resize", True), "evaluation.resize": (48, True), "evaluation.label_size": (48, True),
     "evaluation.padding": ("replicate", True), "measures": (None, True),  # by their own facts, below
     "evaluation.every": (2, False),
     "trainer.accelerator": (None, True),  # as it was resolved, below
@@ -68,7 +72,7 @@ CHANGES = {
     "launch.on_oom": ("split", False), "launch.jobs": (3, False), "launch.threads": (3, False),
     "launch.timeout_min": (7.0, False),
     "launch.workers": (3, False), "launch.trackers": ([], False), "launch.checkpoint_minutes": (1.0, False),
-    "launch.cache": ("/dev/shm", False),
+    "launch.cache": ("/dev/shm", False), "launch.features": ("/dev/shm", False),
 }  # fmt: skip
 
 
@@ -133,6 +137,8 @@ def test_seed_and_window_are_in_the_key_and_the_number_of_gpus_is_not():
     assert key(seed=1) != key()
     slide = {"evaluation.mode": "slide", "evaluation.window": 64}
     assert len({key(), key(slide), key(slide | {"evaluation.window": 32}), key(slide | {"evaluation.stride": 8})}) == 4
+    crop = {"evaluation.mode": "crop", "evaluation.window": 64}
+    assert len({key(), key(slide), key(crop), key(crop | {"evaluation.window": 32})}) == 4
     trained = {"encoder.trainable": True}
     assert len({key(trained), key(trained | {"encoder.lr_factor": 0.5})}) == 2  # its learning rate, where it learns
     assert key(facts=dataclasses.replace(FACTS, gpus=4)) == key()

@@ -143,7 +143,7 @@ def test_windows_are_padded_each_by_itself(pixels):
         ({"scales": []}, "1 or more values"),
         ({"scales": [1.0, 1.0]}, "holds one twice"),
         ({"scales": [0]}, "greater than 0"),
-        ({"mode": "sliding"}, "'whole' or 'slide'"),
+        ({"mode": "sliding"}, "'whole', 'slide' or 'crop'"),
     ],
 )
 def test_impossible_protocols_are_named(make_config, values, message):

@@ -34,7 +34,7 @@ def test_every_key_is_there_with_its_default_and_a_meaning(capsys):
     assert all(re.match(r"    \S.*: \S", text) for _, text in said.values()), said
     assert said["recipe.lr"] == ("recipe.lr = 0.002", "    number above 0: peak learning rate")
     assert said["recipe.steps"][0] == "recipe.steps  (required)"
-    assert said["evaluation.mode"][1].startswith("    whole | slide: ")
+    assert said["evaluation.mode"][1].startswith("    whole | slide | crop: ")
     assert said["launch.jobs"][1].startswith("    whole number above 0, up to 1,024, or null: cohorts at a time")
     assert not re.search(r"Annotated|typing|None|<", "\n".join(lines))
 

@@ -12,11 +12,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from segbench import store
+from segbench.config import EvaluationConfig
 from segbench.data.base import VOID
 from segbench.errors import UserError, brief
 from segbench.measures.base import LabelMap, iou, mean_over_classes
 from segbench.measures.biou import band_width
 from segbench.report.runs import Group
+from segbench.training.counted import centre_crop, counted_labels
 
 if TYPE_CHECKING:
     from segbench.data.base import Dataset
@@ -222,7 +224,7 @@ def _predict(
     for place in places:
         progress(str(counted.ids[place]))
         try:
-            found.images[place] = _read(found.dataset, counted, place)
+            found.images[place] = _read(found.dataset, counted, place, next(iter(loaded.values())).config.evaluation)
             _predict_image(found, place, loaded)
         except Exception as error:  # a file that has gone, or a plug-in
             notes.append(f"The images cannot be shown: {_reason(error)}.")
@@ -232,11 +234,13 @@ def _predict(
     return found
 
 
-def _read(dataset: "Dataset", counted: store.Result, place: int) -> tuple[Pixels, Pixels]:
+def _read(dataset: "Dataset", counted: store.Result, place: int, protocol: EvaluationConfig) -> tuple[Pixels, Pixels]:
+    """The part of the image that is predicted, and its labels as they were counted."""
     name = str(counted.ids[place])
     if name not in dataset.ids:
         raise UserError(f"the data hold no image '{name}' any more")
     image, labels = dataset.read(list(dataset.ids).index(name))
+    image, labels = centre_crop(image, protocol), counted_labels(labels, protocol)
     if (labels != VOID).sum() != counted.counts["region"][place, 2].sum():
         raise UserError(f"image '{name}' has other labels than those that were counted")
     return image, labels

@@ -22,6 +22,7 @@ from segbench.measures.base import CountMeasure
 from segbench.registry import DATASETS, DECODERS, UPSAMPLERS, check_params, parameters, source_hash
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.files import KnownFiles
+from segbench.training.counted import check_crops
 from segbench.training.isolation import turn
 from segbench.training.prediction import nearest_multiples
 from segbench.training.tracking import require
@@ -80,6 +81,7 @@ class FactFinder:
         accelerator = self.once(resolve_accelerator, config.trainer, self.on_cluster)
         looking_at(f"data set '{config.data.name}'")
         data, of_data = self.once(self.open_both, config.data)
+        self.once(check_crops, data["val"], config.evaluation)
         classes, weights = data["train"].classes, config.recipe.class_weights
         if weights is not None and len(weights) != len(classes):
             there = f"'{config.data.name}' has {len(classes)} classes"

@@ -2,22 +2,26 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+from torch import nn
 
 from segbench.columns import counts_of, measure_counts_regions, said
+from segbench.config import EvaluationConfig
 from segbench.data.base import Dataset
+from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
-from segbench.measures.base import CountMeasure, Ints, LabelMap, Sample, check_labels, mean_over_classes
+from segbench.measures.base import CountMeasure, Ints, LabelMap, Labels, Sample, check_labels, mean_over_classes
 from segbench.training.control import Control
-from segbench.training.isolation import turn
+from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
-from segbench.training.prediction import Prediction, computed, predict
+from segbench.training.prediction import Keep, Prediction, computed, predict_counted
 
 
 @dataclass
@@ -69,8 +73,36 @@ class Evaluation:
         return found
 
 
+def count_image(
+    results: Mapping[str, Evaluation],
+    encoder: Encoder,
+    decoders: Mapping[str, nn.Module],
+    image: tuple[str, Any, Labels],
+    num_classes: int,
+    protocol: EvaluationConfig,
+    desks: Mapping[str, Desk | None] = MappingProxyType({}),
+    keep: Keep = computed,
+) -> None:
+    """Add an image to the evaluation of every decoder that has not failed.
+
+    Args:
+        results: of the same keys as ``decoders``.
+        image: id, pixels (H, W, 3) and labels (H, W), uint8.
+        desks, keep: as of `predict`.
+
+    Raises:
+        UserError: the image is smaller than the crop that the protocol asks for.
+    """
+    name, pixels, labels = image
+    alive = {key: decoders[key] for key, result in results.items() if result.failure is None}
+    labels, predicted = predict_counted(encoder, alive, pixels, labels, protocol, f"image {name}", desks, keep)
+    truth = check_labels(labels, num_classes)
+    for key, made in predicted:
+        results[key].add(name, truth, made)
+
+
 def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[int], None]) -> dict[str, Evaluation]:
-    """Count the predictions of every run that has not failed on every image of a split, at full resolution.
+    """Count the predictions of every run that has not failed on every image of a split, at its labels' resolution.
 
     Logits are brought to the labels' size before the argmax, and each image is counted once; ``tell`` is called with
     the number of images done. A decoder that raises ends its own evaluation only.
@@ -79,12 +111,10 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
     results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
     for index, pixels, labels in evaluation_images(data, control.config.launch.workers):
-        name, truth = data.ids[index], check_labels(labels, len(data.classes))
-        decoders = {key: module.members[key].decoder for key, result in results.items() if result.failure is None}
-        protocol = control.config.evaluation
+        decoders = {key: module.members[key].decoder for key in results}
+        protocol, image = control.config.evaluation, (data.ids[index], pixels, labels)
         keep = kept.keeper(str(index), module.device) if kept else computed
-        for key, made in predict(module.encoder, decoders, pixels, protocol, f"image {name}", control.desks, keep):
-            results[key].add(name, truth, made)
+        count_image(results, module.encoder, decoders, image, len(data.classes), protocol, control.desks, keep)
         tell(index + 1)
     module.train()
     return results

@@ -1,4 +1,4 @@
-"""From an image to logits at its own size: padding, windows, and averages over flips and scales."""
+"""From an image to logits at its labels' size: padding, windows, and averages over flips and scales."""
 
 import functools
 import math
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
 from segbench.training.clock import Watch
+from segbench.training.counted import centre_crop, counted_labels, counted_size
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.upsamplers.base import crop
 
@@ -81,11 +82,31 @@ class Window:
 class Prediction:
     """What a decoder makes of an image."""
 
-    scores: Any = 0.0  # (K, H, W) tensor at the labels' size; None once it failed
-    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (H, W), their argmax
+    scores: Any = 0.0  # (K, h, w) tensor at the size that is counted; None once it failed
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (h, w), their argmax
     seconds: float = 0.0  # from features to labels
     encoder_s: float = 0.0  # of the encoder, which all decoders share
     error: BaseException | None = None  # that it raised
+
+
+def predict_counted(
+    encoder: Encoder,
+    decoders: Mapping[str, nn.Module],
+    pixels: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.uint8],
+    protocol: EvaluationConfig,
+    name: str = "the image",
+    desks: Mapping[str, Desk | None] = MappingProxyType({}),
+    keep: Keep = computed,
+) -> tuple[npt.NDArray[np.uint8], Iterator[tuple[str, Prediction]]]:
+    """The labels (h, w) that an image is counted by, and what `predict` makes of it at their size.
+
+    Training, `segbench export` and `segbench evaluate` all go this way.
+
+    Args:
+        labels: (H, W) uint8, at the image's size; all others as of `predict`.
+    """
+    return counted_labels(labels, protocol, name), predict(encoder, decoders, pixels, protocol, name, desks, keep)
 
 
 @torch.no_grad()
@@ -101,9 +122,9 @@ def predict(
     """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
 
     View by view (a size, mirrored or not): the windows of one are in memory at a time, and the sums over views of each
-    decoder where there are several. Windows that overlap average their logits, which are brought to the image's size.
-    One view gives its logits; several give the mean of their softmax probabilities. What a decoder does in its `turn`
-    ends its own prediction only, and changes nothing for the others.
+    decoder where there are several. Windows that overlap average their logits, which are brought to the size that is
+    counted (`counted_size`). One view gives its logits; several give the mean of their softmax probabilities. What a
+    decoder does in its `turn` ends its own prediction only, and changes nothing for the others.
 
     Args:
         encoder, decoders: in eval mode, on one device; any key -> decoder.
@@ -113,16 +134,22 @@ def predict(
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
+
+    Raises:
+        UserError: the image is smaller than the crop that the protocol asks for.
     """
-    device, size = encoder.mean.device, (pixels.shape[0], pixels.shape[1])
+    pixels = centre_crop(pixels, protocol, name)
+    device, size = encoder.mean.device, counted_size((pixels.shape[0], pixels.shape[1]), protocol)
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
+    whole = shorter_side(whole, protocol.resize) if protocol.resize else whole
+    height, width = whole.shape[-2:]
     views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
     made = {key: Prediction() for key in decoders}
     encoded = Watch(device)
     watches = {key: Watch(device) for key in decoders}
     for number, (scale, flipped) in enumerate(views, 1):
         encoded.start()
-        image = _resize(whole, (max(1, round(scale * size[0])), max(1, round(scale * size[1]))))
+        image = _resize(whole, (max(1, round(scale * height)), max(1, round(scale * width))))
         image = image.flip(-1) if flipped else image
         windows = encode(encoder, image, protocol, keep, f"{scale:g}{'-flipped' if flipped else ''}")
         encoded.stop()
@@ -184,8 +211,9 @@ def pad_to_stride(images: Tensor, stride: int, mode: str = "mean") -> Tensor:
 
 def window_places(size: tuple[int, int], protocol: EvaluationConfig) -> list[tuple[slice, slice]]:
     """(rows, columns) of each window; the last of a row or column is moved back to end with the image."""
-    along, steps = [], protocol.steps_px if protocol.window else size
-    for length, window, step in zip(size, protocol.window or size, steps, strict=True):
+    slides = protocol.window if protocol.mode == "slide" else None  # a crop's is cut out before
+    along, steps = [], protocol.steps_px if slides else size
+    for length, window, step in zip(size, slides or size, steps, strict=True):
         last = max(0, length - window)
         along.append([slice(start, min(start + window, length)) for start in (*range(0, last, step), last)])
     return [(rows, columns) for rows in along[0] for columns in along[1]]
@@ -205,6 +233,14 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
     return total / times.to(total.device)
 
 
-def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+def shorter_side(images: Tensor, length: int) -> Tensor:
+    """(B, C, H, W) with the shorter side brought to ``length`` pixels: bilinear, antialiased where that shrinks it."""
+    short, long = sorted(images.shape[-2:])
+    other = max(1, round(long * length / short))
+    size = (length, other) if images.shape[-2] == short else (other, length)
+    return _resize(images, size, antialias=length < short)
+
+
+def _resize(images: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
     same = tuple(images.shape[-2:]) == size
-    return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False)
+    return images if same else F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=antialias)
