@@ -18,7 +18,7 @@ $(if $(STRAY),$(error make does not know $(STRAY). It takes $(KNOWN); what is fo
     make $(or $(firstword $(MAKECMDGOALS)),sweep) ARGS="$(foreach v,$(STRAY),$v=$($v))"))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep plan status table report compare list show check data-check data-get export test test-fast chaos lint types format bench clean
+.PHONY: help setup sweep plan status table report compare list show check data-check data-get export evaluate test test-fast chaos lint types format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ data-get: $(READY) ## download NAME=voc|sbd|camvid, or say how to come by citysc
 
 export: $(READY) ## predictions of RUN=runs/sweep/run as its data set's owner takes them
 	@$(BIN)/segbench export $(RUN) $(ARGS)
+
+evaluate: $(READY) ## RUN=runs/sweep/run, or a sweep, predicted again under several evaluations; ARGS="--vary label_size=[448,224]"
+	@$(BIN)/segbench evaluate $(RUN) $(ARGS)
 
 test: $(READY) ## all tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter shows a question mark
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         code: int = args.function(args)
     except UserError as error:
@@ -30,6 +30,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ``key=value`` may stand behind options too, where argparse takes no more positional ones."""
+    parser = _parser()
+    args, more = parser.parse_known_args(argv)
+    pool = hasattr(args, "runs")  # in which runs stand too
+    fit = [not item.startswith("-") and ("=" in item or pool) for item in more]
+    if not all(fit) or (more and not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        args.overrides = [*args.overrides, *more]
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,6 +113,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, help="default: RUN/predictions-SPLIT")
     export.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
     export.set_defaults(function=commands.export)
+
+    again = add("evaluate", help="finished runs predicted again under several evaluations, in one table")
+    again.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN|key=value",
+        help="a run's folder, or a sweep's or its name in runs/ (default: the newest); or what differs here, such as "
+        "data.root=...",
+    )
+    again.add_argument(
+        "--vary",
+        action="append",
+        metavar="KEY=[VALUE,...]",
+        help="of evaluation:, each by itself from the runs' own, such as label_size=[448,224]; with companions: "
+        "'evaluation=[{mode: crop, window: 224}, {flip: true}]'; repeatable; default: what fits the data",
+    )
+    again.add_argument("--images", type=int, metavar="N", help="so many, evenly spread over the split; default: all")
+    again.add_argument("--format", choices=commands.FORMATS, help="default: as --out is called, else terminal")
+    again.add_argument("--out", type=Path, metavar="FILE", help="write it there")
+    again.add_argument("--runs-dir", default="runs", help="where sweeps are kept")
+    again.set_defaults(function=commands.evaluate, overrides=[])
 
     data = add("data", help="look at a data set before training, or download one")
     of_data = data.add_subparsers(required=True, metavar="COMMAND")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from segbench.config import SweepConfig
     from segbench.report.table import Table
 
+BINARY = "parquet is binary: --out FILE says where to write it"
 FORMATS = ("terminal", "md", "csv", "tex", "json", "parquet")
 
 
@@ -163,13 +164,19 @@ def _format(args: argparse.Namespace) -> str:
 def _show(table: "Table", how: str, out: Path | None) -> None:
     from segbench.report import formats
 
+    _check_out(how, out)
     if how == "terminal":
-        if out:
-            raise UserError(f"--out takes no --format terminal; there is: {', '.join(FORMATS[1:])}")
         formats.print_terminal(table, _console())
     else:
         write = {"md": formats.as_md, "csv": formats.as_csv, "tex": formats.as_tex, "json": formats.as_json}
         _write(formats.as_parquet(table) if how == "parquet" else write[how](table), out)
+
+
+def _check_out(how: str, out: Path | None) -> None:
+    if how == "terminal" and out:
+        raise UserError(f"--out takes no --format terminal; there is: {', '.join(FORMATS[1:])}")
+    if how == "parquet" and not out:
+        raise UserError(BINARY)
 
 
 def _write(content: str | bytes, out: Path | None) -> None:
@@ -179,7 +186,7 @@ def _write(content: str | bytes, out: Path | None) -> None:
     if out:
         write_atomic(out, lambda file: file.write(data))
     elif isinstance(content, bytes):
-        raise UserError("parquet is binary: --out FILE says where to write it")
+        raise UserError(BINARY)
     else:
         print(content.rstrip("\n"))
 
@@ -192,7 +199,7 @@ def export(args: argparse.Namespace) -> int:
 
     args.run = _folder(args.run, args.runs_dir)
     store.read_finished(args.run)  # before torch is imported, which takes seconds
-    from segbench.export import export, in_words, load_run
+    from segbench.export import export, for_submission, in_words, load_run
     from segbench.kept import changed_since
     from segbench.training.cohort import quiet
 
@@ -200,7 +207,9 @@ def export(args: argparse.Namespace) -> int:
     _print_plugin_files(_run_configs(args.run, args.overrides))
     for change in changed_since(args.run):
         print(change, file=sys.stderr)
-    run = load_run(args.run, args.split, args.overrides)
+    run, left_out = for_submission(load_run(args.run, args.split, args.overrides))
+    if left_out:
+        print(left_out, file=sys.stderr)
     out = args.out or args.run / f"predictions-{run.dataset.split}"
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("predicting", total=len(run.dataset))
@@ -208,6 +217,35 @@ def export(args: argparse.Namespace) -> int:
     print(f"{len(run.dataset)} predictions of {args.run.name} in {out}")
     if run.dataset.labelled:
         print(in_words(run, region))
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from segbench.vary import Asked, finished_runs
+
+    how = _format(args)
+    _check_out(how, args.out)
+    items = [*args.runs, *args.overrides]
+    overrides = [item for item in items if "=" in item and not Path(item).exists()]
+    folders = [_folder(Path(item), args.runs_dir) for item in items if item not in overrides]
+    results, unfinished = finished_runs(folders or [_folder(None, args.runs_dir)])
+    asked = Asked.read(results[0].folder, args.vary or (), overrides, args.images)  # before torch is imported
+    from segbench.evaluate import evaluate
+    from segbench.kept import changed_since
+    from segbench.training.cohort import quiet
+
+    quiet()
+    folders = [result.folder for result in results]
+    _print_plugin_files(config for folder in folders for config in _run_configs(folder, overrides))
+    for change in dict.fromkeys(line for folder in folders for line in changed_since(folder)):
+        print(change, file=sys.stderr)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("predicting", total=None)
+        table = evaluate(results, asked, unfinished, lambda n, all_: progress.update(task, completed=n, total=all_))
+    _show(table, how, args.out)
     return 0
 
 

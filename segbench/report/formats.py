@@ -219,7 +219,9 @@ def _rich(table: Table, headings: Sequence[str], width: int) -> Any:
         cells = []
         for heading in headings:
             value, said = row[heading], "\n".join(_lines(table, row, heading, in_lines))
-            style = styles[value.verdict] if isinstance(value, Delta) else "red" if heading == "collapsed" else ""
+            style = (
+                styles.get(value.verdict, "") if isinstance(value, Delta) else "red" if heading == "collapsed" else ""
+            )
             cells.append(Text(said, style="bold" if best.get(heading) == number else style))
         shown.add_row(*cells)
     return shown

@@ -261,7 +261,7 @@ def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
     return [c for c, n, s in zip(first.row["classes"], images, shown, strict=True) if s and 0 < n < FEW_IMAGES]
 
 
-def _units(rows: Sequence[dict[str, Any]], measures: Mapping[str, Measure]) -> str:
+def units(rows: Sequence[dict[str, Any]], measures: Mapping[str, Measure]) -> str:
     """In what the scores are, such as ``in percent``."""
     units: dict[str, list[str]] = {}
     for heading, measure in measures.items():
@@ -282,7 +282,7 @@ def _notes(
     there, several = sweep.results, len(sweep.baselines) > 1
     few, many = (f({len(g.seeds) for g in sweep.groups}) for f in (min, max))
     seeds = f"{few} to {many}" if few < many else str(many)
-    yield f"Mean ± sd over {seeds} seed{'s' if many > 1 else ''}, {_units(rows, measures)}; last checkpoint."
+    yield f"Mean ± sd over {seeds} seed{'s' if many > 1 else ''}, {units(rows, measures)}; last checkpoint."
     if any(isinstance(cell, Delta) for row in rows for cell in row.values()):
         about = "the recipe on such images" if many > 1 else "these trained models on such images: one seed"
         yield (
