@@ -62,6 +62,9 @@ Size = Annotated[
 ]
 
 
+Side = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
+
+
 @AfterValidator
 def once(values: list[Any]) -> list[Any]:
     if len(set(values)) < len(values):
@@ -170,7 +173,7 @@ class RecipeConfig(Section):
     batch_size: Annotated[Int, Field(gt=0, le=65_536)] = Field(8, description="images in a step")
     crop: Size = Field((256, 256), description="(height, width) in pixels cut from an image, or one for both")
     scale: tuple[Positive, Positive] = Field((0.5, 2.0), description="smallest and largest resizing before that")
-    resize: Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)] | None = Field(
+    resize: Side | None = Field(
         None,
         description="pixels of its shorter side, or [height, width], to which an image is brought before all else",
     )
@@ -215,11 +218,15 @@ class EvaluationConfig(Section):
         "whole", description="whole images, windows with averaged logits, or the centre of images and labels alone"
     )
     window: Size | None = Field(None, description="slide and crop only; of a crop no larger than any image")
-    resize: Pixels | None = Field(
-        None, description="pixels of the shorter side, to which an image (or crop) is brought before the model"
+    resize: Side | None = Field(
+        None,
+        description="pixels of its shorter side, or [height, width], to which an image (or crop) is brought before the "
+        "model",
     )
-    label_size: Pixels | None = Field(
-        None, description="most pixels of the labels' longer side: larger ones are shrunk, and counted at that size"
+    label_size: Side | None = Field(
+        None,
+        description="at which pixels are counted: most pixels of the labels' longer side, to which larger ones shrink, "
+        "or [height, width] of all",
     )
     stride: Size | None = Field(None, description="slide only; default: two thirds of the window")
     flip: bool = Field(False, description="test-time augmentation: average with the mirror image")
@@ -270,9 +277,13 @@ class EvaluationConfig(Section):
         said += [f"scales {' '.join(f'{s:g}' for s in self.scales)}"] if self.scales != [1.0] else []
         said += ["resized to fit"] if self.fit == "resize" else []
         said += [f"{self.padding} padding"] if self.padding != "mean" else []
-        said += [f"shorter side to {self.resize} px"] if self.resize else []
-        said += [f"labels at {self.label_size} px"] if self.label_size else []
+        said += [_sized("shorter side to", "resized to", self.resize)] if self.resize else []
+        said += [_sized("labels at", "labels at", self.label_size)] if self.label_size else []
         return ", ".join(said)
+
+
+def _sized(one: str, both: str, side: int | list[int]) -> str:
+    return f"{one} {side} px" if isinstance(side, int) else f"{both} {side[0]}x{side[1]}"
 
 
 class TrainerConfig(Section):

@@ -125,6 +125,21 @@ def test_an_image_is_resized_before_the_model_and_the_logits_back(length, size):
     assert turned.shape == (4, 34, 21)
 
 
+def test_both_sides_may_be_given():
+    """As protocols that squeeze images and labels to a square; labels are then enlarged too."""
+    square = transforms.resize(encoder().normalise(torch.from_numpy(image()).permute(2, 0, 1)[None]), [16, 16])
+    with torch.no_grad():
+        logits = Blur()([square], None)
+    expected = F.interpolate(logits, (30, 24), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(scores(image(), resize=[16, 16], label_size=[30, 24]), expected, rtol=0, atol=1e-5)
+    labels = np.random.default_rng(0).integers(0, 4, (21, 34), np.uint8)
+    found = counted_labels(labels, EvaluationConfig(label_size=[30, 24]))
+    assert found.tolist() == [
+        [labels[int((y + 0.5) * 21 / 30), int((x + 0.5) * 34 / 24)] for x in range(24)] for y in range(30)
+    ]
+    assert EvaluationConfig(resize=[16, 16], label_size=[30, 24]).title == "resized to 16x16, labels at 30x24"
+
+
 def test_crop_then_resize_then_labels():
     labels = np.zeros((21, 34), np.uint8)
     protocol = EvaluationConfig(mode="crop", window=[12, 20], resize=30, label_size=10, flip=True, scales=[1.0, 0.5])

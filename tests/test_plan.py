@@ -61,7 +61,7 @@ CHANGES = {
     "evaluation.padding": ("replicate", True), "measures": (None, True),  # by their own facts, below
     "evaluation.every": (2, False),
     "trainer.accelerator": (None, True),  # as it was resolved, below
-    "trainer.precision": ("bf16-mixed", True), "trainer.deterministic": (True, True),
+    "trainer.precision": ("bf16-mixed", True), "trainer.compile": (True, True), "trainer.deterministic": (True, True),
     "trainer.benchmark": (True, True),
     "launch.launcher": ("ray", False), "launch.params": ({"queue": "gpu"}, False), "launch.address": ("auto", False),
     "launch.slurm.cluster": ("local", False),  # where, not what

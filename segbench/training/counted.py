@@ -41,18 +41,20 @@ def check_crops(data: Dataset, protocol: EvaluationConfig) -> None:
 
 
 def counted_size(size: Size, protocol: EvaluationConfig) -> Size:
-    """The size at which an image (or crop) of ``size`` is counted: its own, or shrunk to ``label_size``."""
-    longer = max(size)
-    if protocol.label_size is None or longer <= protocol.label_size:
+    """The size at which an image (or crop) of ``size`` is counted: its own, shrunk to ``label_size``, or just that."""
+    longer, asked = max(size), protocol.label_size
+    if isinstance(asked, list):
+        return asked[0], asked[1]
+    if asked is None or longer <= asked:
         return size
-    height, width = (max(1, round(n * protocol.label_size / longer)) for n in size)
+    height, width = (max(1, round(n * asked / longer)) for n in size)
     return height, width
 
 
 def counted_labels(labels: Pixels, protocol: EvaluationConfig, name: str = "the image") -> Pixels:
     """(H, W) labels as they are counted: cropped as the image is, then shrunk.
 
-    A pixel of shrunk labels has the class of the pixel in which its centre lies.
+    A pixel of resized labels has the class of the pixel in which its centre lies.
     """
     labels = centre_crop(labels, protocol, name)
     size = counted_size((labels.shape[0], labels.shape[1]), protocol)

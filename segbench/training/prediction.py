@@ -141,7 +141,7 @@ def predict(
     pixels = centre_crop(pixels, protocol, name)
     device, size = encoder.mean.device, counted_size((pixels.shape[0], pixels.shape[1]), protocol)
     whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
-    whole = shorter_side(whole, protocol.resize) if protocol.resize else whole
+    whole = resized(whole, protocol.resize) if protocol.resize else whole
     height, width = whole.shape[-2:]
     views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
     made = {key: Prediction() for key in decoders}
@@ -233,12 +233,15 @@ def _of_view(decoder: nn.Module, windows: Sequence[Window], size: tuple[int, int
     return total / times.to(total.device)
 
 
-def shorter_side(images: Tensor, length: int) -> Tensor:
-    """(B, C, H, W) with the shorter side brought to ``length`` pixels: bilinear, antialiased where that shrinks it."""
-    short, long = sorted(images.shape[-2:])
-    other = max(1, round(long * length / short))
-    size = (length, other) if images.shape[-2] == short else (other, length)
-    return _resize(images, size, antialias=length < short)
+def resized(images: Tensor, side: int | Sequence[int]) -> Tensor:
+    """(B, C, H, W) with its shorter side, or both, brought to so many pixels: bilinear, antialiased if that shrinks."""
+    height, width = images.shape[-2:]
+    if isinstance(side, int):
+        factor = side / min(height, width)
+        size = (side, max(1, round(factor * width))) if height <= width else (max(1, round(factor * height)), side)
+    else:
+        size = side[0], side[1]
+    return _resize(images, size, antialias=size[0] < height or size[1] < width)
 
 
 def _resize(images: Tensor, size: tuple[int, int], antialias: bool = False) -> Tensor:
