@@ -15,7 +15,7 @@ from segbench.build import look_up
 from segbench.config import SweepConfig
 from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
-from segbench.encoders import build_encoder
+from segbench.encoders import build_encoder, plugin_class
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.kept import read_config
@@ -88,8 +88,9 @@ def load_run(
 
 def _encoder(config: SweepConfig, counted: store.Result) -> Encoder:
     """The encoder that a run was made with, but for what training changed."""
-    plugin = encoder_facts(config.encoder)
-    if plugin and plugin.source != counted.row["encoder_source"]:
+    plugin, cls = encoder_facts(config.encoder), plugin_class(config.encoder)
+    own = cls is not None and not cls.__module__.startswith("segbench.")  # else its weights say enough
+    if own and plugin and plugin.source != counted.row["encoder_source"]:
         raise UserError(
             f"the source of encoder '{config.encoder.name}' is not what {counted.folder} was made with; bring that "
             "back, or run its sweep again"

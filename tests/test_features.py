@@ -210,6 +210,19 @@ def test_a_view_comes_back_as_it_was_given(tmp_path):
     assert kept.read_view(3, 0) is None
 
 
+def test_what_breaks_after_it_was_read_is_not_there(tmp_path):
+    kept = KeptFeatures(tmp_path / "set", torch.float32)
+    kept.describe({"encoder": "x"})
+    kept.write("0-0", {"level0": torch.arange(6.0).view(1, 2, 3)})
+    assert torch.equal(kept.read("0-0")["level0"], torch.arange(6.0).view(1, 2, 3))
+    (path,) = kept.folder.glob("*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:40])
+    assert kept.read("0-0") is None
+    assert not path.exists()
+    (kept.folder / features.ABOUT).write_text("{")
+    assert kept.about is None
+
+
 # Views
 
 

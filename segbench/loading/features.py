@@ -1,5 +1,6 @@
 """A frozen encoder's features, computed once and kept in files that decoders, seeds and sweeps of a machine share."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,9 +60,11 @@ class KeptFeatures:
 
     @property
     def about(self) -> dict[str, Any] | None:
-        """What `describe` wrote; None where it has not been called."""
+        """What `describe` wrote; None where it has not been called, or its file is damaged."""
         try:
             found = store.read_json(self.folder / ABOUT)
+        except store.Damaged:
+            return None
         except UserError as error:
             raise UserError(f"launch.features: {error}") from None
         return found if isinstance(found, dict) else None
@@ -84,15 +87,17 @@ class KeptFeatures:
             with safe_open(path, "pt") as file:
                 check, _, wide = (file.metadata() or {}).get(CHECK, "").partition(" ")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            whole = name in self._checked or check == _digest(tensors)
+        except FileNotFoundError:
+            return None
         except (OSError, SafetensorError):
-            if not path.exists():
-                return None
-            check, wide, tensors = "", "", {}
-        if name not in self._checked:
-            if check != _digest(tensors):
-                path.unlink(missing_ok=True)
-                return None
-            self._checked.add(name)
+            whole = False
+        if not whole:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            self._checked.discard(name)
+            return None
+        self._checked.add(name)
         return {key: t.float() if key in wide.split() else t for key, t in tensors.items()}
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
