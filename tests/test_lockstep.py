@@ -290,7 +290,10 @@ def test_however_many_decoders_the_device_is_waited_for_once_a_step(monkeypatch)
 @pytest.mark.slow
 def test_compiled_decoders_learn_the_same(make_config):
     """To rounding; whether it is compiled is in the key, as it changes the last bits."""
-    plain, compiled = (sweep(make_config(decoders=["subpixel"], trainer={"compile": value})) for value in (False, True))
+    plain, compiled = (
+        sweep(make_config(name=f"compile-{value}", decoders=["subpixel"], trainer={"compile": value}))
+        for value in (False, True)
+    )
     assert (plain[1], compiled[1]) == (0, 0), compiled[2]
     for key, result in plain[0].items():
         other = compiled[0][key]

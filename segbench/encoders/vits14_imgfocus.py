@@ -23,10 +23,8 @@ WHOLE = {
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
-POSITIONS = (
-    "onnx::Concat_1957",
-    "onnx::Reshape_1962",
-)  # of the class token, (1, 1, C), and of the patches, (1, 37², C)
+# Of the class token, (1, 1, C), and of the patches, (1, 37², C).
+POSITIONS = ("onnx::Concat_1957", "onnx::Reshape_1962")
 OF_LAYER = {
     "norm1": "norm1", "norm2": "norm2", "layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma",
     "attention.output.dense": "attn.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",

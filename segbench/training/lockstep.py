@@ -202,20 +202,24 @@ class Lockstep(pl.LightningModule):
         factor = lr_factor(self.recipe, self.steps_done)
         for (member, _, began, ended), (loss, *norm) in zip(made, numbers, strict=True):
             member.train_s += seconds_between(began, ended)
-            last = member.losses[-1] if member.losses else member.last_loss
-            if not math.isfinite(loss):
-                said = f"the loss is {loss} at step {self.steps_done}; the last finite loss was {last}"
-                self._end(member, Diverged(said))
-                continue
-            if norm and not math.isfinite(norm[0]):
-                said = f"the gradient's norm is {norm[0]} at step {self.steps_done}; the last loss was {loss}"
-                self._end(member, Diverged(said))
+            try:
+                self._check(member, loss, *norm)
+            except Diverged as error:
+                self._end(member, error)
                 continue
             member.losses.append(loss)
             if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
                 mean = sum(member.losses) / len(member.losses)
                 member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
                 member.losses = []
+
+    def _check(self, member: Member, loss: float, norm: float = 0.0) -> None:
+        """Raise `Diverged` where one of them is not finite."""
+        if not math.isfinite(loss):
+            last = member.losses[-1] if member.losses else member.last_loss
+            raise Diverged(f"the loss is {loss} at step {self.steps_done}; the last finite loss was {last}")
+        if not math.isfinite(norm):
+            raise Diverged(f"the gradient's norm is {norm} at step {self.steps_done}; the last loss was {loss}")
 
     def _end(self, member: Member, error: BaseException) -> None:
         member.failure = Failure.of(error)
