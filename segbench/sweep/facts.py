@@ -1,7 +1,5 @@
 """Build a sweep's encoders, decoders and data once, and record their facts: what its keys hold beside the config."""
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +17,9 @@ from segbench.encoders.libraries.vit import PlainViT
 from segbench.errors import UserError, located, suggest
 from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
-from segbench.registry import DATASETS, DECODERS, UPSAMPLERS, check_params, parameters, source_hash
+from segbench.registry import DECODERS, UPSAMPLERS, parameters, source_hash
 from segbench.runs import ClassFacts, Facts
-from segbench.sweep.files import KnownFiles
+from segbench.sweep.files import KnownFiles, plain_values
 from segbench.training.counted import check_crops
 from segbench.training.isolation import turn
 from segbench.training.prediction import nearest_multiples
@@ -69,7 +67,7 @@ class FactFinder:
             if not dataset.labelled:
                 split = f"split '{dataset.split}' of '{config.name}'"
                 raise UserError(f"{split} has no labels; `segbench export` predicts it")
-        return splits, data_facts(config, splits, self.known)
+        return splits, self.known.data_facts(config, splits)
 
     def facts(self, config: SweepConfig) -> Facts:
         """Of one variant.
@@ -149,26 +147,9 @@ def _measure_facts(configs: Sequence[PluginConfig], num_classes: int) -> list[li
 def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
     """What stands for an encoder with parameters in a run's key beside its weights; None for one that has none."""
     if has_blocks(config):
-        return ClassFacts(config.name, _values(library_params(config)), source_hash(PlainViT))
+        return ClassFacts(config.name, plain_values(library_params(config)), source_hash(PlainViT))
     cls = plugin_class(config)
-    return None if cls is None else ClassFacts(cls.__name__, _values(plugin_params(config, cls)), source_hash(cls))
-
-
-def data_facts(config: DataConfig, data: Mapping[str, Dataset], known: KnownFiles) -> list[str]:
-    """What stands for the data in a run's key: their class, its source, its parameters, and the files of each split."""
-    cls = type(data["train"])
-    params = _values(check_params(DATASETS, config.name, DATASETS.load(config.name), config.params))
-    hashed = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
-    return [cls.__name__, source_hash(cls), hashed, *map(known.fingerprint, data.values())]
-
-
-def _values(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as they stand in keys: of a file the hash of what it holds, of a folder None."""
-    values: dict[str, Any] = json.loads(json.dumps(dict(params), default=_plain))
-    for name, value in params.items():
-        if isinstance(value, Path):
-            values[name] = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
-    return values
+    return None if cls is None else ClassFacts(cls.__name__, plain_values(plugin_params(config, cls)), source_hash(cls))
 
 
 def resolve_accelerator(trainer: TrainerConfig, on_cluster: bool = False) -> str:
@@ -206,7 +187,7 @@ def decoder_facts(
         blueprint = look_up(config, defaults, skeleton)
         _try_decoder(blueprint, encoder, num_classes)
     if done.error is None:
-        params = json.loads(json.dumps(blueprint.params, default=_plain))  # as it stands in keys and configs
+        params = plain_values(blueprint.params)  # as they stand in keys and configs
         return ClassFacts(blueprint.class_name, params, blueprint.source)
     if isinstance(done.error, UserError):
         raise done.error
@@ -227,8 +208,3 @@ def _try_decoder(blueprint: Blueprint, encoder: BuiltEncoder, num_classes: int) 
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != (1, num_classes, *size):
         raise UserError(f"{blueprint.who} returns {shape}; wanted logits of {(1, num_classes, *size)}")
-
-
-def _plain(value: object) -> str:
-    """A name for a value that JSON does not have, the same in every process."""
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)

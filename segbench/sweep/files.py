@@ -1,20 +1,23 @@
 """What a sweep's folder remembers of the data's files, so that they are read once. Imports no torch."""
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from segbench.config import RecipeConfig
+from segbench.config import DataConfig, RecipeConfig
 from segbench.data import base
 from segbench.data.base import Dataset, PairedFiles
 from segbench.errors import UserError
 from segbench.loading.findings import Split, findings, look_at
+from segbench.registry import DATASETS, check_params, source_hash
+from segbench.runs import Facts
 from segbench.store import write_atomic
 
 KNOWN = ".files.json"
@@ -22,11 +25,12 @@ SETTLED_NS = 2 * 10**9  # a younger file may change again within one tick of its
 
 
 class KnownFiles(BaseModel):
-    """Of data's files: what need not be read again."""
+    """Of data's files: what need not be read again; and facts that need not be found again."""
 
     # Path of a label file -> size, times of change of content and status (ns), SHA-256.
     hashes: dict[str, tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]] = {}
     good: list[str] = []  # fingerprints of splits of which every image was read
+    facts: dict[str, Facts] = {}  # what `segbench.sweep.remembered.place` says of a variant -> its facts
 
     @classmethod
     def read(cls, folder: Path) -> "KnownFiles":
@@ -47,6 +51,13 @@ class KnownFiles(BaseModel):
             return dataset.fingerprint()
         return base.hash_files(dataset.pairs, self._hash_labels)
 
+    def data_facts(self, config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
+        """What stands for data in a run's key: class, hashes of source and parameters, fingerprint of each split."""
+        cls = type(data["train"])
+        params = plain_values(check_params(DATASETS, config.name, DATASETS.load(config.name), config.params))
+        hashed = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+        return [cls.__name__, source_hash(cls), hashed, *map(self.fingerprint, data.values())]
+
     def _hash_labels(self, path: Path) -> bytes:
         status, now = base.file_status(path), time.time_ns()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if status else (0, 0, now)
@@ -57,6 +68,11 @@ class KnownFiles(BaseModel):
         if now - max(stamp[1:]) > SETTLED_NS:
             self.hashes[str(path)] = (*stamp, digest.hex())
         return digest
+
+    def all_good(self, data: Mapping[str, Dataset], fingerprints: list[str]) -> bool:
+        """Whether every image of the splits was read before, or is drawn and not read."""
+        splits = zip(data.values(), fingerprints, strict=True)
+        return all(not dataset.from_files or fingerprint in self.good for dataset, fingerprint in splits)
 
     def check(self, data: Mapping[str, Dataset], fingerprints: list[str], recipe: RecipeConfig) -> list[str]:
         """Read every image of both splits once, so that what is wrong is told before training, not in the midst of it.
@@ -70,9 +86,7 @@ class KnownFiles(BaseModel):
         Raises:
             UserError: the first bad file, or labels on which no score would mean anything.
         """
-        if all(
-            not dataset.from_files or f in self.good for dataset, f in zip(data.values(), fingerprints, strict=True)
-        ):
+        if self.all_good(data, fingerprints):
             return []
         splits = []
         for name, dataset in data.items():
@@ -84,6 +98,20 @@ class KnownFiles(BaseModel):
             raise UserError("; ".join(found.meaningless))
         self.good += [fingerprint for fingerprint in fingerprints if fingerprint not in self.good]
         return [*found.errors, *found.warnings]
+
+
+def plain_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they stand in keys: of a file the hash of what it holds, of a folder None."""
+    values: dict[str, Any] = json.loads(json.dumps(dict(params), default=_plain))
+    for name, value in params.items():
+        if isinstance(value, Path):
+            values[name] = hashlib.sha256(value.read_bytes()).hexdigest() if value.is_file() else None
+    return values
+
+
+def _plain(value: object) -> str:
+    """A name for a value that JSON does not have, the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else str(value)
 
 
 def _checksum(text: bytes) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segbench.config import SweepConfig
 from segbench.config_file import expand_grid
+from segbench.data import open_data
 from segbench.errors import UserError
 from segbench.launch import local
 from segbench.launch.base import as_user_error, load
@@ -22,8 +23,11 @@ from segbench.registry import (
     find,
 )
 from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.sweep import remembered
 from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
+
+MOST_FACTS = 100  # variants of which a sweep's folder remembers them
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
         launcher, _ = load(config.launch)
         with as_user_error(config.launch, "on_cluster"):
             on_cluster = launcher.on_cluster(config.launch)
-        runs, statuses, failing, findings = local.call(_look, config, on_cluster, partly)
+        runs, statuses, failing, findings = _finished(config, on_cluster) or local.call(
+            _look, config, on_cluster, partly
+        )
     except UserError as error:
         if not partly:
             raise
@@ -100,9 +106,38 @@ def _check_names(config: SweepConfig) -> None:
             check_params(DATASETS, data.name, DATASETS.load(data.name), data.params)
 
 
-def _look(
-    config: SweepConfig, on_cluster: bool, partly: bool
-) -> tuple[list[Run], dict[str, RunStatus], list[str], list[str]]:
+Looked = tuple[list[Run], dict[str, RunStatus], list[str], list[str]]  # runs, status by key, what fails, what to know
+
+
+def _finished(config: SweepConfig, on_cluster: bool) -> Looked | None:
+    """What `_look` would say of a finished sweep, from what is remembered; None where it has to look.
+
+    A sweep with code of the user's is always looked at.
+    """
+    known, as_found = KnownFiles.read(_folder(config)), dict[str, list[str]]()
+    if not known.facts or code_files(config, launches=True):
+        return None
+
+    def facts(variant: SweepConfig) -> Facts:
+        found = known.facts[remembered.place(variant, on_cluster)]
+        if (data := repr(variant.data)) not in as_found:
+            splits = {which: open_data(variant.data, which) for which in ("train", "val")}
+            as_found[data] = known.data_facts(variant.data, splits)
+            if not known.all_good(splits, found.data[-2:]):
+                raise LookupError
+        if as_found[data] != found.data:
+            raise LookupError
+        return found
+
+    try:
+        runs = make_runs(config, facts)
+    except (LookupError, UserError):  # which `_look` raises too, if it is still there
+        return None
+    statuses = {run.key: run_status(run.folder) for run in runs}
+    return (runs, statuses, [], []) if all(status.state == "done" for status in statuses.values()) else None
+
+
+def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
     """Every run, its status by key, what fails, and what one should know."""
     from segbench.sweep.facts import FactFinder
 
@@ -130,6 +165,9 @@ def _look(
             if not partly:
                 raise
             failing.append(str(error))
+    if not failing and not finder.unused:
+        variants = {remembered.place(run.config, on_cluster): run.facts for run in runs}
+        known.facts = dict([*(known.facts | variants).items()][-MOST_FACTS:])
     if known.model_dump_json() != before:
         with contextlib.nullcontext() if todo else contextlib.suppress(UserError):  # a finished sweep is only shown
             known.write(folder)

@@ -24,12 +24,13 @@ from segbench.loading.cache import cached
 from segbench.loading.features import described, open_features
 from segbench.loading.pipeline import train_loader
 from segbench.runs import Cohort
-from segbench.sweep.facts import data_facts, encoder_facts
+from segbench.sweep.facts import encoder_facts
 from segbench.sweep.files import KnownFiles
 from segbench.training.control import Control, Report, Stopped
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep, Member
+from segbench.training.memory import keep_freed
 from segbench.training.results import environment, run_config, write_run
 
 CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"
@@ -56,6 +57,7 @@ def run_cohort(
         UserError: the data or the run folders cannot be used, or something is no longer what the runs' keys say.
     """
     quiet()
+    keep_freed()
     torch.set_num_threads(threads)
     control = Control(cohort, failures, report, should_stop)
     try:
@@ -85,7 +87,7 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
         if not kept.about:
             kept.describe(described(config, which, encoder, features_hash))
     for what, planned, found in (
-        ("the data", facts.data, data_facts(config.data, data, KnownFiles.read(first.folder.parent))),
+        ("the data", facts.data, KnownFiles.read(first.folder.parent).data_facts(config.data, data)),
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
         ("the encoder's weights", facts.encoder_hash, encoder.weights_hash),
         ("the source of the measures", facts.measures, facts_of(control.measures)),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench import store
-from segbench.build import derived_seed
+from segbench.build import derived_seed, seed_torch
 from segbench.errors import brief
 
 OUTPUT_BYTES = 1_000_000  # of what a run prints in one process; the rest is left out
@@ -111,7 +111,7 @@ def turn(*seed: object, desk: "Desk | None" = None) -> Iterator[Turn]:
     """
     found, before = Turn(), [setting.get() for setting in SETTINGS]
     number = derived_seed(*seed)
-    torch.manual_seed(number)
+    seed_torch(number)
     np.random.seed(number % 2**32)
     random.seed(number)
     with desk.taken() if desk else contextlib.nullcontext():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segbench.build import derived_seed
+from segbench.build import derived_seed, seed_torch
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
@@ -163,7 +163,7 @@ class Lockstep(pl.LightningModule):
     def _encode(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch."""
         image = pad_to_stride(self.encoder.normalise(batch.images), max(self.encoder.strides))
-        torch.manual_seed(derived_seed(self.seed, "encoder", self.steps_done))
+        seed_torch(derived_seed(self.seed, "encoder", self.steps_done))
         if not batch.views:
             return self.encoder(image), image
         samples = list(batch.features)
