@@ -206,13 +206,17 @@ class LabelMap:
 
     def pixels(self, classes: Labels, where: Mask | None = None) -> Ints:
         """(K,) how often each class stands in an array, or in its part ``where``; void is left out."""
-        counted = classes if where is None else np.where(where, classes, np.uint8(VOID))
-        return _histogram(counted, 256)[: self.num_classes]
+        return _histogram(classes if where is None else only(classes, where), 256)[: self.num_classes]
 
     @cached_property
     def rows(self) -> npt.NDArray[np.int32]:
         """(H, W) where each pixel's row starts in a flattened (K + 1, K + 1) confusion matrix, void being class K."""
         return np.minimum(self.labels, self.num_classes).astype(np.int32) * (self.num_classes + 1)
+
+
+def only(labels: Labels, where: Mask) -> Labels:
+    """``labels`` where that is true, void elsewhere; ``np.where`` takes 20 times as long and more."""
+    return labels | (where.view(np.uint8) - np.uint8(1))
 
 
 def _histogram(values: npt.NDArray[Any], length: int) -> Ints:
@@ -242,7 +246,7 @@ class Sample:
         if wrong.any():
             raise ValueError(f"prediction holds {prediction[wrong][0]}, not one of {truth.num_classes} classes")
         self.truth = truth
-        self.prediction = LabelMap(np.where(truth.inside, prediction, np.uint8(VOID)), truth.num_classes)
+        self.prediction = LabelMap(only(prediction, truth.inside), truth.num_classes)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -278,7 +282,7 @@ def check_labels(labels: Labels, num_classes: int) -> LabelMap:
         raise ValueError(f"labels should be (H, W) uint8, not {labels.shape} {labels.dtype}")
     if not 1 <= num_classes <= 254:
         raise ValueError(f"num_classes should be from 1 to 254, not {num_classes}")
-    wrong = np.bincount(labels.ravel(), minlength=256)[num_classes:VOID].nonzero()[0]
+    wrong = _histogram(labels, 256)[num_classes:VOID].nonzero()[0]
     if len(wrong):
         raise ValueError(f"label {num_classes + wrong[0]} is neither one of {num_classes} classes nor void ({VOID})")
     return LabelMap(labels, num_classes)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from segbench.measures.base import VOID, CountMeasure, Floats, Ints, Labels, Mask, Sample
+from segbench.measures.base import VOID, CountMeasure, Floats, Ints, Labels, Mask, Sample, only
 
 
 @dataclass
@@ -43,7 +43,7 @@ class BF1(CountMeasure):
         return f" ({self.tolerance_px:g}px)"
 
     def count(self, sample: Sample) -> Ints:
-        contours = [np.where(m.band(1), m.labels, np.uint8(VOID)) for m in (sample.prediction, sample.truth)]
+        contours = [only(m.labels, m.band(1)) for m in (sample.prediction, sample.truth)]
         rows = []
         for own, other in (contours, contours[::-1]):
             every = sample.truth.pixels(own)
