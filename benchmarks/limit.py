@@ -31,9 +31,10 @@ from segbench.config_file import load_config
 from segbench.data import open_data
 from segbench.data.base import VOID
 from segbench.encoders import build_encoder
-from segbench.loading.pipeline import evaluation_images, train_loader
+from segbench.loading.pipeline import Workers, evaluation_images, train_loader
 from segbench.training.clock import moment, seconds_between
 from segbench.training.lockstep import parameter_groups
+from segbench.training.memory import keep_freed
 from segbench.training.prediction import pad_to_stride, predict
 from segbench.training.results import environment
 
@@ -49,7 +50,7 @@ class Parts:
         self.device = torch.device(device)
         self.encoder = build_encoder(config.encoder).to(device)
         batches = iter(train_loader(data["train"], config.recipe, 0, 0, 0))
-        evaluated = evaluation_images(data["val"], 0)
+        evaluated = evaluation_images(data["val"], Workers(0, 0))
         kept = [next(batches) for _ in range(2)]
         self.read_step_s = self.each(lambda: next(batches), min(STEPS, config.recipe.steps - 2))
         images = list(itertools.islice(evaluated, 3))
@@ -144,6 +145,7 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     threads = config.launch.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    keep_freed()
     device = "cuda" if config.trainer.accelerator in ("gpu", "cuda") else "cpu"
     about = environment(threads, device)
     print(f"{about['gpu'] or about['cpu']}, {threads} threads; {args.config} {' '.join(args.overrides)}")

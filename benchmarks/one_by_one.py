@@ -144,7 +144,7 @@ class Segmenter(pl.LightningModule):
 def by_hand(args: argparse.Namespace) -> dict[str, Any]:
     """Train and validate decoder by decoder: the seconds that each took, and scores in percent by name."""
     torch.set_num_threads(THREADS)
-    encoder = build_encoder(EncoderConfig(name=args.encoder))
+    encoder = build_encoder(EncoderConfig(name=args.encoder, trainable=True))  # whose layers are as torch has them
     to_tensor = [A.Normalize(encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()), ToTensorV2()]
     augment = [
         A.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),

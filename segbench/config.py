@@ -343,8 +343,8 @@ class LaunchConfig(Section):
     timeout_min: Positive | None = Field(
         60.0, description="minutes without a step or image, after which a cohort is ended; null: it is waited for"
     )
-    workers: Annotated[Int, Field(ge=0, le=1024)] = Field(
-        0, description="data loader processes of each; 0 loads in the cohort's own"
+    workers: Annotated[Int, Field(ge=0, le=1024)] | None = Field(
+        None, description="data loader processes of each; default: what keeps up, on cores that threads leave free"
     )
     trackers: list[Literal["csv", "tensorboard", "wandb", "mlflow"]] = Field(
         ["csv"], description="Lightning's loggers, for a live view; csv: RUN/live/metrics.csv; the others are extras"

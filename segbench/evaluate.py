@@ -11,7 +11,7 @@ from segbench.config import EvaluationConfig
 from segbench.data.base import Part
 from segbench.errors import UserError, brief
 from segbench.export import Trained, load_run
-from segbench.loading.pipeline import evaluation_images
+from segbench.loading.pipeline import Workers, evaluation_images
 from segbench.measures.base import CountMeasure, Ints
 from segbench.report.evaluations import Counted, Key, Runs, table_of
 from segbench.report.metrics import available
@@ -98,7 +98,7 @@ def _count(
     sharing: dict[int, dict[str, Key]] = {}
     for key, run in runs.trained.items():
         sharing.setdefault(id(run.encoder), {})[repr(key)] = key
-    for index, pixels, labels in evaluation_images(runs.data, 0):
+    for index, pixels, labels in evaluation_images(runs.data, Workers(0, 0)):
         image = runs.data.ids[index], np.ascontiguousarray(pixels), labels
         for keys in sharing.values():
             decoders = {name: runs.trained[key].decoder for name, key in keys.items()}

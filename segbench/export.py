@@ -19,7 +19,7 @@ from segbench.encoders import build_encoder, plugin_class
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError, brief
 from segbench.kept import read_config
-from segbench.loading.pipeline import evaluation_images
+from segbench.loading.pipeline import Workers, evaluation_images
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.sweep.facts import encoder_facts, resolve_accelerator
 from segbench.training.counted import centre_crop
@@ -107,7 +107,11 @@ def predictions(run: Trained, indices: Sequence[int] | None = None) -> Iterator[
     The image (H, W, 3), or its crop, and its labels and their prediction, both (h, w) at the size that is counted; all
     uint8.
     """
-    images = evaluation_images(run.dataset, 0) if indices is None else ((i, *run.dataset.read(i)) for i in indices)
+    images = (
+        evaluation_images(run.dataset, Workers(0, 0))
+        if indices is None
+        else ((i, *run.dataset.read(i)) for i in indices)
+    )
     protocol = run.config.evaluation
     for index, pixels, labels in images:
         image, name = np.ascontiguousarray(pixels), f"image {run.dataset.ids[index]}"

@@ -1,13 +1,27 @@
 """Training batches and evaluation images: what they hold, whatever the workers, the start and the epoch."""
 
+import time
+
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.data.shapes import Shapes
-from segbench.loading.pipeline import TrainStream, augmentation, evaluation_images, train_loader
+from segbench.loading.pipeline import Batches, TrainStream, Workers, augmentation, evaluation_images, train_loader
+
+
+class Slow(Shapes):
+    """Which takes so long to read an image."""
+
+    wait_s = 0.0
+
+    def read(self, index):
+        time.sleep(self.wait_s)
+        return super().read(index)
+
 
 RECIPE = RecipeConfig(steps=7, batch_size=4, crop=(32, 48), color_jitter=0.3)
 
@@ -31,6 +45,29 @@ def test_a_later_start_gives_the_same_batches():
     rest = list(train_loader(data, RECIPE, 3, 5, 2))
     assert len(rest) == 2
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(whole[5:], rest, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "spare", "wait_s", "most"), [(None, 2, 0.01, 1), (None, 0, 0.01, 0), (0, 2, 0.01, 0)]
+)
+def test_workers_are_chosen_where_reading_takes_time(monkeypatch, asked, spare, wait_s, most):
+    """A batch takes two images' time to read, and three to use."""
+    monkeypatch.setattr(Workers, "most", 0)
+    recipe, data = RecipeConfig(steps=20, batch_size=2, crop=(32, 48)), Slow("train", 40, 6, 1)
+    data.wait_s = wait_s
+    found = []
+    for batch in Batches(data, recipe, 3, 1, Workers(asked, spare)):
+        time.sleep(3 * wait_s)
+        found.append(batch)
+    wanted = list(train_loader(data, recipe, 3, 1, 0))
+    assert len(found) == len(wanted) == 19
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, wanted, strict=True))
+    assert Workers.most == most
+
+
+@pytest.mark.parametrize(("read_s", "use_s", "wanted"), [(0.001, 0.1, 0), (0.05, 0.1, 1), (0.1, 0.1, 2), (1.0, 0.1, 3)])
+def test_as_many_workers_as_keep_up_on_the_cores_that_are_left(read_s, use_s, wanted):
+    assert Workers(None, 3).enough(read_s, use_s) == wanted
 
 
 def test_every_image_once_an_epoch_and_never_the_same_twice():
@@ -62,6 +99,6 @@ def test_augmentation_keeps_labels_labels():
 def test_evaluation_sees_each_image_once_whole():
     data = Shapes("val", (40, 56), 1, 5)
     for workers in (0, 2):
-        seen = list(evaluation_images(data, workers))
+        seen = list(evaluation_images(data, Workers(workers, 0)))
         assert [i for i, _, _ in seen] == [0, 1, 2, 3, 4]
         assert all(np.array_equal(image, data.read(i)[0]) for i, image, _ in seen)

@@ -27,6 +27,7 @@ from segbench.loading.pipeline import (
     MEAN_COLOUR,
     ScaledCrop,
     TrainStream,
+    Workers,
     augmentation,
     evaluation_images,
     train_loader,
@@ -260,7 +261,7 @@ def test_a_cache_changes_no_batch(own, tmp_path, workers):
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(wanted, found, strict=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(p.flags.writeable and q.flags.writeable for _, p, q in evaluation_images(quick, workers))
+        assert all(p.flags.writeable and q.flags.writeable for _, p, q in evaluation_images(quick, Workers(workers, 0)))
 
 
 def test_a_cache_is_made_once_and_again_where_data_or_key_change(own, tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_an_exception_that_ends_the_cohort_closes_all_as_failed(ends, monkeypatc
     def broken(*_):
         raise OSError("a loader worker died")
 
-    monkeypatch.setattr(cohort, "train_loader", broken)
+    monkeypatch.setattr(cohort, "Batches", broken)
     statuses, _, _, ended = ends()
     assert {type(outcome) for outcome in ended.outcomes.values()} == {Failed}
     assert statuses == {"nearest": "failed", "Raises": "failed"}

@@ -5,7 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segbench import store
+from segbench.config import SweepConfig
 from segbench.data.base import Dataset, PairedFiles, Pixels, file_status
 from segbench.errors import UserError
 
@@ -56,6 +58,14 @@ class Cached(Dataset):
 
     def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:
         return self.dataset.submission(index, prediction)
+
+
+def in_cache(config: SweepConfig, data: Mapping[str, Dataset], facts: Sequence[str]) -> Mapping[str, Dataset]:
+    """Splits as they are, or `cached` in ``launch.cache``; ``facts``: what stands for them in a run's key."""
+    if not config.launch.cache:
+        return data
+    key = f"{store.RESULT_VERSION} {config.data.params} {facts}"
+    return {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
 
 
 def cached(dataset: Dataset, folder: Path, key: str) -> Dataset:

@@ -84,13 +84,16 @@ class Check:
     meaningless: list[str]
 
 
-def look_at(dataset: Dataset, index: int) -> Look:
+def look_at(dataset: Dataset, index: int, decoded: Dataset | None = None) -> Look:
     """What image ``index`` and its labels hold.
+
+    Args:
+        decoded: the same data set, of which it is read instead.
 
     Raises:
         UserError: they cannot be read, or do not fit.
     """
-    image, labels = dataset.read(index)
+    image, labels = (decoded or dataset).read(index)
     content = hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
     there = np.bincount(labels.ravel(), minlength=256)
     turned = isinstance(dataset, PairedFiles) and _is_turned(dataset.pairs[index][1])

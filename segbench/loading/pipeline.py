@@ -1,12 +1,15 @@
 """From a data set to batches: augmentation that is a function of (seed, epoch, index), and the loaders."""
 
+import functools
 import math
 import os
 import random
 import signal
+import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # before the import: it would ask the package registry
 
@@ -25,6 +28,8 @@ from segbench.data.base import VOID, Dataset, Pixels
 from segbench.loading.features import KeptFeatures
 
 MEAN_COLOUR = 128  # grey, for the padding of images
+TRIED = 8  # items that are timed before workers are chosen
+T = TypeVar("T")
 Resize = int | Sequence[int] | None
 
 
@@ -225,6 +230,69 @@ def _context(workers: int) -> str | None:
     return "fork" if workers and sys.platform == "linux" else None
 
 
+class Workers:
+    """Loader processes of a cohort: as many as are asked for, or as many as keep up with it.
+
+    Where none are asked for, the first items are read here, and timed: then as many processes as it takes to read one
+    while another is used, of the cores that the cohort leaves free.
+
+    Args:
+        asked: ``launch.workers``.
+        spare: cores that the cohort leaves free.
+
+    Attributes:
+        most: that this process has had at a time.
+    """
+
+    most: ClassVar[int] = 0
+
+    def __init__(self, asked: int | None, spare: int) -> None:
+        self.asked, self.spare = asked, spare
+
+    def read(self, load: Callable[[int, int], Iterable[T]], total: int) -> Iterator[T]:
+        """The items from 0 to ``total`` of ``load(first, workers)``, which gives those from ``first`` on."""
+        first, workers = 0, self.asked or 0
+        if self.asked is None and self.spare > 0 and total > 2 * TRIED:
+            reading, using = list[float](), list[float]()
+            items = iter(load(0, 0))
+            for _ in range(TRIED):
+                began = time.perf_counter()
+                item = next(items)
+                read = time.perf_counter()
+                yield item
+                reading.append(read - began)
+                using.append(time.perf_counter() - read)
+            first, workers = TRIED, self.enough(statistics.median(reading), statistics.median(using))
+        Workers.most = max(Workers.most, workers)
+        yield from load(first, workers)
+
+    def enough(self, read_s: float, use_s: float) -> int:
+        """How many, where an item takes so long to read and to use; none where that would hide next to nothing."""
+        return min(self.spare, math.ceil(1.2 * read_s / use_s)) if read_s > 0.02 * use_s else 0
+
+
+class Batches:
+    """The batches of the steps from ``start_step`` to the end of the recipe, the same for any number of workers."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        recipe: RecipeConfig,
+        seed: int,
+        start_step: int,
+        workers: Workers,
+        kept: KeptFeatures | None = None,
+    ) -> None:
+        self.start_step, self.recipe, self.workers = start_step, recipe, workers
+        self._load = functools.partial(train_loader, dataset, recipe, seed, kept=kept)
+
+    def __len__(self) -> int:
+        return self.recipe.steps - self.start_step
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.workers.read(lambda first, workers: self._load(self.start_step + first, workers), len(self))
+
+
 def train_loader(
     dataset: Dataset,
     recipe: RecipeConfig,
@@ -247,16 +315,21 @@ def train_loader(
     )
 
 
-def evaluation_images(dataset: Dataset, workers: int) -> Iterator[tuple[int, Pixels, Pixels]]:
+def evaluation_images(dataset: Dataset, workers: Workers) -> Iterator[tuple[int, Pixels, Pixels]]:
     """(index, image, labels) of every image once, in order."""
-    yield from DataLoader(
-        EvaluationImages(dataset),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=_context(workers),
-        collate_fn=_as_is,
-        worker_init_fn=_start_worker,
-    )
+
+    def load(first: int, number: int) -> DataLoader[tuple[int, Pixels, Pixels]]:
+        return DataLoader(
+            EvaluationImages(dataset),
+            sampler=range(first, len(dataset)),
+            batch_size=None,
+            num_workers=number,
+            multiprocessing_context=_context(number),
+            collate_fn=_as_is,
+            worker_init_fn=_start_worker,
+        )
+
+    yield from workers.read(load, len(dataset))
 
 
 def _as_is(sample: Any) -> Any:

@@ -211,7 +211,7 @@ def _tried(cohort: Cohort, threads: int, place: Path, most_steps: int | None = N
     step_s, image_s = _mean_gap(times["train"], WARM_UP), _mean_gap(times["evaluate"], 1)
     start_s, image_bytes = max(0.0, times["train"][0] - began - step_s), counts_bytes / len(times["evaluate"])
     gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    memory_bytes = peak_memory(config.launch.workers)
+    memory_bytes = peak_memory()
     sizes = memory_bytes, gpu_bytes, kept_bytes, image_bytes, checkpoint_bytes
     return Trial(start_s, step_s, image_s, *sizes), len(times["train"])
 

@@ -1,9 +1,10 @@
 """What a sweep's folder remembers of the data's files, so that they are read once. Imports no torch."""
 
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -74,11 +75,18 @@ class KnownFiles(BaseModel):
         splits = zip(data.values(), fingerprints, strict=True)
         return all(not dataset.from_files or fingerprint in self.good for dataset, fingerprint in splits)
 
-    def check(self, data: Mapping[str, Dataset], fingerprints: list[str], recipe: RecipeConfig) -> list[str]:
+    def check(
+        self,
+        data: Mapping[str, Dataset],
+        fingerprints: list[str],
+        recipe: RecipeConfig,
+        decoded: Callable[[], Mapping[str, Dataset]] = dict,
+    ) -> list[str]:
         """Read every image of both splits once, so that what is wrong is told before training, not in the midst of it.
 
         Args:
             recipe: by which they are trained on.
+            decoded: gives those splits of which the decoded images are kept (`segbench.loading.cache`).
 
         Returns:
             What `segbench data check` finds beside, when they are read.
@@ -88,10 +96,10 @@ class KnownFiles(BaseModel):
         """
         if self.all_good(data, fingerprints):
             return []
-        splits = []
+        splits, kept = [], decoded()
         for name, dataset in data.items():
             with ThreadPoolExecutor() as pool:
-                looks = list(pool.map(lambda i, d=dataset: look_at(d, i), range(len(dataset))))
+                looks = list(pool.map(functools.partial(look_at, dataset, decoded=kept.get(name)), range(len(dataset))))
             splits.append(Split(getattr(dataset, "split", name), dataset, looks))
         found = findings(splits, recipe)
         if found.meaningless:

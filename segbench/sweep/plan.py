@@ -1,6 +1,7 @@
 """A sweep before it runs: what it consists of, what is done, what fails. Imports no torch."""
 
 import contextlib
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from segbench.data import open_data
 from segbench.errors import UserError
 from segbench.launch import local
 from segbench.launch.base import as_user_error, load
+from segbench.loading.cache import in_cache
 from segbench.registry import (
     DATASETS,
     DECODERS,
@@ -160,7 +162,8 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
     for variant in {repr(run.config.data): run.config for run in todo}.values():
         data, facts = finder.once(finder.open_both, variant.data)
         try:
-            findings += known.check(data, facts[-2:], variant.recipe)
+            decoded = dict if on_cluster else functools.partial(in_cache, variant, data, facts)
+            findings += known.check(data, facts[-2:], variant.recipe, decoded)
         except UserError as error:
             if not partly:
                 raise
@@ -184,9 +187,19 @@ def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
     On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); each GPU runs one
     cohort at a time.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else max(1, facts.gpus))
     return jobs, config.launch.threads or max(1, cores // jobs)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spare_cores(config: SweepConfig, facts: Facts, threads: int) -> int:
+    """Cores of this machine that each cohort with so many threads leaves free; on a GPU it computes with one."""
+    jobs, _ = resources(config, facts)
+    return max(0, _cores() // jobs - (threads if facts.accelerator == "cpu" else 1))
 
 
 def code_files(config: SweepConfig, data_only: bool = False, launches: bool = False) -> list[Path]:

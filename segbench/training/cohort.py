@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,13 @@ from segbench.encoders import build_encoder, plugin_class
 from segbench.encoders.base import Encoder, KnownEncoder
 from segbench.errors import Failure, UserError
 from segbench.kept import keep
-from segbench.loading.cache import cached
+from segbench.loading.cache import in_cache
 from segbench.loading.features import described, open_features
-from segbench.loading.pipeline import train_loader
+from segbench.loading.pipeline import Batches, Workers
 from segbench.runs import Cohort
 from segbench.sweep.facts import encoder_facts
 from segbench.sweep.files import KnownFiles
+from segbench.sweep.plan import spare_cores
 from segbench.training.control import Control, Report, Stopped
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.isolation import Desk, turn
@@ -77,6 +77,7 @@ def run_cohort(
 def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep, dict[str, Dataset]]:
     """Encoder and decoders, from the newest checkpoints, and ``train`` and ``val``, all as they were planned."""
     config, facts, first = control.config, control.facts, control.cohort.runs[0]
+    control.workers = Workers(config.launch.workers, spare_cores(config, facts, threads))
     data = {which: open_data(config.data, which) for which in ("train", "val")}
     for which, dataset in data.items():
         if (kept := open_features(config, facts, which, dataset)) is not None:
@@ -99,9 +100,7 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     }
     if encoder_class := plugin_class(config.encoder):
         plug_ins[config.encoder.name] = encoder_class
-    if config.launch.cache:
-        key = f"{store.RESULT_VERSION} {config.data.params} {facts.data}"
-        data = {which: cached(dataset, Path(config.launch.cache), key) for which, dataset in data.items()}
+    data = dict(in_cache(config, data, facts.data))
     if images is not None:
         number = len(data["val"])
         data["val"] = Part(data["val"], np.linspace(0, number - 1, min(images, number)).astype(int).tolist())
@@ -151,9 +150,7 @@ def train(control: Control, module: Lockstep, data: Mapping[str, Dataset]) -> No
     config = control.config
     if not module.alive or module.steps_done == config.recipe.steps:
         return
-    batches = train_loader(
-        data["train"], config.recipe, module.seed, module.steps_done, config.launch.workers, module.kept
-    )
+    batches = Batches(data["train"], config.recipe, module.seed, module.steps_done, control.workers, module.kept)
     pl.Trainer(
         accelerator=control.facts.accelerator,
         devices=1,

@@ -13,6 +13,7 @@ from segbench import store
 from segbench.columns import load_measures
 from segbench.errors import Failure, UserError, brief
 from segbench.loading.features import KeptFeatures
+from segbench.loading.pipeline import Workers
 from segbench.runs import Cohort, should_split
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
@@ -41,6 +42,7 @@ class Control(pl.Callback):
         self.measures, self.trackers = load_measures(self.config.measures), Trackers(self.config.launch.trackers)
         self.desks: dict[str, Desk] = {}
         self.kept: dict[str, KeptFeatures] = {}  # of ``train`` and ``val``, where features are kept
+        self.workers = Workers(0, 0)
         self.failures, self._report, self._should_stop = failures, report, should_stop
         self._noted, self._saved = -math.inf, time.monotonic()
         self._phase, self._since = "", (0.0, 0)  # when the phase began, and with how many steps or images done

@@ -110,7 +110,7 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     module.eval()
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
     results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
-    for index, pixels, labels in evaluation_images(data, control.config.launch.workers):
+    for index, pixels, labels in evaluation_images(data, control.workers):
         decoders = {key: module.members[key].decoder for key in results}
         protocol, image = control.config.evaluation, (data.ids[index], pixels, labels)
         keep = kept.keeper(str(index), module.device) if kept else computed

@@ -22,6 +22,7 @@ from segbench import checkout, store
 from segbench.columns import described, said
 from segbench.config import WEIGHTS_BY_NAME
 from segbench.errors import brief
+from segbench.loading.pipeline import Workers
 from segbench.measures.base import Measure, RunMeasure, Trained
 from segbench.registry import DATASETS, check_params
 from segbench.runs import Run, protocol
@@ -64,10 +65,10 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def peak_memory(workers: int) -> int:
+def peak_memory() -> int:
     """Bytes: the largest resident size of this process so far, and that of its loader workers."""
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + workers * child) * (1 if sys.platform == "darwin" else 1024)
+    return (own + Workers.most * child) * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: Evaluation) -> None:
@@ -86,7 +87,7 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
     store.write_text(run.folder / store.HISTORY, text.getvalue())
     store.write_atomic(run.folder / store.COUNTS, lambda file: np.savez_compressed(file, **result.arrays()))
     eval_ms, encoder_ms, count_ms = (1000 * np.mean(result.seconds, 0)).tolist()
-    memory = peak_memory(run.config.launch.workers)
+    memory = peak_memory()
     history = [*member.history, {"step": run.config.recipe.steps, **result.headline()}]
     trained = Trained(
         member.decoder.eval(), encoder.channels, encoder.strides, member.train_s, eval_ms, memory, history
