@@ -34,7 +34,7 @@ CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "hist
 SOURCE = "source"  # a folder: that of its plug-ins
 CHECKSUMMED = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
-RESULT_VERSION = 9  # raise when the same config would give other numbers
+RESULT_VERSION = 10  # raise when the same config would give other numbers
 LAYOUT = 2  # raise when a run's folder holds other things
 
 
