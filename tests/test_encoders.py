@@ -2,10 +2,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from segbench.config import EncoderConfig
 from segbench.encoders import build_encoder, libraries
-from segbench.encoders.base import hash_tensors
+from segbench.encoders.base import ConvolvedLinear, hash_tensors
 from segbench.encoders.libraries.packaged import PACKAGED
 from segbench.errors import UserError
 
@@ -35,6 +36,26 @@ def test_features_are_those_of_timms_model():
         torch.testing.assert_close(got, feature, rtol=0, atol=0)
     cfg = timm.get_pretrained_cfg("tf_efficientnet_lite0")
     assert (tuple(encoder.mean.flatten().tolist()), tuple(encoder.std.flatten().tolist())) == (cfg.mean, cfg.std)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 7, 12), (2, 3, 4, 12), (1, 12), (0, 12)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_as_a_convolution_is_the_same_layer(shape, bias):
+    plain, ours = nn.Linear(12, 6, bias), ConvolvedLinear(12, 6, bias)
+    ours.load_state_dict(plain.state_dict())
+    for x in (torch.randn(shape), torch.randn(*shape[:-1], 24)[..., ::2]):
+        torch.testing.assert_close(ours(x), plain(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_frozen_encoder_s_linear_layers_are_convolutions_and_its_weights_stay():
+    frozen, trained = (build_encoder(EncoderConfig(name="mit_b0", weights="none", trainable=t)) for t in (False, True))
+    kinds = [{type(m) for m in encoder.modules() if isinstance(m, nn.Linear)} for encoder in (frozen, trained)]
+    assert kinds == [{ConvolvedLinear}, {nn.Linear}]
+    assert frozen.weights_hash == trained.weights_hash
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for a, b in zip(frozen(x), trained.eval()(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mit_b0", "convnext_atto.d2_in1k"])

@@ -4,9 +4,10 @@ import io
 import json
 
 import pytest
+import torch
 from rich.console import Console
 
-from segbench import store
+from segbench import build, store
 from segbench.config_file import build_config
 from segbench.errors import Failure
 from segbench.outcomes import Ended, Lost
@@ -178,3 +179,12 @@ def test_random_numbers_of_any_generator_are_a_function_of_seed_and_step(make_co
     beside, code, out = sweep(make_config(name="beside", decoders=plug_ins("Seeds", "Draws")))
     assert code == 0, out
     assert same(alone["Draws", 0], beside["Draws", 0])
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_seeds_are_torch_s(monkeypatch, there):
+    monkeypatch.setattr(build, "_has_accelerator", lambda: there)
+    torch.manual_seed(2**62 + 1)
+    wanted = torch.rand(3)
+    build.seed_torch(2**62 + 1)
+    assert torch.equal(torch.rand(3), wanted)

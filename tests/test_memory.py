@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,29 @@ class Greedy(Hungry):
     allowance = 0
 """
 )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept_for_what_comes():
+    """A tensor of 64 MiB is 16,384 pages, of which the second time none has to be asked for."""
+    told = """
+import resource, sys, torch
+from segbench.training.memory import keep_freed
+torch.set_num_threads(1)
+if sys.argv[1] == "kept":
+    keep_freed()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    command = [sys.executable, "-c", told]
+    found = [subprocess.run([*command, how], capture_output=True, text=True, check=True) for how in ("kept", "not")]
+    kept, plain = (int(done.stdout) for done in found)
+    assert kept < 1000
+    assert plain > 5 * kept  # or nothing is to be gained here any more
 
 
 def test_out_of_memory_is_told_with_what_to_change(make_config, tmp_path):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -232,3 +234,20 @@ def test_the_windows_of_one_view_are_in_memory_at_a_time(pixels):
     assert found.error is None
     assert len(made) == 2 * 12
     assert max(alive) == 12
+
+
+@pytest.mark.parametrize(("worst", "fails"), [(math.nan, True), (math.inf, True), (-math.inf, True), (3e38, False)])
+def test_scores_that_are_not_finite_fail_and_huge_ones_do_not(pixels, worst, fails):
+    """Two logits of 3e38 add up to infinity, and are finite."""
+
+    class Huge(nn.Module):
+        def forward(self, features, image):
+            logits = torch.zeros(1, 3, *image.shape[-2:])
+            logits[0, 1, 2, :2] = worst
+            return logits
+
+    if fails:
+        with pytest.raises(FloatingPointError, match="scores of the image are not finite"):
+            run(Huge(), pixels)
+    else:
+        assert run(Huge(), pixels).argmax(0)[2, :3].tolist() == [1, 1, 0]

@@ -77,7 +77,7 @@ class ConvolvedLinear(nn.Linear):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        if input.device.type != "cpu" or not input.numel() or not torch.backends.mkldnn.is_available():
             return super().forward(input)
         rows = input.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # in channels-last order
         out = F.conv2d(rows, self.weight[:, :, None, None], self.bias)
