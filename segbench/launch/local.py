@@ -16,6 +16,7 @@ from segbench.errors import OUT_OF_MEMORY, Failure, UserError, located, oom_kill
 from segbench.launch.base import STOP_SIGNALS, Launcher, Progress, blocked
 from segbench.outcomes import Ended, Failed, Lost
 from segbench.runs import Cohort
+from segbench.training.memory import in_huge_pages
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Local(Launcher):
 def context() -> Any:
     """A fork server that has preloaded torch, so later cohorts start without imports."""
     os.environ["PYTHONSAFEPATH"] = "1"  # or it would import what lies in the folder that it is started in
+    in_huge_pages()
     ctx = multiprocessing.get_context("forkserver")
     ctx.set_forkserver_preload(["segbench.training.work"])
     return ctx
