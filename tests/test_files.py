@@ -31,7 +31,10 @@ def noted(path):
 base.hash_file = noted
 
 class Counted(Folder):
-    pass
+    def read(self, index):
+        with open({log!r} + ".read", "a") as file:
+            file.write(str(self.pairs[index][1]) + chr(10))
+        return super().read(index)
 """
 
 
@@ -171,6 +174,24 @@ def test_images_are_read_once_and_a_bad_one_is_named_by_plan_and_sweep(own, tmp_
     image.write_bytes(whole)
     assert segbench("plan", path, "--no-trial").returncode == 0
     assert len(KnownFiles.read(tmp_path / "runs/tiny").good) == 2
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_sweep_with_a_cache_reads_files_for_it_alone(make, own, tmp_path, cache):
+    """The look at all images, the training and the evaluation are of what is decoded already."""
+    log = tmp_path / "log.read"
+
+    def reads():
+        lines = Counter(log.read_text().splitlines()) if log.exists() else Counter()
+        log.unlink(missing_ok=True)
+        return lines
+
+    launch = {"cache": str(tmp_path / "cache")} if cache else {}
+    (cohort,) = make_plan(make(decoders=["nearest"], launch=launch)).cohorts
+    images = {str(path) for path in (tmp_path / "own").glob("images/*/*")}
+    assert reads() == Counter(dict.fromkeys(images, 2 if cache else 1))  # up to 16 also for how large it will be
+    work(cohort, 1, lambda *_: None, lambda: False)
+    assert set(reads()) == (set() if cache else images)
 
 
 def test_a_fingerprint_of_known_files_is_the_data_set_s_own(own):
