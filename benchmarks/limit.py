@@ -137,11 +137,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/default.yaml")
     parser.add_argument("--decoders", default="bilinear,bilinear_conv,deconv,subpixel")
-    parser.add_argument("--further", default="carafe,nearest_conv", help="decoders that the growth is measured by")
+    parser.add_argument(
+        "--further", default="carafe,nearest_conv", help="decoders that the growth is measured by; '' leaves it out"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("overrides", nargs="*", default=[])
     args = parser.parse_intermixed_args()
-    decoders, further = args.decoders.split(","), args.further.split(",")
+    decoders, further = args.decoders.split(","), list(filter(None, args.further.split(",")))
     config = load_config(args.config, args.overrides)
     threads = config.launch.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
@@ -156,22 +158,24 @@ def main() -> None:
         shared, mine, more = parts.shared, sum(own[n] for n in decoders), sum(own[n] for n in further)
         overrides = [*args.overrides, f"launch.threads={threads}"]
         plain, scoring = sweep_s(args.config, overrides, decoders, 1)
-        wide, _ = sweep_s(args.config, overrides, [*decoders, *further], 1)
-        twice, _ = sweep_s(args.config, overrides, decoders, 2)
         limit = sum(shared.values()) + mine
         shares.append(limit / plain)
-        by_decoder.append((wide - plain) / more)
-        by_seed.append((twice - plain) / limit)
         said = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in shared.items())
         print(
-            f"limit {limit:.1f} s ({said}, decoders {mine:.1f} s), sweep {plain:.1f} s, {scoring:.1f} s scoring;\n"
-            f"  {len(further)} more decoders {wide - plain:.1f} s, their kernels {more:.1f} s; a further seed "
-            f"{twice - plain:.1f} s",
+            f"limit {limit:.1f} s ({said}, decoders {mine:.1f} s), sweep {plain:.1f} s, {scoring:.1f} s scoring",
             flush=True,
         )
+        if further:
+            wide, _ = sweep_s(args.config, overrides, [*decoders, *further], 1)
+            twice, _ = sweep_s(args.config, overrides, decoders, 2)
+            by_decoder.append((wide - plain) / more)
+            by_seed.append((twice - plain) / limit)
+            grown = f"{len(further)} more decoders {wide - plain:.1f} s, their kernels {more:.1f} s"
+            print(f"  {grown}; a further seed {twice - plain:.1f} s", flush=True)
     print(measured("share of the limit", shares))
-    print(measured("a further decoder, in its own kernels", by_decoder))
-    print(measured("a further seed, in its parts", by_seed))
+    if further:
+        print(measured("a further decoder, in its own kernels", by_decoder))
+        print(measured("a further seed, in its parts", by_seed))
 
 
 if __name__ == "__main__":

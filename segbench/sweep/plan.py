@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,9 +198,15 @@ def _cores() -> int:
 
 
 def spare_cores(config: SweepConfig, facts: Facts, threads: int) -> int:
-    """Cores of this machine that each cohort with so many threads leaves free; on a GPU it computes with one."""
-    jobs, _ = resources(config, facts)
-    return max(0, _cores() // jobs - (threads if facts.accelerator == "cpu" else 1))
+    """Cores that each cohort with so many threads leaves to loader processes; on a GPU it computes with one.
+
+    A cluster gives it as many as it has threads. None but on Linux, where loader processes are forks: a plug-in's class
+    cannot be sent to another process.
+    """
+    if sys.platform != "linux":
+        return 0
+    given = _cores() // resources(config, facts)[0] if config.launch.launcher == "local" else threads
+    return max(0, given - (threads if facts.accelerator == "cpu" else 1))
 
 
 def code_files(config: SweepConfig, data_only: bool = False, launches: bool = False) -> list[Path]:
