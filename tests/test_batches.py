@@ -1,6 +1,7 @@
 """Training batches and evaluation images: what they hold, whatever the workers, the start and the epoch."""
 
-import time
+import os
+import sys
 
 import cv2
 import numpy as np
@@ -10,16 +11,26 @@ import torch
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.data.shapes import Shapes
+from segbench.loading import pipeline
 from segbench.loading.pipeline import Batches, TrainStream, Workers, augmentation, evaluation_images, train_loader
+from segbench.runs import Facts
+from segbench.sweep.plan import spare_cores
+
+
+class Clock:
+    """That goes on when it is told to."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
 
 
 class Slow(Shapes):
-    """Which takes so long to read an image."""
-
-    wait_s = 0.0
+    """Which takes a second to read an image, by its clock."""
 
     def read(self, index):
-        time.sleep(self.wait_s)
+        self.clock.now += 1
         return super().read(index)
 
 
@@ -47,17 +58,17 @@ def test_a_later_start_gives_the_same_batches():
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(whole[5:], rest, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("asked", "spare", "wait_s", "most"), [(None, 2, 0.01, 1), (None, 0, 0.01, 0), (0, 2, 0.01, 0)]
-)
-def test_workers_are_chosen_where_reading_takes_time(monkeypatch, asked, spare, wait_s, most):
-    """A batch takes two images' time to read, and three to use."""
+@pytest.mark.parametrize(("asked", "spare", "most"), [(None, 2, 1), (None, 0, 0), (0, 2, 0), (1, 0, 1)])
+def test_workers_are_chosen_where_reading_takes_time(monkeypatch, asked, spare, most):
+    """A batch takes two seconds to read, and three to use."""
+    clock = Clock()
+    monkeypatch.setattr(pipeline, "time", clock)
     monkeypatch.setattr(Workers, "most", 0)
     recipe, data = RecipeConfig(steps=20, batch_size=2, crop=(32, 48)), Slow("train", 40, 6, 1)
-    data.wait_s = wait_s
+    data.clock = clock
     found = []
     for batch in Batches(data, recipe, 3, 1, Workers(asked, spare)):
-        time.sleep(3 * wait_s)
+        clock.now += 3
         found.append(batch)
     wanted = list(train_loader(data, recipe, 3, 1, 0))
     assert len(found) == len(wanted) == 19
@@ -68,6 +79,28 @@ def test_workers_are_chosen_where_reading_takes_time(monkeypatch, asked, spare, 
 @pytest.mark.parametrize(("read_s", "use_s", "wanted"), [(0.001, 0.1, 0), (0.05, 0.1, 1), (0.1, 0.1, 2), (1.0, 0.1, 3)])
 def test_as_many_workers_as_keep_up_on_the_cores_that_are_left(read_s, use_s, wanted):
     assert Workers(None, 3).enough(read_s, use_s) == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are chosen on Linux only")
+@pytest.mark.parametrize(
+    ("launcher", "jobs", "threads", "accelerator", "wanted"),
+    [
+        ("local", None, 4, "cpu", 0),  # two cohorts on eight cores
+        ("local", 1, 5, "cpu", 3),
+        ("local", 1, 16, "cpu", 0),
+        ("local", None, 8, "cuda", 7),
+        ("local", 4, 2, "cuda", 1),
+        ("ray", 1, 4, "cpu", 0),
+        ("slurm", 1, 4, "cuda", 3),
+    ],
+)
+def test_cores_that_are_left_to_loader_processes(
+    make_config, monkeypatch, launcher, jobs, threads, accelerator, wanted
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    config = make_config(launch={"launcher": launcher, "jobs": jobs})
+    facts = Facts(accelerator, 1, "", ("a", "b"), [], 1, (4,), {}, [])
+    assert spare_cores(config, facts, threads) == wanted
 
 
 def test_every_image_once_an_epoch_and_never_the_same_twice():

@@ -22,7 +22,7 @@ from segbench.launch import local
 from segbench.runs import ClassFacts, Cohort, Facts, make_runs, run_key
 from segbench.sweep.estimate import _makespan, estimate
 from segbench.sweep.facts import resolve_accelerator
-from segbench.sweep.plan import make_plan, resources, spare_cores
+from segbench.sweep.plan import make_plan, resources
 from segbench.sweep.progress import Display
 from segbench.sweep.status import duration, read_status
 from tests.conftest import ROOT, segbench, tiny, until
@@ -308,25 +308,6 @@ def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatc
 def test_two_cohorts_at_a_time_share_the_cores(monkeypatch, cores, wanted):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     assert resources(build_config(tiny(launch={"jobs": None, "threads": None})), FACTS) == wanted
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are chosen on Linux only")
-@pytest.mark.parametrize(
-    ("launcher", "jobs", "threads", "accelerator", "wanted"),
-    [
-        ("local", None, 4, "cpu", 0),  # two cohorts on eight cores
-        ("local", 1, 5, "cpu", 3),
-        ("local", 1, 16, "cpu", 0),
-        ("local", None, 8, "cuda", 7),
-        ("local", 4, 2, "cuda", 1),
-        ("ray", 1, 4, "cpu", 0),
-        ("slurm", 1, 4, "cuda", 3),
-    ],
-)
-def test_cores_that_are_left_to_loader_processes(monkeypatch, launcher, jobs, threads, accelerator, wanted):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    config = build_config(tiny(launch={"launcher": launcher, "jobs": jobs}))
-    assert spare_cores(config, dataclasses.replace(FACTS, accelerator=accelerator), threads) == wanted
 
 
 def test_a_damaged_result_is_named_by_plan(make_config, write_sweep):
