@@ -3,6 +3,7 @@
 Prints the time of a frozen ViT's pass with its linear layers as torch has them and as segbench computes them; and of a
 decoder's training step with glibc's own way to hand memory out, and with `segbench.training.memory`, each in a process
 of its own, with the page faults of a step and the peak memory. Medians, and their range over processes that take turns.
+Then, in this process, eight images of one size through encoder and decoders, one by one and as a batch.
 """
 
 import argparse
@@ -69,6 +70,33 @@ def step(logits: str) -> tuple[float, float, float]:
     return took, (after.ru_minflt - before) / (STEPS + WARM_UP), after.ru_maxrss / 1024
 
 
+def batch_ratios(name: str, weights: str, size: tuple[int, int], repeats: int) -> list[float]:
+    """How many times as long eight images take one by one as in a batch, from encoder to labels of four decoders."""
+    encoder = build_encoder(EncoderConfig(name=name, weights=weights))
+    decoders = [
+        look_up(DecoderConfig(name=n)).build(encoder.channels, encoder.strides, 11, 0).eval()
+        for n in ("bilinear", "bilinear_conv", "deconv", "subpixel")
+    ]
+    images = encoder.normalise(torch.randint(0, 256, (8, 3, *size), dtype=torch.uint8))
+
+    def evaluate(part: torch.Tensor) -> None:
+        features = encoder(part)
+        for decoder in decoders:
+            decoder(features, part).max(1)
+
+    ratios = []
+    with torch.no_grad():
+        evaluate(images)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for part in images.split(1):
+                evaluate(part)
+            middle = time.perf_counter()
+            evaluate(images)
+            ratios.append((middle - start) / (time.perf_counter() - middle))
+    return ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
@@ -105,6 +133,14 @@ def main() -> None:
         )
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"{what}: {plain[0]:.1f} ms plainly, {ours[0]:.1f} ms here, ratio {ratio}{more}")
+    keep_freed()
+    for name, weights, size in (
+        ("tf_efficientnet_lite0", "imagenet", (384, 480)),
+        ("vit_small_patch14_dinov2", "none", (364, 490)),
+    ):
+        ratios = batch_ratios(name, weights, size, 2 * args.repeats)
+        said = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name}, eight images one by one, to a batch of them: {said}")
 
 
 if __name__ == "__main__":
