@@ -113,7 +113,8 @@ def test_a_weights_file_that_changes_is_looked_at(make_config, tmp_path, looks):
     save_file(tensors, path)
     config = make_config(decoders=["nearest"], encoder={"name": "resnet18", "weights": str(path)})
     sweep(config)
-    assert (make_plan(config).todo, looks()) == ([], 1)
+    assert (make_plan(config).todo, looks()) == ([], 2)  # of drawn data, a plan alone leaves no folder
+    assert (make_plan(config).todo, looks()) == ([], 0)
     save_file({name: t + 1 if t.is_floating_point() else t for name, t in tensors.items()}, path)
     assert (len(make_plan(config).todo), looks()) == (1, 1)
 
@@ -125,7 +126,7 @@ def test_code_of_the_user_s_is_always_looked_at(make_config, tmp_path, looks):
     assert (make_plan(config).todo, looks()) == ([], 2)
 
 
-def test_what_is_remembered_is_what_was_found(make_config):
-    plan = make_plan(make_config(decoders=["nearest", "carafe"]))
+def test_what_is_remembered_is_what_was_found(make):
+    plan = make_plan(make(decoders=["nearest", "carafe"]))
     (facts,) = KnownFiles.read(plan.folder).facts.values()
     assert facts == plan.runs[0].facts

@@ -146,7 +146,7 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
 
     folder = _folder(config)
     known = KnownFiles.read(folder)
-    before = known.model_dump_json()
+    facts_before, files_before = dict(known.facts), known.model_dump_json(exclude={"facts"})
     finder = FactFinder(on_cluster, partly, known)
     for _, variant in expand_grid(config):
         finder.facts(variant)
@@ -172,8 +172,10 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
     if not failing and not finder.unused:
         variants = {remembered.place(run.config, on_cluster): run.facts for run in runs}
         known.facts = dict([*(known.facts | variants).items()][-MOST_FACTS:])
-    if known.model_dump_json() != before:
-        with contextlib.nullcontext() if todo else contextlib.suppress(UserError):  # a finished sweep is only shown
+    read = known.model_dump_json(exclude={"facts"}) != files_before
+    if read or (known.facts != facts_before and folder.is_dir()):
+        # A finished sweep is only shown, and facts alone are not worth a failure.
+        with contextlib.nullcontext() if todo and read else contextlib.suppress(UserError):
             known.write(folder)
     return runs, statuses, failing, findings
 
