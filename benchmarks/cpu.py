@@ -24,8 +24,8 @@ from segbench.build import look_up
 from segbench.config import DecoderConfig, EncoderConfig
 from segbench.decoders.base import fake_inputs
 from segbench.encoders import build_encoder
+from segbench.machine import environment
 from segbench.training.memory import in_huge_pages, keep_freed
-from segbench.training.results import environment
 
 STEPS, WARM_UP = 12, 10
 LOGITS = {"8x11x256x256": (256, 11), "8x21x512x512": (512, 21)}

@@ -23,14 +23,16 @@ LARGE = [
 ]  # fmt: skip
 
 
-def sweep(config: str, decoders: list[str], scratch: Path, *overrides: str) -> tuple[float, float]:
-    """Wall seconds of a sweep in a new folder, and those of its training steps, which its decoders share."""
+def sweep(config: str, decoders: list[str], scratch: Path, *overrides: str) -> tuple[float, float] | str:
+    """Wall seconds of a sweep in a new folder, and those of its training steps; the end of what it says if it fails."""
     with tempfile.TemporaryDirectory(dir=scratch) as runs:
         fixed = [f"decoders=[{','.join(decoders)}]", "seeds=[0]", "baseline=null", f"runs_dir={runs}"]
         command = [sys.executable, "-m", "segbench.cli", "sweep", config, *overrides, *fixed]
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         wall = time.perf_counter() - start
+        if done.returncode:
+            return f"failed: {done.stdout.strip()[-500:]}"
         rows = [json.loads(path.read_text()) for path in Path(runs).glob("*/*/result.json")]
     return wall, rows[0]["train_shared_s"] + sum(row["values"]["train"] for row in rows)
 
@@ -59,17 +61,23 @@ def main() -> None:
         }
         found = {}
         for name, (decoders, overrides) in ways.items():
-            found[name] = sweep(args.config, decoders, scratch, *overrides)
-            print(f"{name}: {found[name][0]:.1f} s, of them {found[name][1]:.1f} s training", flush=True)
+            took = sweep(args.config, decoders, scratch, *overrides)
+            if isinstance(took, str):
+                print(f"{name}: {took}", flush=True)
+            else:
+                found[name] = took
+                print(f"{name}: {took[0]:.1f} s, of them {took[1]:.1f} s training", flush=True)
     for what, a, b in (
         ("eight decoders to one", "8 decoders, bf16", "1 decoder, bf16"),
         ("float32 to bf16", "8 decoders, float32", "8 decoders, bf16"),
         ("views to be kept to kept ones", "8 decoders, two views, to be kept", "8 decoders, two views, kept"),
     ):
-        wall, training = (found[a][i] / found[b][i] for i in (0, 1))
-        print(f"{what}: {wall:.2f} times the wall time, {training:.2f} times the training")
+        if a in found and b in found:
+            wall, training = (found[a][i] / found[b][i] for i in (0, 1))
+            print(f"{what}: {wall:.2f} times the wall time, {training:.2f} times the training", flush=True)
     limit = [sys.executable, str(Path(__file__).with_name("limit.py")), "--config", args.config, "--repeats", "1"]
-    subprocess.run([*limit, *half], check=True)
+    failed = subprocess.run([*limit, *half], check=False).returncode
+    sys.exit(failed or int(len(found) < len(ways)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ sweep has, and scaled to the sweep's steps and images. Scoring is no part of it 
 the wall time of `segbench sweep` in a new folder, its start, checks and table included.
 
 Then the same sweep with further decoders, and with a further seed: seconds more, against those decoders' own kernels,
-and against all that a seed takes. Sweeps take turns; one cohort at a time.
+and against all that a seed takes. Sweeps take turns; one cohort at a time. Features that are kept (`recipe.views`,
+`launch.features`) are no part of this.
 """
 
 import argparse
@@ -32,11 +33,11 @@ from segbench.data import open_data
 from segbench.data.base import VOID
 from segbench.encoders import build_encoder
 from segbench.loading.pipeline import Workers, evaluation_images, train_loader
+from segbench.machine import environment
 from segbench.training.clock import moment, seconds_between
 from segbench.training.lockstep import parameter_groups
 from segbench.training.memory import keep_freed
 from segbench.training.prediction import pad_to_stride, predict
-from segbench.training.results import environment
 
 STEPS, IMAGES, WARM_UP = 12, 12, 3  # that are timed
 
@@ -72,8 +73,13 @@ class Parts:
 
     def _encode(self) -> list[torch.Tensor]:
         images = self.batch.images.to(self.device)
-        self.image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
-        return self.encoder(self.image)
+        with self._precision():
+            self.image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
+            return self.encoder(self.image)
+
+    def _precision(self) -> torch.autocast:
+        half = self.config.trainer.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def kernels(self, decoder: DecoderConfig) -> tuple[float, float]:
         """Seconds of a decoder's own training step, and of an evaluated image."""
@@ -84,7 +90,7 @@ class Parts:
         features, labels = self._encode(), self.batch.labels.long().to(self.device)
 
         def step() -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.trainer.precision == "bf16-mixed"):
+            with self._precision():
                 logits = module(list(features), self.image)[..., : labels.shape[-2], : labels.shape[-1]]
                 loss = F.cross_entropy(logits.float(), labels, ignore_index=VOID)
             optimizer.zero_grad(set_to_none=True)
@@ -123,7 +129,9 @@ def sweep_s(config: str, overrides: list[str], decoders: list[str], seeds: int) 
         ]
         command = [sys.executable, "-m", "segbench.cli", "sweep", config, *overrides, *fixed, "launch.jobs=1"]
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"the sweep failed: {done.stderr.strip()}")
         taken = time.perf_counter() - start
         rows = [json.loads(path.read_text()) for path in Path(scratch).glob("*/*/result.json")]
     return taken, sum(row["images"] * row["eval_count_ms_per_image"] for row in rows) / 1000
@@ -145,6 +153,8 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     decoders, further = args.decoders.split(","), list(filter(None, args.further.split(",")))
     config = load_config(args.config, args.overrides)
+    if config.recipe.views or config.launch.features:
+        sys.exit("the limit is that of a sweep without recipe.views and launch.features")
     threads = config.launch.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     keep_freed()

@@ -223,7 +223,7 @@ def main() -> None:
         args.write.write_text(json.dumps(by_hand(args)))
         return
 
-    from segbench.training.results import environment  # not in the program by hand, nor is pandas
+    from segbench.machine import environment  # not in the program by hand, nor is pandas
 
     number, own = len(args.decoders.split(",")), " ".join(args.overrides) or "nothing"
     print(f"{environment(THREADS, 'cpu')['cpu']}, {THREADS} threads; for the sweep alone: {own}")

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from segbench.check.base import Note
 from segbench.check.practice import converts
 from segbench.listing import GROUPS
+from segbench.machine import environment
 from segbench.measures.macs import count_macs
 from segbench.reference import about, parameters
 from segbench.registry import UPSAMPLERS
 from segbench.show import given
-from segbench.training.results import environment
 from segbench.upsamplers.base import STARTS, is_one_shot, starts_as
 
 BATCH, CHANNELS, SIDE, REPEATS = 8, 64, 64, 4

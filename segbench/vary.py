@@ -96,13 +96,15 @@ def _changed(config: SweepConfig, item: str, change: Mapping[str, Any]) -> Evalu
         values["window"] = None
     if mode in ("slide", "crop") and values["window"] is None:
         values["window"] = config.recipe.crop
-    if "fit" in change and "padding" not in change:
+    if change.get("fit") == "resize" and "padding" not in change:
         values["padding"] = "mean"
     return build_config(config.model_dump() | {"evaluation": values}, f"--vary {item}").evaluation
 
 
 def fitting(config: SweepConfig, sizes: Ints, multiple: int) -> list[EvaluationConfig]:
     """What is worth varying of the config's own evaluation, on images of ``sizes``; what would change nothing is not.
+
+    Label sizes, padding or resizing, flips, scales, and whole images, windows and crops, each beside the config's own.
 
     Args:
         sizes: (N, 2), height and width of the images in pixels.
@@ -112,13 +114,13 @@ def fitting(config: SweepConfig, sizes: Ints, multiple: int) -> list[EvaluationC
     seen = np.array([own.window]) if own.mode == "crop" else sizes
     as_it_is = own.mode == "whole" and own.resize is None and own.scales == [1.0] and not (sizes % multiple).any()
     changes: list[dict[str, Any]] = [{"label_size": n} for n in LABEL_SIZES if n < seen.max()]
-    changes += [] if as_it_is else [{"fit": "resize"}]
-    changes += [{"flip": True}, {"scales": SCALES}]
-    changes += [{"mode": "slide", "window": config.recipe.crop}] if (sizes > window).any() else []
-    changes += (
-        [{"mode": "crop", "window": config.recipe.crop}] if (sizes > window).any() and (sizes >= window).all() else []
-    )
-    return [_changed(config, "default", change) for change in changes]
+    changes += [] if as_it_is else [{"fit": "pad" if own.fit == "resize" else "resize"}]
+    changes += [{"flip": not own.flip}, {"scales": SCALES if own.scales == [1.0] else [1.0]}, {"mode": "whole"}]
+    if (sizes > window).any():
+        modes = ["slide", "crop"] if (sizes >= window).all() else ["slide"]
+        changes += [{"mode": mode, "window": config.recipe.crop} for mode in modes]
+    found = [_changed(config, "default", change) for change in changes if change.get("mode") != own.mode]
+    return [evaluation for evaluation in found if evaluation != own]
 
 
 def finished_runs(folders: Iterable[Path]) -> tuple[list[store.Result], list[str]]:

@@ -135,3 +135,4 @@ def test_evaluation_sees_each_image_once_whole():
         seen = list(evaluation_images(data, Workers(workers, 0)))
         assert [i for i, _, _ in seen] == [0, 1, 2, 3, 4]
         assert all(np.array_equal(image, data.read(i)[0]) for i, image, _ in seen)
+        assert [i for i, _, _ in evaluation_images(data, Workers(workers, 0), 3)] == [3, 4, 0, 1, 2]

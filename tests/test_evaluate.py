@@ -292,6 +292,7 @@ def test_what_a_value_needs_beside_it(tmp_path):
     edge = config_of(tmp_path, evaluation={"padding": "replicate"})
     assert changes(edge, "fit=[resize]") == [{"fit": "resize", "padding": "mean"}]
     assert changes(edge, "mode=[slide]") == [{"mode": "slide", "window": (48, 48)}]
+    assert changes(edge, "fit=[pad]") == [{}]
 
 
 @pytest.mark.parametrize(
@@ -308,6 +309,25 @@ def test_what_a_value_needs_beside_it(tmp_path):
 def test_the_default_set_fits_the_data(tmp_path, sizes, titles):
     config = config_of(tmp_path, recipe={"steps": 4, "crop": 256})
     assert [e.title for e in fitting(config, np.array(sizes), 32)] == titles
+
+
+@pytest.mark.parametrize(
+    ("own", "titles"),
+    [
+        ({"fit": "resize"}, ["", "flip, resized to fit", "scales 0.75 1 1.25, resized to fit",
+                             "slide 256x256 by 171x171, resized to fit", "centre crop 256x256, resized to fit"]),
+        ({"mode": "slide", "window": 256, "flip": True},
+         ["slide 256x256 by 171x171, flip, resized to fit", "slide 256x256 by 171x171",
+          "slide 256x256 by 171x171, flip, scales 0.75 1 1.25", "flip", "centre crop 256x256, flip"]),
+        ({"mode": "crop", "window": 256, "scales": [2]},
+         ["centre crop 256x256, scales 2, resized to fit", "centre crop 256x256, flip, scales 2",
+          "centre crop 256x256", "scales 2", "slide 256x256 by 171x171, scales 2"]),
+    ],
+)  # fmt: skip
+def test_the_default_set_has_what_is_not_the_runs_own(tmp_path, own, titles):
+    config = config_of(tmp_path, recipe={"steps": 4, "crop": 256}, evaluation=own)
+    found = [e for e in fitting(config, np.array([(360, 480)]), 32) if e.label_size is None]
+    assert [e.title for e in found] == titles
 
 
 @pytest.mark.slow

@@ -12,12 +12,9 @@ import torch
 import yaml
 
 from segbench import store
-from segbench.config import EncoderConfig, RecipeConfig
+from segbench.config import RecipeConfig
 from segbench.config_file import build_config
 from segbench.data.shapes import Shapes
-from segbench.encoders import build_encoder
-from segbench.encoders.base import KnownEncoder
-from segbench.errors import UserError
 from segbench.loading import features
 from segbench.loading.features import KeptFeatures, View, feature_sets
 from segbench.loading.pipeline import TrainStream, train_loader
@@ -128,23 +125,18 @@ def test_what_is_damaged_is_computed_again(tmp_path, without):
     assert [path.read_bytes() for path in paths] == whole
 
 
-def test_a_full_disk_costs_time_alone(tmp_path, without, monkeypatch, capfd):
-    config = kept_sweep(tmp_path)
-    plan, written = make_plan(build_config(config)), []
-    plenty = shutil.disk_usage(tmp_path)
+@pytest.mark.parametrize("asked", [0, 6])
+def test_a_full_disk_costs_time_alone(tmp_path, without, monkeypatch, capfd, asked):
+    """Whether it is full from the start or becomes so."""
+    written, plenty = [], shutil.disk_usage(tmp_path)
 
     def soon_full(folder):
         written.append(folder)
-        return plenty if len(written) < 6 else plenty._replace(free=features.LEFT_FREE)
+        return plenty if len(written) <= asked else plenty._replace(free=features.LEFT_FREE - 1)
 
     monkeypatch.setattr(features.shutil, "disk_usage", soon_full)
-    for cohort in plan.cohorts:
-        failures = {}
-        run_cohort(cohort, failures, lambda *_: None, lambda: False, 1)
-        assert not failures
-    done = {(r.title, r.seed): store.read_result(r.folder) for r in plan.runs}
-    assert all_same(done, without)
-    assert len(files(tmp_path / "kept")) < 8
+    assert all_same(in_this_process(kept_sweep(tmp_path)), without)
+    assert len(files(tmp_path / "kept")) == max(0, asked - 2)  # two sets were made
     assert "would be free; what is not kept is computed each time" in capfd.readouterr().err
 
 
@@ -182,45 +174,34 @@ def test_two_sweeps_at_once_and_a_killed_writer(tmp_path, without):
     assert all_same(run(right), without)
 
 
-def test_a_half_written_file_of_a_writer_that_is_gone_is_removed(tmp_path):
-    kept = KeptFeatures(tmp_path / "set", torch.float32)
-    kept.write("0-0", {"level0": torch.ones(1, 1, 3)})
-    (place,) = kept.folder.glob("*")
+def test_a_half_written_file_of_a_writer_that_is_gone_is_removed(tmp_path, without):
+    """By the next cohort that uses the set."""
+    run(kept_sweep(tmp_path))
+    place = next((tmp_path / "kept").glob("*/*/*.safetensors")).parent
     old, new = place / ".0-1.safetensors.host-1.tmp", place / ".0-2.safetensors.host-2.tmp"
     for part in (old, new):
         part.write_bytes(b"half")
     os.utime(old, (0, 0))
-    kept.describe({"encoder": "x"})
+    assert all_same(run(kept_sweep(tmp_path, runs="again")), without)
     assert (old.exists(), new.exists()) == (False, True)
-    assert kept.about == {"encoder": "x"}
 
 
-def test_a_view_comes_back_as_it_was_given(tmp_path):
-    kept, device = KeptFeatures(tmp_path / "set", torch.float32), torch.device("cpu")
-    level = torch.randn(2, 5, 4, 6).contiguous(memory_format=torch.channels_last)
-    made = View(torch.randint(0, 256, (3, 8, 12), dtype=torch.uint8), torch.zeros(8, 12, dtype=torch.uint8), [level[1]])
-    assert kept.read_view(3, 1) is None
-    kept.write_view(3, 1, made)
-    found = KeptFeatures(tmp_path / "set", torch.float32).read_view(3, 1)
-    assert torch.equal(found.image, made.image)
-    assert torch.equal(found.labels, made.labels)
-    (batch,) = features.stacked([found.features, [level[0]]], device)
-    assert torch.equal(batch, level.flip(0))
-    assert batch.is_contiguous(memory_format=torch.channels_last)
-    assert kept.read_view(3, 0) is None
+def in_this_process(config):
+    """Its cohorts, one after the other; its results."""
+    plan = make_plan(build_config(config))
+    for cohort in plan.cohorts:
+        failures = {}
+        run_cohort(cohort, failures, lambda *_: None, lambda: False, 1)
+        assert not failures
+    return {(r.title, r.seed): store.read_result(r.folder) for r in plan.runs}
 
 
-def test_what_breaks_after_it_was_read_is_not_there(tmp_path):
-    kept = KeptFeatures(tmp_path / "set", torch.float32)
-    kept.describe({"encoder": "x"})
-    kept.write("0-0", {"level0": torch.arange(6.0).view(1, 2, 3)})
-    assert torch.equal(kept.read("0-0")["level0"], torch.arange(6.0).view(1, 2, 3))
-    (path,) = kept.folder.glob("*/*.safetensors")
-    path.write_bytes(path.read_bytes()[:40])
-    assert kept.read("0-0") is None
-    assert not path.exists()
-    (kept.folder / features.ABOUT).write_text("{")
-    assert kept.about is None
+def test_seeds_begin_their_evaluation_at_different_images(tmp_path, without, monkeypatch):
+    """So that those which run side by side find what the others have kept; counts are in the split's order."""
+    asked, keeper = [], KeptFeatures.keeper
+    monkeypatch.setattr(KeptFeatures, "keeper", lambda self, i, device: asked.append(i) or keeper(self, i, device))
+    assert all_same(in_this_process(kept_sweep(tmp_path)), without)
+    assert asked == ["0", "1", "2", "1", "2", "0"]
 
 
 # Views
@@ -267,10 +248,11 @@ def test_kept_views_and_drawn_ones_make_the_same_batches(tmp_path, workers):
         assert torch.equal(wanted.images, found.images)
         assert torch.equal(wanted.labels, found.labels)
         assert wanted.views == found.views
-        assert [f is not None for f in found.features] == [place in there for place in found.views]
-        assert all(
-            f is None or float(f[0].mean()) == place[0] for f, place in zip(found.features, found.views, strict=True)
-        )
+        assert found.kept == [i for i, place in enumerate(found.views) if place in there]
+        for level in found.features:
+            assert level.shape == (len(found.kept), 2, 2, 1)
+            assert level.mean((1, 2, 3)).tolist() == [found.views[i][0] for i in found.kept]
+        assert len(found.features) == bool(found.kept)
 
 
 def test_the_number_of_views_and_the_dtype_are_in_the_key_and_the_folder_is_not(make_config, tmp_path):
@@ -319,18 +301,3 @@ def test_they_are_listed_and_cleared(tmp_path, without, monkeypatch):
     assert "no folder" in segbench("features", tmp_path / "gone").stderr
     again = run(kept_sweep(tmp_path, runs="again", decoders=["nearest"]))
     assert all_same(again, {key: r for key, r in without.items() if key[0] == "nearest"})
-
-
-def test_other_weights_than_those_that_were_kept_are_refused():
-    encoder = build_encoder(EncoderConfig(weights="none"))
-    about = features.described(build_config(tiny()), "val", encoder, encoder.features_hash())
-    image = torch.zeros(1, 3, 32, 64)
-    known = KnownEncoder(about, lambda: encoder)
-    assert (known.loaded, known.channels, known.strides) == (False, encoder.channels, encoder.strides)
-    assert known.features_hash() == encoder.features_hash()
-    assert torch.equal(known.normalise(image.byte()), encoder.normalise(image.byte()))
-    assert not known.loaded
-    assert all(map(torch.equal, known(image), encoder(image)))
-    assert known.loaded
-    with pytest.raises(UserError, match="weights changed since its features were kept"):
-        KnownEncoder(about | {"weights_hash": "another"}, lambda: encoder)(image)

@@ -96,7 +96,7 @@ def one_step(module, images, labels):
     module.manual_backward = lambda loss: loss.backward()
     module._trainer = type("T", (), {"should_stop": False})()
     module.on_train_start()
-    module.training_step(Batch(images, labels, [], []), 0)
+    module.training_step(module.on_before_batch_transfer(Batch(images, labels, [], [], []), 0), 0)
     return module.configure_optimizers()
 
 
@@ -255,15 +255,27 @@ def test_who_changes_what_is_shared_fails_alone(what, when):
     assert bad["b"].history == good["b"].history
 
 
+def test_a_trainable_encoder_sees_batches_with_views_too():
+    """Its batch normalisation needs them; only features that may be kept are computed image by image."""
+    for trainable, sizes in ((True, [2]), (False, [1, 1])):
+        module, seen = lockstep(RecipeConfig(steps=10, views=3), trainable=trainable), []
+        module.encoder.body.register_forward_hook(lambda body, given, made, seen=seen: seen.append(len(given[0])))
+        module._encode(Batch(IMAGES, LABELS, [(0, 0), (1, 0)], [], []))
+        assert seen == sizes
+
+
 class Reads(TorchDispatchMode):
-    """Counts how often the host asks for a number that a device holds."""
+    """Counts how often the host asks for a number that a device holds: by itself, or to know how long a result is."""
 
     def __init__(self):
         super().__init__()
         self.number = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.number += function is torch.ops.aten._local_scalar_dense.default
+        ops = torch.ops.aten
+        self.number += function in (ops._local_scalar_dense.default, ops.nonzero.default, ops.masked_select.default)
+        picked = args[1] if function is ops.index.Tensor else ()
+        self.number += any(index is not None and index.dtype == torch.bool for index in picked)
         return function(*args, **kwargs or {})
 
 
@@ -272,18 +284,20 @@ def test_however_many_decoders_the_device_is_waited_for_once_a_step(monkeypatch)
     monkeypatch.setattr("segbench.training.isolation.SETTINGS", ())
     reads = {}
     for names in ("a", "abcde"):
-        module = lockstep(RecipeConfig(steps=10, clip_norm=1.0), names=names)
+        module = lockstep(RecipeConfig(steps=10, clip_norm=1.0, class_weights=[0.5, 1.0, 2.0]), names=names)
+        batch = module.on_before_batch_transfer(Batch(IMAGES, LABELS, [], [], []), 0)  # which is with the host
         for member in module.members.values():
             monkeypatch.setattr(member.optimizer, "step", lambda: None)
+        one_step(module, IMAGES, LABELS)
         with Reads() as counted:
-            one_step(module, IMAGES, LABELS)
+            module.training_step(batch, 0)
         reads[names] = counted.number
-        assert all(len(member.history) == 1 for member in module.members.values())
+        assert all(len(member.history) == 2 for member in module.members.values())
     numbers = 2  # a loss and a norm of each decoder come in one list
     assert reads["abcde"] - reads["a"] in (0, 4 * numbers)  # which torch reads number by number on a CPU
     member = module.members["c"]
     with Reads() as counted:
-        module._train(member, *module._encode(Batch(IMAGES, LABELS, [], [])), LABELS.long(), torch.tensor(1.0))
+        module._train(member, *module._encode(batch), LABELS.long(), batch.total)
     assert counted.number == 0
 
 

@@ -89,10 +89,9 @@ def test_what_has_changed_is_looked_at(make, root, looks, monkeypatch):
     results, _, _ = sweep(config)
     (result,) = results.values()
     assert (make_plan(config).todo, looks()) == ([], 1)
-    for name in ("_sources", "_packages", "_machine"):
-        with monkeypatch.context() as patch:
-            patch.setattr(remembered, name, lambda: ["another"])
-            assert (make_plan(config).todo, looks()) == ([], 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(remembered, "place", lambda *_: "another")
+        assert (make_plan(config).todo, looks()) == ([], 1)
     assert (make_plan(config).todo, looks()) == ([], 0)
     memory = result.folder.parent / KNOWN
     memory.write_bytes(memory.read_bytes()[:-9])
@@ -105,6 +104,32 @@ def test_what_has_changed_is_looked_at(make, root, looks, monkeypatch):
     assert (len(make_plan(make(decoders=["nearest"], recipe={"lr": 1e-4})).todo), looks()) == (1, 1)
     Image.fromarray(np.ones((64, 64), np.uint8)).save(root / "masks/val/0.png")
     assert (len(make_plan(config).todo), looks()) == (1, 1)
+
+
+def test_what_facts_hang_on(make, tmp_path, monkeypatch):
+    """Each of these changes the place by which they are remembered; an editor's lock, a link to nothing, does not."""
+    code, packages, devices = (tmp_path / name for name in ("segbench", "packages", "dev"))
+    code.mkdir()
+    (code / "__init__.py").write_text("")
+    monkeypatch.setattr(remembered.segbench, "__file__", str(code / "__init__.py"))
+    monkeypatch.setattr(remembered, "DEVICES", devices)
+    monkeypatch.syspath_prepend(packages)
+    config = make(decoders=["nearest"])
+    places = [remembered.place(config, False)]
+    for change in (
+        lambda: (code / "upsampler.py").write_text("scale = 2"),
+        lambda: (code / "upsampler.py").write_text("scale = 13"),
+        lambda: (packages / "timm-2.0.dist-info").mkdir(parents=True),
+        lambda: (devices / "nvidia0").mkdir(parents=True),
+        lambda: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0"),
+    ):
+        change()
+        places.append(remembered.place(config, False))
+        (code / f".#{len(places)}.py").symlink_to("me@host.1:2")
+        assert remembered.place(config, False) == places[-1]
+    places += [remembered.place(config, True), remembered.place(make(decoders=["bilinear"]), False)]
+    assert len(set(places)) == len(places) == 8
+    assert remembered.place(make(decoders=["nearest"], seeds=[4], name="other"), False) == places[5]
 
 
 def test_a_weights_file_that_changes_is_looked_at(make_config, tmp_path, looks):

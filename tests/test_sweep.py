@@ -310,7 +310,7 @@ def test_ctrl_c_at_any_time_is_one_line(write_sweep, tmp_path, moment):
 
 
 def test_no_git_is_no_obstacle(monkeypatch):
-    from segbench.training.results import environment
+    from segbench.machine import environment
 
     monkeypatch.setenv("PATH", "")
     assert environment(1, "cpu")["git"] == {"commit": None, "changes": None}

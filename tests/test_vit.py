@@ -132,6 +132,11 @@ def test_others_of_timm_by_name(name):
         ({"params": {"positions": "cubic"}}, "positions should be 'bicubic' or 'bicubic_antialias', not 'cubic'"),
         ({"strides": [16]}, "encoder.strides: 'vit_small_patch14_dinov2' has no level of stride 16; it has: [14]"),
         ({"name": "resnet18", "params": {"blocks": [1]}}, "encoder 'resnet18' of SMP has no parameter 'blocks'"),
+        (
+            {"name": "vit_small_patch14_dinov2.lvd142"},
+            "encoder 'vit_small_patch14_dinov2.lvd142': timm cannot build it",
+        ),
+        ({"name": "convnext_tiny.foo"}, "encoder 'convnext_tiny.foo': timm cannot build it"),
         ({"trainable": True, "dtype": "float16"}, "dtype float16 is for a frozen encoder"),
     ],
 )

@@ -19,13 +19,15 @@ from torch import Tensor
 
 from segbench import store
 from segbench.config import SweepConfig
-from segbench.data.base import Dataset
+from segbench.data.base import Dataset, file_status
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError
 from segbench.loading.cache import digest_of
+from segbench.machine import cpu_name, versions
 from segbench.runs import Facts
 
 ABOUT = "about.json"
+LIBRARIES = ("torch", "timm", "segmentation_models_pytorch", "albumentations", "cv2", "numpy")  # behind the numbers
 CHECK = "sha256, and what was float32"  # of a file's metadata, in one entry: several come in any order
 LEFT_FREE = 512 * 2**20  # bytes of the disk that are not taken: run folders may lie on it
 STALE_S = 600  # age of a half-written file whose writer is gone
@@ -55,7 +57,7 @@ class KeptFeatures:
 
     folder: Path
     dtype: torch.dtype
-    full: bool = False
+    full: bool = False  # or cannot be written for another reason
     _checked: set[str] = field(default_factory=set)
 
     @property
@@ -69,16 +71,17 @@ class KeptFeatures:
             raise UserError(f"launch.features: {error}") from None
         return found if isinstance(found, dict) else None
 
-    def describe(self, about: Mapping[str, Any]) -> None:
-        """Make the folder and say in it what the set is, and what a cohort needs of its encoder without loading it."""
+    def prepare(self, about: Mapping[str, Any]) -> None:
+        """Make the folder, say in it what the set is, for cohorts without an encoder, and remove half-written files."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob("*/.*.tmp"):
+            if self.about is None and self._has_room(0):
+                store.write_json(self.folder / ABOUT, dict(about))
+        except (OSError, UserError) as error:
+            raise UserError(f"launch.features: {error}") from None
+        for part in self.folder.glob("*/.*.tmp"):
+            with contextlib.suppress(OSError):  # its writer has just finished it
                 if time.time() - part.stat().st_mtime > STALE_S:
-                    part.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"launch.features: cannot use {self.folder}: {error.strerror or error}") from None
-        store.write_json(self.folder / ABOUT, dict(about))
+                    part.unlink()
 
     def read(self, name: str) -> dict[str, Tensor] | None:
         """The tensors of that name as they were given to `write`, on the CPU; None where they are not kept."""
@@ -88,9 +91,9 @@ class KeptFeatures:
                 check, _, wide = (file.metadata() or {}).get(CHECK, "").partition(" ")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             whole = name in self._checked or check == _digest(tensors)
-        except FileNotFoundError:
+        except OSError:  # there is no such file, or too many are open
             return None
-        except (OSError, SafetensorError):
+        except SafetensorError:
             whole = False
         if not whole:
             with contextlib.suppress(OSError):
@@ -108,16 +111,21 @@ class KeptFeatures:
         kept = {key: (t.to(self.dtype) if key in wide else t).cpu().contiguous() for key, t in tensors.items()}
         data = save(kept, {CHECK: " ".join([_digest(kept), *wide])})
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have cleared it
-            if shutil.disk_usage(self.folder).free < len(data) + LEFT_FREE:
-                raise UserError(f"less than {LEFT_FREE >> 20} MiB would be free")
-            store.write_atomic(self._path(name), lambda file: file.write(data), durable=False)
+            if self._has_room(len(data)):
+                store.write_atomic(self._path(name), lambda file: file.write(data), durable=False)
         except (OSError, UserError) as error:
-            self.full = True
-            print(f"launch.features: {self.folder}: {error}; what is not kept is computed each time", file=sys.stderr)
+            self._stop(str(error))
 
-    def has(self, name: str) -> bool:
-        return self._path(name).exists()
+    def _has_room(self, size: int) -> bool:
+        """Make the folder, which somebody may have cleared; whether so many bytes more may be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(self.folder).free < size + LEFT_FREE:
+            self._stop(f"less than {LEFT_FREE >> 20} MiB would be free")
+        return not self.full
+
+    def _stop(self, why: str) -> None:
+        self.full = True
+        print(f"launch.features: {self.folder}: {why}; what is not kept is computed each time", file=sys.stderr)
 
     def _path(self, name: str) -> Path:
         return self.folder / hashlib.sha256(name.encode()).hexdigest()[:2] / f"{name}.safetensors"
@@ -143,7 +151,7 @@ class KeptFeatures:
         def keep(window: str, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
             name = f"{image}-{window}"
             if (found := self.read(name)) is not None:
-                return stacked([_levels(found)], device)
+                return channels_first(stacked([_levels(found)]), device)
             features = compute()
             self.write(name, _named([level[0] for level in features]))
             return features
@@ -154,8 +162,8 @@ class KeptFeatures:
 def open_features(config: SweepConfig, facts: Facts, which: str, dataset: Dataset) -> KeptFeatures | None:
     """The set for a split (``train`` or ``val``), in ``launch.features``; None where nothing is to be kept of it.
 
-    What decides its numbers is in its name: the images, the encoder, its device and torch's version, and how an image
-    is looked at; not the decoders, seeds or steps.
+    What decides its numbers is in its name: the images, the encoder, its device, this process's threads on a CPU, the
+    libraries' versions, and how an image is looked at; not the decoders, seeds or steps.
     """
     if config.launch.features is None or (which == "train" and config.recipe.views is None):
         return None
@@ -165,8 +173,17 @@ def open_features(config: SweepConfig, facts: Facts, which: str, dataset: Datase
         looks = config.evaluation.model_dump(exclude={"every", "label_size"})
     encoder = config.encoder.model_dump(exclude={"weights", "params", "lr_factor", "trainable"})
     own = [facts.encoder.class_name, facts.encoder.params, facts.encoder.source] if facts.encoder else []
-    cpu = torch.backends.cpu.get_cpu_capability() if facts.accelerator == "cpu" else ""
-    parts = [looks, encoder, own, facts.encoder_hash, facts.accelerator, cpu, torch.__version__, store.RESULT_VERSION]
+    device = [torch.cuda.get_device_name()] if facts.accelerator == "cuda" else [cpu_name(), torch.get_num_threads()]
+    parts = [
+        looks,
+        encoder,
+        own,
+        facts.encoder_hash,
+        facts.accelerator,
+        device,
+        versions(LIBRARIES),
+        store.RESULT_VERSION,
+    ]
     key = digest_of(dataset, json.dumps([parts, config.data.params, facts.data], sort_keys=True, default=str))
     return KeptFeatures(Path(config.launch.features) / f"{which}-{key}", getattr(torch, config.encoder.dtype))
 
@@ -189,9 +206,13 @@ def described(config: SweepConfig, which: str, encoder: Encoder, features_hash: 
     }
 
 
-def stacked(samples: Sequence[Sequence[Tensor]], device: torch.device) -> list[Tensor]:
-    """Levels (C, h, w) of B samples to levels (B, C, h, w) on ``device``, in channels-last order on a CPU."""
-    levels = [torch.stack([sample[i].movedim(0, -1) for sample in samples]) for i in range(len(samples[0]))]
+def stacked(samples: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Levels (C, h, w) of B samples to levels (B, h, w, C); of none, no levels."""
+    return [torch.stack([level.movedim(0, -1) for level in levels]) for levels in zip(*samples, strict=True)]
+
+
+def channels_first(levels: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Levels (B, h, w, C) to levels (B, C, h, w) on ``device``, which stay in channels-last order on a CPU."""
     moved = [level.to(device).movedim(-1, 1) for level in levels]
     return moved if device.type == "cpu" else [level.contiguous() for level in moved]
 
@@ -214,7 +235,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 class FeatureSet(NamedTuple):
-    """What lies in a folder of features: one encoder's of one split."""
+    """What lies in a folder of features: one encoder's of one split. ``about`` is empty where it was damaged."""
 
     folder: Path
     about: dict[str, Any]
@@ -230,14 +251,17 @@ def feature_sets(folder: Path) -> Iterator[FeatureSet]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
-    for place in sorted(folder.glob(f"*/{ABOUT}")):
-        about = store.read_json(place)
-        sizes = [path.stat().st_size for path in place.parent.glob("*/*.safetensors")]
-        yield FeatureSet(place.parent, about if isinstance(about, dict) else {}, len(sizes), sum(sizes))
+    for place in sorted(path for which in ("train", "val") for path in folder.glob(f"{which}-*/")):
+        statuses = [status for path in place.glob("*/*.safetensors") if (status := file_status(path)) is not None]
+        about = KeptFeatures(place, torch.float32).about or {}
+        yield FeatureSet(place, about, len(statuses), sum(status.st_size for status in statuses))
 
 
 def clear(found: FeatureSet) -> None:
     """Remove a set; a sweep that uses it goes on and keeps what it computes from now on."""
     away = found.folder.with_name(f".cleared-{found.folder.name}-{os.getpid()}")
-    found.folder.rename(away)
+    try:
+        found.folder.rename(away)
+    except OSError as error:
+        raise UserError(f"cannot clear {found.folder}: {error.strerror or error}") from None
     shutil.rmtree(away, ignore_errors=True)

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from segbench.config import RecipeConfig
 from segbench.data.base import VOID, Dataset, Pixels
-from segbench.loading.features import KeptFeatures
+from segbench.loading.features import KeptFeatures, stacked
 
 MEAN_COLOUR = 128  # grey, for the padding of images
 TRIED = 8  # items that are timed before workers are chosen
@@ -39,13 +39,17 @@ class Batch(NamedTuple):
     Attributes:
         images, labels: (B, 3, H, W) and (B, H, W), uint8.
         views: where there is a fixed number of views, (index, view) of each sample.
-        features: the kept ones of each of these, None where they are not kept.
+        kept: the places in the batch of those whose features are kept.
+        features: of these, each level (K, h, w, C); no tensor for each sample, as loader processes share few.
+        total: number, or summed class weight, of the pixels that are not void; the module adds it.
     """
 
     images: Tensor
     labels: Tensor
     views: list[tuple[int, int]]
-    features: list[list[Tensor] | None]
+    kept: list[int]
+    features: list[Tensor]
+    total: Tensor | None = None
 
 
 class ScaledCrop(A.DualTransform):
@@ -191,15 +195,15 @@ class TrainStream(TorchDataset[tuple[Pixels, Pixels]]):
         """What the loader asks for: a batch at once, so that no second copy of it is held."""
         images, labels = np.empty((len(items), 3, *self.crop), np.uint8), np.empty((len(items), *self.crop), np.uint8)
         views = [self.place(item)[1:] for item in items] if self.views else []
-        kept = [self.kept.read_view(*view) if self.kept else None for view in views]
-        batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), views, [k and k.features for k in kept])
+        found = {i: made for i, view in enumerate(views) if self.kept and (made := self.kept.read_view(*view))}
         for i, item in enumerate(items):
-            if views and (found := kept[i]):
-                batch.images[i], batch.labels[i] = found.image, found.labels
+            if i in found:
+                images[i], labels[i] = found[i].image.numpy(), found[i].labels.numpy()
             else:
                 image, labels[i] = self[item]
                 cv2.split(image, list(images[i]))  # (H, W, 3) -> (3, H, W), much faster than a transposed copy
-        return batch
+        features = stacked([made.features for made in found.values()])
+        return Batch(torch.from_numpy(images), torch.from_numpy(labels), views, list(found), features)
 
 
 class EvaluationImages(TorchDataset[tuple[int, Pixels, Pixels]]):
@@ -315,13 +319,14 @@ def train_loader(
     )
 
 
-def evaluation_images(dataset: Dataset, workers: Workers) -> Iterator[tuple[int, Pixels, Pixels]]:
-    """(index, image, labels) of every image once, in order."""
+def evaluation_images(dataset: Dataset, workers: Workers, first: int = 0) -> Iterator[tuple[int, Pixels, Pixels]]:
+    """(index, image, labels) of every image once, from ``first`` on and then those before it."""
+    order = [(first + i) % len(dataset) for i in range(len(dataset))]
 
-    def load(first: int, number: int) -> DataLoader[tuple[int, Pixels, Pixels]]:
+    def load(start: int, number: int) -> DataLoader[tuple[int, Pixels, Pixels]]:
         return DataLoader(
             EvaluationImages(dataset),
-            sampler=range(first, len(dataset)),
+            sampler=order[start:],
             batch_size=None,
             num_workers=number,
             multiprocessing_context=_context(number),

@@ -142,20 +142,26 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
         if "train" in sets:
             more = (first.step_s - again.step_s) / config.recipe.batch_size
             again = again._replace(views=sets["train"]._replace(seconds_each=max(0.0, more)))
-        return again._replace(images=sets["val"]._replace(seconds_each=max(0.0, first.image_s - again.image_s)))
+        if "val" in sets:
+            more = first.image_s - again.image_s
+            again = again._replace(images=sets["val"]._replace(seconds_each=max(0.0, more)))
+        return again
 
 
 def _fillings(cohort: Cohort, place: Path) -> dict[str, Filling]:
-    """``train`` and ``val`` -> what is kept of them already, and what a file of those that the trial wrote takes."""
+    """``train`` and ``val`` -> what is kept of them already, and what a file of those that the trial wrote takes.
+
+    A set of which it could write nothing, as the disk is full, is left out.
+    """
     from segbench.data import open_data
     from segbench.loading.features import feature_sets, open_features
 
     config, facts, found = cohort.runs[0].config, cohort.runs[0].facts, {}
-    tried = {kept.folder.name: kept for kept in feature_sets(place / FEATURES)}
+    tried = {kept.folder.name: kept for kept in feature_sets(place / FEATURES) if kept.files}
     for which in ("train", "val"):
         dataset = open_data(config.data, which)
-        if (kept := open_features(config, facts, which, dataset)) is not None:
-            mine = tried[kept.folder.name]
+        kept = open_features(config, facts, which, dataset)
+        if kept is not None and (mine := tried.get(kept.folder.name)):
             # Of the evaluation, an image has a file for each window of each view.
             most, each = len(dataset) * (config.recipe.views or 1), 1.0
             if which == "val":

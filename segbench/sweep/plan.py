@@ -148,8 +148,9 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
     known = KnownFiles.read(folder)
     facts_before, files_before = dict(known.facts), known.model_dump_json(exclude={"facts"})
     finder = FactFinder(on_cluster, partly, known)
-    for _, variant in expand_grid(config):
-        finder.facts(variant)
+    variants = [variant for _, variant in expand_grid(config)]
+    places = [remembered.place(variant, on_cluster) for variant in variants]
+    found = [finder.facts(variant) for variant in variants]
     failing = list(finder.failing.values())
     good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
     if not good:
@@ -169,9 +170,8 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
             if not partly:
                 raise
             failing.append(str(error))
-    if not failing and not finder.unused:
-        variants = {remembered.place(run.config, on_cluster): run.facts for run in runs}
-        known.facts = dict([*(known.facts | variants).items()][-MOST_FACTS:])
+    if not failing and not finder.unused and places == [remembered.place(v, on_cluster) for v in variants]:
+        known.facts = dict([*(known.facts | dict(zip(places, found, strict=True))).items()][-MOST_FACTS:])
     read = known.model_dump_json(exclude={"facts"}) != files_before
     if read or (known.facts != facts_before and folder.is_dir()):
         # A finished sweep is only shown, and facts alone are not worth a failure.

@@ -14,6 +14,7 @@ import segbench
 from segbench.config import SweepConfig
 from segbench.data.base import file_status
 
+DEVICES = Path("/dev")
 OF_RUNS = {"name", "runs_dir", "seeds", "baseline"}  # of a config, what no facts depend on
 
 
@@ -30,8 +31,9 @@ def place(variant: SweepConfig, on_cluster: bool) -> str:
 
 
 def _sources() -> list[tuple[str, int, int]]:
-    stamps = ((path, path.stat()) for path in sorted(Path(segbench.__file__).parent.rglob("*.py")))
-    return [(str(path), status.st_size, status.st_mtime_ns) for path, status in stamps]
+    stamps = ((path, file_status(path)) for path in sorted(Path(segbench.__file__).parent.rglob("*.py")))
+    # An editor's lock is a link to nothing.
+    return [(str(path), status.st_size, status.st_mtime_ns) for path, status in stamps if status is not None]
 
 
 def _packages() -> list[str]:
@@ -40,5 +42,5 @@ def _packages() -> list[str]:
 
 
 def _machine() -> list[str | None]:
-    gpus = [str(path) for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    gpus = [str(path) for path in sorted(DEVICES.glob("nvidia[0-9]*"))]
     return [platform.node(), sys.version, os.environ.get("CUDA_VISIBLE_DEVICES"), *gpus]

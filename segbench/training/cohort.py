@@ -22,6 +22,7 @@ from segbench.kept import keep
 from segbench.loading.cache import in_cache
 from segbench.loading.features import described, open_features
 from segbench.loading.pipeline import Batches, Workers
+from segbench.machine import environment
 from segbench.runs import Cohort
 from segbench.sweep.facts import encoder_facts
 from segbench.sweep.files import KnownFiles
@@ -31,7 +32,7 @@ from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep, Member
 from segbench.training.memory import keep_freed
-from segbench.training.results import environment, run_config, write_run
+from segbench.training.results import run_config, write_run
 
 CHANGED = "{} changed after the sweep was planned, so its key is no longer true; the same command plans it anew"
 
@@ -84,9 +85,6 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
             control.kept[which] = kept
     encoder = _encoder(control)
     features_hash = encoder.features_hash()  # before a checkpoint changes a trainable one
-    for which, kept in control.kept.items():
-        if not kept.about:
-            kept.describe(described(config, which, encoder, features_hash))
     for what, planned, found in (
         ("the data", facts.data, KnownFiles.read(first.folder.parent).data_facts(config.data, data)),
         (f"the source of encoder '{config.encoder.title}'", facts.encoder, encoder_facts(config.encoder)),
@@ -95,6 +93,8 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     ):
         if found != planned:
             raise UserError(CHANGED.format(what))
+    for which, kept in control.kept.items():
+        kept.prepare(described(config, which, encoder, features_hash))
     plug_ins: dict[str, type[Any]] = {m.plug_in: type(m) for m in control.measures} | {
         config.data.name: type(data["train"])
     }

@@ -23,6 +23,8 @@ from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
 from segbench.training.prediction import Keep, Prediction, computed, predict_counted
 
+GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie far apart, modulo 1
+
 
 @dataclass
 class Evaluation:
@@ -62,6 +64,11 @@ class Evaluation:
     def arrays(self) -> dict[str, Any]:
         """``ids`` and ``sizes`` of N images, ``region`` (N, 3, K), ``confusion`` (K, K), and (N, C, K) by measure."""
         return {name: np.array(counts) for name, counts in self.counts.items()} | {"confusion": self.confusion}
+
+    def in_order(self, first: int) -> None:
+        """Put images that were counted from ``first`` on into the split's order."""
+        for name, counts in self.counts.items():
+            self.counts[name] = counts[len(counts) - first :] + counts[: len(counts) - first]
 
     def headline(self) -> dict[str, float]:
         """``val_NAME`` -> score over the split, of each measure that gives a verdict."""
@@ -110,12 +117,16 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     module.eval()
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
     results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
-    for index, pixels, labels in evaluation_images(data, control.workers):
+    # Seeds that are evaluated side by side begin at different images, and find what the others have kept.
+    first = int(len(data) * (module.seed * GOLDEN % 1)) if kept else 0
+    for done, (index, pixels, labels) in enumerate(evaluation_images(data, control.workers, first), 1):
         decoders = {key: module.members[key].decoder for key in results}
         protocol, image = control.config.evaluation, (data.ids[index], pixels, labels)
         keep = kept.keeper(str(index), module.device) if kept else computed
         count_image(results, module.encoder, decoders, image, len(data.classes), protocol, control.desks, keep)
-        tell(index + 1)
+        tell(done)
+    for result in results.values():
+        result.in_order(first)
     module.train()
     return results
 

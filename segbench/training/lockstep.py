@@ -16,7 +16,7 @@ from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure
-from segbench.loading.features import KeptFeatures, View, stacked
+from segbench.loading.features import KeptFeatures, View, channels_first
 from segbench.loading.pipeline import Batch
 from segbench.training.clock import Moment, moment, seconds_between
 from segbench.training.isolation import Desk, own_copies, turn
@@ -139,13 +139,13 @@ class Lockstep(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         labels = batch.labels.long()  # (B, H, W)
         features, image = self._encode(batch)
-        total = self._denominator(labels)
+        assert batch.total is not None
         shared, alone, made = moment(self.device), len(self.members) == 1, list[Made]()
         for member in self.alive.values():
             given = (features, image) if alone else own_copies(member.decoder, features, image)
             began = moment(self.device)
             with turn(self.seed, "dropout", self.steps_done, desk=member.desk) as done:
-                numbers = self._train(member, *given, labels, total)
+                numbers = self._train(member, *given, labels, batch.total)
             if done.error is not None:
                 self._end(member, done.error)
             else:
@@ -160,20 +160,34 @@ class Lockstep(pl.LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         self._ended = moment(self.device)  # what callbacks did after the step is nobody's training time
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Adds ``total`` while labels are still with the host: on a GPU, to pick them out would be waited for."""
+        counted, weights = batch.labels != VOID, self.recipe.class_weights
+        if weights is None:
+            return batch._replace(total=counted.sum().clamp(min=1))
+        summed = torch.tensor(weights, dtype=torch.float32)[batch.labels[counted].long()].sum()
+        return batch._replace(total=summed.clamp(min=torch.finfo(torch.float32).tiny))  # also where all are void
+
     def _encode(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch."""
         image = pad_to_stride(self.encoder.normalise(batch.images), max(self.encoder.strides))
         seed_torch(derived_seed(self.seed, "encoder", self.steps_done))
-        if not batch.views:
+        if not batch.views or self.encoder.trainable:
             return self.encoder(image), image
-        samples = list(batch.features)
-        if missing := [i for i, features in enumerate(samples) if features is None]:
+        levels = [level.to(image.device) for level in batch.features]
+        if missing := [i for i in range(len(image)) if i not in batch.kept]:
             made = self.encoder.each(image[missing])
-            for place, i in enumerate(missing):
-                samples[i] = features = [level[place] for level in made]
-                if self.kept:
-                    self.kept.write_view(*batch.views[i], View(batch.images[i], batch.labels[i], features))
-        return stacked([features for features in samples if features is not None], image.device), image
+            if self.kept:
+                for place, i in enumerate(missing):
+                    view = View(batch.images[i], batch.labels[i], [level[place] for level in made])
+                    self.kept.write_view(*batch.views[i], view)
+            whole = [level.new_empty(len(image), *level.shape[2:], level.shape[1]) for level in made]
+            for out, level in zip(whole, made, strict=True):
+                out[missing] = level.movedim(1, -1)
+            for out, level in zip(whole, levels, strict=False):
+                out[batch.kept] = level
+            levels = whole
+        return channels_first(levels, image.device), image
 
     def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> Tensor:
         """A step of one decoder; its loss and its gradient's norm, as far as that is worked out, on the device."""
@@ -225,10 +239,3 @@ class Lockstep(pl.LightningModule):
         member.failure = Failure.of(error)
         member.optimizer.zero_grad(set_to_none=True)
         member.optimizer.state.clear()  # memory that the others can use
-
-    def _denominator(self, labels: Tensor) -> Tensor:
-        """Number, or summed class weight, of the pixels that are not void; above 0, also where all are."""
-        counted = labels != VOID
-        if self.class_weights is None:
-            return counted.sum().clamp(min=1)
-        return self.class_weights[labels[counted]].sum().clamp(min=torch.finfo(torch.float32).tiny)

@@ -3,22 +3,17 @@
 import csv
 import io
 import math
-import platform
-import re
 import resource
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import save
 
-import segbench
-from segbench import checkout, store
+from segbench import store
 from segbench.columns import described, said
 from segbench.config import WEIGHTS_BY_NAME
 from segbench.errors import brief
@@ -29,8 +24,6 @@ from segbench.runs import Run, protocol
 from segbench.training.evaluation import Evaluation
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
-
-LIBRARIES = "torch pytorch_lightning segmentation_models_pytorch timm albumentations cv2 numpy torchvision"
 
 
 def run_config(run: Run) -> dict[str, Any]:
@@ -43,26 +36,6 @@ def run_config(run: Run) -> dict[str, Any]:
     values["launch"]["address"] = None  # which no file may name
     decoder = run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}
     return values | {"decoder_defaults": {}, "decoders": [decoder], "seeds": [run.seed], "baseline": None}
-
-
-def environment(threads: int, accelerator: str) -> dict[str, Any]:
-    """Versions, hardware, threads and the state of the project's git checkout."""
-    versions = {n: getattr(sys.modules[n], "__version__", "?") for n in LIBRARIES.split() if n in sys.modules}
-    return {
-        "versions": versions | {"segbench": segbench.__version__, "python": platform.python_version()},
-        "cpu": _cpu_name(),
-        "gpu": torch.cuda.get_device_name() if accelerator == "cuda" else None,
-        "threads": threads,
-        "platform": platform.platform(),
-        "git": checkout.of_segbench(),
-    }
-
-
-def _cpu_name() -> str:
-    with suppress(OSError):
-        if found := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.M):
-            return found[1].strip()
-    return platform.processor()
 
 
 def peak_memory() -> int:

@@ -11,6 +11,8 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from segbench.errors import UserError, brief
+
 Positions = Literal["bicubic", "bicubic_antialias"]
 
 
@@ -92,7 +94,14 @@ class _Intermediates(nn.Module):
 
 @functools.cache
 def is_plain_vit(name: str) -> bool:
-    """Whether timm's model of that name is one whose blocks can be chosen, on patches that do not overlap."""
-    with torch.device("meta"):
-        model: Any = timm.create_model(name)
+    """Whether timm's model of that name is one whose blocks can be chosen, on patches that do not overlap.
+
+    Raises:
+        UserError: timm cannot build it, as with a tag after its name that it does not know.
+    """
+    try:
+        with torch.device("meta"):
+            model: Any = timm.create_model(name)
+    except Exception as error:  # each model in its own way
+        raise UserError(f"encoder '{name}': timm cannot build it: {brief(error)}") from None
     return isinstance(model, VisionTransformer | Eva) and type(model.patch_embed) is PatchEmbed
