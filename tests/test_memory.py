@@ -89,7 +89,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_a_cohort_s_process_asks_for_huge_pages():
     """The system may still have none to give, where its memory is in pieces."""
     assert "hg" in local.call(flags_of_a_large_tensor)
-    assert "hg" not in flags_of_a_large_tensor()  # here, where nobody asked
 
 
 def flags_of_a_large_tensor():
