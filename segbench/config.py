@@ -1,6 +1,7 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
 import math
+import os
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -55,6 +56,7 @@ def name_of_folder(text: str) -> str:
 
 
 OneLine = Annotated[str, one_line]
+Folder = Annotated[OneLine, AfterValidator(os.path.expanduser)]
 Size = Annotated[
     tuple[Pixels, Pixels],
     BeforeValidator(lambda v: (v, v) if isinstance(v, int) and not isinstance(v, bool) else v),
@@ -350,10 +352,10 @@ class LaunchConfig(Section):
         ["csv"], description="Lightning's loggers, for a live view; csv: RUN/live/metrics.csv; the others are extras"
     )
     checkpoint_minutes: Positive = Field(5.0, description="how often the state is saved, so that a stop loses no more")
-    cache: Annotated[str, Field(min_length=1)] | None = Field(
+    cache: Folder | None = Field(
         None, description="folder for decoded images, read once and shared: /dev/shm (memory) or a fast disk"
     )
-    features: Annotated[str, Field(min_length=1)] | None = Field(
+    features: Folder | None = Field(
         None,
         description="folder for a frozen encoder's features, computed once and shared by decoders, seeds and sweeps: "
         "of recipe.views in training, and of the evaluation's images",
@@ -390,7 +392,7 @@ class SweepConfig(Section):
         None,
         description="one or two names or labels, what differences are from; default: bilinear, bilinear_conv, if there",
     )
-    runs_dir: OneLine = Field("runs", description="the folder of all sweeps' folders")
+    runs_dir: Folder = Field("runs", description="the folder of all sweeps' folders")
 
     @model_validator(mode="after")
     def _few_enough(self) -> "SweepConfig":

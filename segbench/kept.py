@@ -12,6 +12,10 @@ from segbench.config_file import load_config
 from segbench.errors import UserError
 from segbench.registry import sources
 
+# Of a finished run's config, what may differ where it is read: where things lie and where it is computed.
+OF_PLACE = ("data", "launch", "trainer.accelerator", "encoder.weights", "evaluation", "baseline", "runs_dir")
+OF_PLACE_SAID = "data, launch, trainer.accelerator and encoder.weights"
+
 Kept = dict[str, dict[str, str]]  # name of a plug-in in the config -> its file in the run's folder, and the original's
 
 
@@ -68,8 +72,12 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The config of a finished run, its plug-ins those that the run's folder keeps.
 
     Raises:
-        UserError: there is none, an override does not fit, or the folder has no copy of a plug-in.
+        UserError: there is none, an override does not fit or would make another run of it, or the folder has no copy of
+            a plug-in.
     """
+    for key in (item.partition("=")[0].strip() for item in overrides):
+        if key.partition(".")[0] not in OF_PLACE and key not in OF_PLACE:
+            raise UserError(f"'{key}' would make another run of {folder}; here only these may differ: {OF_PLACE_SAID}")
     row = store.read_json(folder / store.RESULT)
     kept = row.get("sources") if isinstance(row, dict) else None
     config = load_config(folder / store.CONFIG, overrides)

@@ -162,6 +162,15 @@ def test_a_part_of_the_images_is_said(plain):
     assert np.isnan(by_row(one)["flip", "deconv"]["mIoU"].low)
     other = run(plain, ["flip=[true]"], overrides=["data.val=2"])
     assert "These are not the images that the runs were evaluated on." in other.notes
+    for override in (
+        "encoder.params.blocks=[3]",
+        "encoder.dtype=float16",
+        "recipe.steps=3",
+        "seeds=[0]",
+        "skeleton=linear",
+    ):
+        with pytest.raises(UserError, match=r"would make another run of .*; here only these may differ: data, launch"):
+            run(plain, ["flip=[true]"], overrides=[override])
 
 
 def test_a_decoder_that_fails_under_one_evaluation_leaves_a_hole_there_alone(plain, monkeypatch):

@@ -19,7 +19,7 @@ from segbench.sweep.estimate import trial
 from segbench.sweep.plan import make_plan
 from segbench.training.cohort import run_cohort
 from tests.conftest import segbench, tiny
-from tests.test_features import kept_sweep, run
+from tests.test_features import in_this_process, kept_sweep, run
 
 
 def test_a_view_comes_back_as_it_was_given(tmp_path):
@@ -91,16 +91,46 @@ def test_a_plan_where_nothing_can_be_kept(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("broken", ["{", None])
 def test_a_set_that_says_nothing_of_itself_is_listed_and_cleared(tmp_path, broken):
     """Its ``about.json`` is damaged, or it was cleared while a sweep used it."""
-    kept = KeptFeatures(tmp_path / "train-0", torch.float32)
+    kept = KeptFeatures(tmp_path / "train-0123456789abcdef", torch.float32)
     kept.prepare({"encoder": "x"})
     kept.write("0-0", {"level0": torch.ones(1, 2, 3)})
     about = kept.folder / features.ABOUT
     about.write_text(broken) if broken else about.unlink()
-    (tmp_path / ".cleared-train-1-99").mkdir()
     (found,) = feature_sets(tmp_path)
     assert (found.folder, found.about, found.files) == (kept.folder, {}, 1)
     told = segbench("features", tmp_path, "--clear")
-    assert (told.returncode, list(tmp_path.glob("train-*"))) == (0, []), told.stderr
+    assert (told.returncode, list(tmp_path.iterdir())) == (0, []), told.stderr
+
+
+def test_nothing_but_features_is_cleared(tmp_path):
+    """Not a user's folder of training images, nor a file that lies among the features, nor what a link leads to."""
+    kept = KeptFeatures(tmp_path / "val-0123456789abcdef", torch.float32)
+    kept.write("0-0", {"level0": torch.ones(1, 2, 3)})
+    mine = [
+        tmp_path / "train-images" / "1.jpg",
+        tmp_path / "val-2017" / "ab" / "x.safetensors",
+        kept.folder / "notes.txt",
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    elsewhere = KeptFeatures(tmp_path / "elsewhere", torch.float32)
+    elsewhere.write("0-0", {"level0": torch.ones(1, 2, 3)})
+    (tmp_path / "train-0123456789abcdef").symlink_to(elsewhere.folder)
+    told = segbench("features", tmp_path, "--clear")
+    assert told.returncode == 0, told.stderr
+    assert [path.read_text() for path in mine] == ["mine"] * 3
+    assert elsewhere.read("0-0") is not None
+    assert list(kept.folder.iterdir()) == [kept.folder / "notes.txt"]
+
+
+def test_a_folder_that_cannot_be_used_costs_time_alone(tmp_path, capfd):
+    """Where the system takes no folder, as below /proc, all is computed each time, and that is said."""
+    config = kept_sweep(tmp_path, decoders=["nearest"]) | {
+        "launch": {"features": "/proc/none", "jobs": 1, "threads": 1}
+    }
+    in_this_process(config)
+    assert "launch.features: /proc/none/train-" in capfd.readouterr().err
 
 
 def test_a_file_that_cannot_be_opened_now_is_left_alone(tmp_path, monkeypatch):

@@ -276,12 +276,23 @@ def test_plan_tells_their_size_and_keeps_none(tmp_path):
     assert not (tmp_path / "kept").exists()
     (line,) = (line for line in told.stdout.splitlines() if line.startswith("features"))
     assert f"to keep in {tmp_path / 'kept'}" in line
-    said = float(line.split()[2]) * {"kB": 1e3, "MB": 1e6}[line.split()[3]]
+
+    def said(line):
+        return float(line.split()[2]) * {"bytes": 1, "kB": 1e3, "MB": 1e6}[line.split()[3]]
+
     assert segbench("sweep", path).returncode == 0
     real = sum(kept.size for kept in feature_sets(tmp_path / "kept"))
-    assert said == pytest.approx(real, rel=0.1)
+    assert said(line) == pytest.approx(real, rel=0.1)
     told = segbench("plan", path, "seeds=[0,1,2]").stdout  # the third asks for what is there
     assert "features about 0 bytes to keep" in told
+    few = ["data.train=40", "recipe.steps=3", f"runs_dir={tmp_path / 'few'}"]  # of 80 views seed 0 draws 6
+    for seeds in ("[0]", "[0,1,2]"):
+        lines = segbench("plan", path, *few, f"seeds={seeds}").stdout.splitlines()
+        (line,) = (line for line in lines if line.startswith("features"))
+        assert segbench("sweep", path, *few, f"seeds={seeds}").returncode == 0
+        now = sum(kept.size for kept in feature_sets(tmp_path / "kept"))
+        assert said(line) == pytest.approx(now - real, rel=0.1)
+        real = now
 
 
 def test_they_are_listed_and_cleared(tmp_path, without, monkeypatch):

@@ -136,6 +136,10 @@ def test_others_of_timm_by_name(name):
             {"name": "vit_small_patch14_dinov2.lvd142"},
             "encoder 'vit_small_patch14_dinov2.lvd142': timm cannot build it",
         ),
+        (
+            {"name": "vit_small_patch16_dinov3", "params": {"positions": "bicubic_antialias"}},
+            "'vit_small_patch16_dinov3' has no learned positions that could be resized; leave positions out",
+        ),
         ({"name": "convnext_tiny.foo"}, "encoder 'convnext_tiny.foo': timm cannot build it"),
         ({"trainable": True, "dtype": "float16"}, "dtype float16 is for a frozen encoder"),
     ],

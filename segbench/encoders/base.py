@@ -317,7 +317,7 @@ def load_weights(body: nn.Module, path: Path, name: str) -> None:
     except pickle.UnpicklingError:  # whose message says how to run what is in it
         raise UserError(f"encoder.weights: {path} holds something else than tensors; it is not read") from None
     except Exception as error:  # a file that is no weights fails in as many ways as there are files
-        raise UserError(f"encoder.weights: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"encoder.weights: {path} cannot be read: {brief(error)}") from None
     if not isinstance(tensors, Mapping):
         raise UserError(f"encoder.weights: {path} holds {type(tensors).__name__}, not a mapping of names to tensors")
     own = body.state_dict()

@@ -22,6 +22,7 @@ from segbench.errors import UserError
 
 # The pixels of image and labels one after the other, then (offset, height, width) of each, their number, and this.
 END = b"segbench cache 1"
+LEFT_FREE = 512 * 2**20  # bytes of the disk of `launch.features` that are not taken: run folders may lie on it
 CHUNK = 16  # images decoded side by side
 Index = npt.NDArray[np.int64]
 

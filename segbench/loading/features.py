@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import json
-import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from segbench import store
 from segbench.config import SweepConfig
-from segbench.data.base import Dataset, file_status
+from segbench.data.base import Dataset, file_status, is_folder
 from segbench.encoders.base import Encoder
 from segbench.errors import UserError
-from segbench.loading.cache import digest_of
+from segbench.loading.cache import LEFT_FREE, digest_of
 from segbench.machine import cpu_name, versions
 from segbench.runs import Facts
 
 ABOUT = "about.json"
+OURS = "??/*.safetensors"  # in a set's folder
 LIBRARIES = ("torch", "timm", "segmentation_models_pytorch", "albumentations", "cv2", "numpy")  # behind the numbers
 CHECK = "sha256, and what was float32"  # of a file's metadata, in one entry: several come in any order
-LEFT_FREE = 512 * 2**20  # bytes of the disk that are not taken: run folders may lie on it
 STALE_S = 600  # age of a half-written file whose writer is gone
 VIEW = ("crop", "scale", "resize", "flip", "color_jitter", "views")  # of a recipe, what decides a view
 
@@ -62,13 +62,11 @@ class KeptFeatures:
 
     @property
     def about(self) -> dict[str, Any] | None:
-        """What `describe` wrote; None where it has not been called, or its file is damaged."""
+        """What `describe` wrote; None where it has not been called, or its file cannot be read."""
         try:
             found = store.read_json(self.folder / ABOUT)
-        except store.Damaged:
+        except UserError:
             return None
-        except UserError as error:
-            raise UserError(f"launch.features: {error}") from None
         return found if isinstance(found, dict) else None
 
     def prepare(self, about: Mapping[str, Any]) -> None:
@@ -77,7 +75,7 @@ class KeptFeatures:
             if self.about is None and self._has_room(0):
                 store.write_json(self.folder / ABOUT, dict(about))
         except (OSError, UserError) as error:
-            raise UserError(f"launch.features: {error}") from None
+            self._stop(error)
         for part in self.folder.glob("*/.*.tmp"):
             with contextlib.suppress(OSError):  # its writer has just finished it
                 if time.time() - part.stat().st_mtime > STALE_S:
@@ -114,17 +112,18 @@ class KeptFeatures:
             if self._has_room(len(data)):
                 store.write_atomic(self._path(name), lambda file: file.write(data), durable=False)
         except (OSError, UserError) as error:
-            self._stop(str(error))
+            self._stop(error)
 
     def _has_room(self, size: int) -> bool:
         """Make the folder, which somebody may have cleared; whether so many bytes more may be written."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free < size + LEFT_FREE:
-            self._stop(f"less than {LEFT_FREE >> 20} MiB would be free")
+            self._stop(UserError(f"less than {LEFT_FREE >> 20} MiB would be free"))
         return not self.full
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, error: OSError | UserError) -> None:
         self.full = True
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
         print(f"launch.features: {self.folder}: {why}; what is not kept is computed each time", file=sys.stderr)
 
     def _path(self, name: str) -> Path:
@@ -139,6 +138,10 @@ class KeptFeatures:
 
     def write_view(self, index: int, view: int, made: View) -> None:
         self.write(f"{index}-{view}", {"image": made.image, "labels": made.labels, **_named(made.features)})
+
+    def missing(self, views: Iterable[tuple[int, int]]) -> int:
+        """How many of these views, each (index, view), are not kept."""
+        return sum(not self._path(f"{index}-{view}").exists() for index, view in views)
 
     # Of evaluation
 
@@ -251,17 +254,25 @@ def feature_sets(folder: Path) -> Iterator[FeatureSet]:
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}")
-    for place in sorted(path for which in ("train", "val") for path in folder.glob(f"{which}-*/")):
-        statuses = [status for path in place.glob("*/*.safetensors") if (status := file_status(path)) is not None]
+    for place in sorted(folder.iterdir()):
+        if not re.fullmatch("(train|val)-[0-9a-f]{16}", place.name) or place.is_symlink() or not is_folder(place):
+            continue
+        statuses = [status for path in place.glob(OURS) if (status := file_status(path)) is not None]
         about = KeptFeatures(place, torch.float32).about or {}
         yield FeatureSet(place, about, len(statuses), sum(status.st_size for status in statuses))
 
 
 def clear(found: FeatureSet) -> None:
-    """Remove a set; a sweep that uses it goes on and keeps what it computes from now on."""
-    away = found.folder.with_name(f".cleared-{found.folder.name}-{os.getpid()}")
+    """Remove a set's files, and its folder where nothing else lies in it; a sweep that uses it computes them again.
+
+    Raises:
+        UserError: they cannot be removed.
+    """
     try:
-        found.folder.rename(away)
+        for path in (found.folder / ABOUT, *found.folder.glob(OURS), *found.folder.glob("??/.*.safetensors.*.tmp")):
+            path.unlink(missing_ok=True)
+        for folder in (*found.folder.glob("??"), found.folder):
+            with contextlib.suppress(OSError):  # it holds something else, or has come back
+                folder.rmdir()
     except OSError as error:
         raise UserError(f"cannot clear {found.folder}: {error.strerror or error}") from None
-    shutil.rmtree(away, ignore_errors=True)

@@ -18,6 +18,7 @@ from rich.filesize import decimal
 from segbench import store
 from segbench.errors import Failure, UserError
 from segbench.launch import local
+from segbench.loading.cache import LEFT_FREE
 from segbench.runs import Cohort, Run
 from segbench.sweep.files import KNOWN
 from segbench.sweep.plan import Plan
@@ -31,8 +32,7 @@ class Filling(NamedTuple):
     """What it takes to keep the features of a set that are not kept yet (``launch.features``)."""
 
     name: str  # of the set
-    there: float  # views, or images of the evaluation, that are kept already
-    most: int  # that there can be
+    missing: float  # images of the evaluation that are not kept; of views, `_missing_views` says it
     seconds_each: float  # more than with kept ones
     bytes_each: float
 
@@ -73,7 +73,9 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
         UserError: a run fails in its trial.
     """
     trials: dict[tuple[str, ...], Trial] = {}
-    used: dict[str, tuple[Filling, int]] = {}  # sets of features, and how many of their files the sweep asks for
+    used: dict[str, Filling] = {}  # sets of features
+    keeps = any(cohort.runs[0].config.launch.features for cohort in plan.cohorts)
+    missing: dict[str, float] = local.call(_missing_views, plan.cohorts, plan.threads) if keeps else {}
     at_once = min(plan.jobs, len(plan.cohorts))
     seconds, memory, gpu, kept, running = [], [], [], 0.0, []
     for cohort in plan.cohorts:
@@ -90,17 +92,15 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
         counted = images * (1 + (steps // every if every else 0))
         seconds.append(took.start_s + steps * took.step_s + counted * took.image_s)
         memory.append(took.memory_bytes)
-        for filling, asked in ((took.views, steps * config.recipe.batch_size), (took.images, images)):
-            if filling is not None:
-                used[filling.name] = filling, used.get(filling.name, (filling, 0))[1] + asked
+        used |= {filling.name: filling for filling in (took.views, took.images) if filling is not None}
         gpu.append(took.gpu_bytes)
         kept += took.kept_bytes + images * took.image_bytes
         running.append(took.checkpoint_bytes)
-    missing = [(max(0, min(f.most, asked) - f.there), f) for f, asked in used.values()]
-    filling_s = sum(number * f.seconds_each for number, f in missing) / max(1, at_once)
+    fill = [(missing.get(f.name, f.missing), f) for f in used.values()]
+    filling_s = sum(number * f.seconds_each for number, f in fill) / max(1, at_once)
     total_s = plan.planning_s + _makespan(seconds, plan.jobs) + filling_s
     most, most_running = (round(sum(sorted(sizes)[-at_once:])) for sizes in (memory, running))
-    features = round(sum(number * f.bytes_each for number, f in missing))
+    features = round(sum(number * f.bytes_each for number, f in fill))
     return Estimate(total_s, most, round(max(gpu, default=0.0)), round(kept), most_running, features)
 
 
@@ -148,6 +148,27 @@ def trial(cohort: Cohort, threads: int, gpu: str | None) -> Trial:
         return again
 
 
+def _missing_views(cohorts: Sequence[Cohort], threads: int) -> dict[str, float]:
+    """Name of a set of training features -> how many of the views that these cohorts ask for are not in it."""
+    import torch
+
+    from segbench.data import open_data
+    from segbench.loading.features import KeptFeatures, open_features
+    from segbench.loading.pipeline import TrainStream
+
+    torch.set_num_threads(threads)  # which a set's name has
+    sets: dict[str, tuple[KeptFeatures, set[tuple[int, int]]]] = {}
+    for cohort in cohorts:
+        run = cohort.runs[0]
+        config, recipe, dataset = run.config, run.config.recipe, open_data(run.config.data, "train")
+        if (kept := open_features(config, run.facts, "train", dataset)) is not None and recipe.views:
+            stream = TrainStream(dataset, recipe, run.seed, cohort.start_step * recipe.batch_size)
+            items = range(min(len(stream), (recipe.views + 1) * len(dataset)))  # which see all views
+            _, views = sets.setdefault(kept.folder.name, (kept, set()))
+            views.update(stream.place(item)[1:] for item in items)
+    return {name: kept.missing(views) for name, (kept, views) in sets.items()}
+
+
 def _fillings(cohort: Cohort, place: Path) -> dict[str, Filling]:
     """``train`` and ``val`` -> what is kept of them already, and what a file of those that the trial wrote takes.
 
@@ -163,11 +184,9 @@ def _fillings(cohort: Cohort, place: Path) -> dict[str, Filling]:
         kept = open_features(config, facts, which, dataset)
         if kept is not None and (mine := tried.get(kept.folder.name)):
             # Of the evaluation, an image has a file for each window of each view.
-            most, each = len(dataset) * (config.recipe.views or 1), 1.0
-            if which == "val":
-                most, each = len(dataset), mine.files / min(IMAGES, len(dataset))
-            there = sum(1 for _ in kept.folder.glob("*/*.safetensors")) / each
-            found[which] = Filling(kept.folder.name, there, most, 0.0, each * mine.size / mine.files)
+            each = mine.files / min(IMAGES, len(dataset)) if which == "val" else 1
+            there = sum(1 for _ in kept.folder.glob("??/*.safetensors")) / each
+            found[which] = Filling(kept.folder.name, max(0, len(dataset) - there), 0.0, each * mine.size / mine.files)
     return found
 
 
@@ -244,8 +263,10 @@ def in_words(found: Estimate, folder: Path, features: str | None = None) -> str:
     if found.gpu_bytes:
         lines.insert(2, f"GPU     about {decimal(found.gpu_bytes)} of each cohort, as torch allocates it")
     if features:
-        left = _free(Path(features))
-        lines.append(f"features about {decimal(found.features_bytes)} to keep in {features}; {decimal(left)} are free")
+        left = max(0, _free(Path(features)) - LEFT_FREE)
+        lines.append(
+            f"features about {decimal(found.features_bytes)} to keep in {features}; {decimal(left)} are free for it"
+        )
         if found.features_bytes > left:
             lines.append("more features than there is room for: what is not kept is computed each time")
     if memory and found.memory_bytes > memory:

@@ -84,6 +84,8 @@ class FactFinder:
         if weights is not None and len(weights) != len(classes):
             there = f"'{config.data.name}' has {len(classes)} classes"
             raise UserError(f"recipe.class_weights has {len(weights)} values; {there}")
+        if weights is not None and not any(weights):
+            raise UserError("recipe.class_weights are all 0, so that nothing would be learned")
         looking_at(f"encoder '{config.encoder.name}'")
         encoder: BuiltEncoder = self.once(_build, config.encoder)
         largest = max(encoder.strides)
@@ -101,8 +103,11 @@ class FactFinder:
             )
         if config.launch.features and config.encoder.trainable:
             raise UserError("launch.features: a trainable encoder's features change with every step; leave one out")
-        if config.launch.features and not is_folder(place := Path(config.launch.features)) and file_status(place):
-            raise UserError(f"launch.features: {place} is no folder")
+        if config.launch.features:
+            kept = Path(config.launch.features).absolute()
+            above = next(place for place in (kept, *kept.parents) if file_status(place))
+            if not is_folder(above):
+                raise UserError(f"launch.features: {above} is no folder")
         looking_at("the measures")
         measures = self.once(_measure_facts, config.measures, len(classes))
         decoders: dict[str, ClassFacts] = {}

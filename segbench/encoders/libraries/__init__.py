@@ -43,7 +43,7 @@ def _from_hub(library: ModuleType, name: str, params: Mapping[str, Any]) -> Netw
     except UserError:
         raise
     except Exception as error:  # each hub client fails in its own way
-        offline = ", ".join(PACKAGED)
+        offline = ", ".join([*PACKAGED, "vits14_imgfocus"])
         raise UserError(
             f"cannot get ImageNet weights of '{name}' from its hub ({type(error).__name__}); without a hub use one of "
             f"{offline}, or encoder.weights=FILE (.safetensors, .pt), or encoder.weights=none for random ones"

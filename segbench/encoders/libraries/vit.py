@@ -49,6 +49,8 @@ class PlainViT(nn.Module):
         model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, dynamic_img_size=True)
         self.model = model
         self._grid = model.patch_embed.grid_size  # that the position embedding is for
+        if model.pos_embed is None and positions != "bicubic":
+            raise ValueError(f"'{name}' has no learned positions that could be resized; leave positions out")
         patch, depth = model.patch_embed.patch_size, len(model.blocks)
         if patch[0] != patch[1]:
             raise ValueError(f"timm's '{name}' has patches of {patch[0]}x{patch[1]}, which are no squares")
