@@ -121,7 +121,7 @@ class Third(Half):
         (["data.train=0"], r"shapes: size should be 8 to 8192 px, train and val 1 to 1,000,000"),
         (["recipe.stps=4"], r"unknown key 'recipe\.stps' \(did you mean 'steps'\?\)"),
         (["recipe.class_weights=[1,2]"], r"recipe\.class_weights has 2 values; 'shapes' has 7 classes"),
-        (["recipe.class_weights=[0,0,0,0,0,0,0]"], r"recipe\.class_weights are all 0, so that nothing would be learned"),
+        (["recipe.class_weights=[0,0,0,0,0,0,0]"], r"recipe\.class_weights are all 0, so that nothing"),
         (["trainer.accelerator=mps"], r"trainer\.accelerator: this machine has no 'mps'; use cpu or auto"),
         (["decoders=[{name: bilinear, params: {wdth: 3}}]"], r"has no parameter 'wdth' \(did you mean 'width'\?\)"),
         (

@@ -62,7 +62,7 @@ class KeptFeatures:
 
     @property
     def about(self) -> dict[str, Any] | None:
-        """What `describe` wrote; None where it has not been called, or its file cannot be read."""
+        """What `prepare` wrote; None where it has not been called, or its file cannot be read."""
         try:
             found = store.read_json(self.folder / ABOUT)
         except UserError:
