@@ -15,6 +15,7 @@ from segbench.encoders.base import KnownEncoder
 from segbench.errors import UserError
 from segbench.loading import features
 from segbench.loading.features import KeptFeatures, View, feature_sets
+from segbench.sweep import estimate
 from segbench.sweep.estimate import trial
 from segbench.sweep.plan import make_plan
 from segbench.training.cohort import run_cohort
@@ -166,3 +167,16 @@ def test_what_may_change_a_bit_is_in_a_set_s_name(tmp_path, monkeypatch):
         patch.setattr("timm.__version__", "2.0")
         names.append(name())
     assert len(set(names)) == 4
+
+
+def test_room_for_features_is_what_a_sweep_may_take(tmp_path, monkeypatch):
+    """512 MiB of the disk stay free; and ``~`` is the home folder, not one of that name."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = build_config(kept_sweep(tmp_path) | {"launch": {"features": "~/kept"}, "runs_dir": "~/runs"})
+    assert (config.launch.features, config.runs_dir) == (f"{tmp_path}/kept", f"{tmp_path}/runs")
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda folder: disk._replace(free=features.LEFT_FREE + 10**6))
+    found = estimate.Estimate(1.0, 1, 0, 1, 0, 2 * 10**6)
+    lines = estimate.in_words(found, tmp_path, config.launch.features).splitlines()
+    assert f"features about 2.0 MB to keep in {tmp_path}/kept; 1.0 MB are free for it" in lines
+    assert any(line.startswith("more features than there is room for") for line in lines)

@@ -15,7 +15,7 @@ from segbench.encoders import build_encoder
 from segbench.launch import local
 from segbench.sweep import remembered
 from segbench.sweep.files import KNOWN, KnownFiles
-from segbench.sweep.plan import make_plan
+from segbench.sweep.plan import _folder, _look, make_plan
 from tests.conftest import WHOLE, tiny
 from tests.test_sweep import sweep
 
@@ -130,6 +130,14 @@ def test_what_facts_hang_on(make, tmp_path, monkeypatch):
     places += [remembered.place(config, True), remembered.place(make(decoders=["bilinear"]), False)]
     assert len(set(places)) == len(places) == 8
     assert remembered.place(make(decoders=["nearest"], seeds=[4], name="other"), False) == places[5]
+
+
+def test_facts_are_not_remembered_where_something_changed_while_they_were_found(make, monkeypatch):
+    config, places = make(decoders=["nearest"]), iter(["before", "after", "same", "same"])
+    monkeypatch.setattr(remembered, "place", lambda *_: next(places))
+    for there in ([], ["same"]):
+        _look(config, False, False)
+        assert list(KnownFiles.read(_folder(config)).facts) == there
 
 
 def test_a_weights_file_that_changes_is_looked_at(make_config, tmp_path, looks):
