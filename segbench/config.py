@@ -168,6 +168,13 @@ def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
     return decoders
 
 
+# Keys of a recipe that concern a run's own optimizer alone: runs that differ in nothing else train on the same batches.
+OF_OPTIMIZER = frozenset(
+    ("optimizer", "lr", "weight_decay", "momentum", "schedule", "power", "min_lr", "cosine_steps", "warmup_steps")
+    + ("clip_norm",)
+)
+
+
 class RecipeConfig(Section):
     """How every decoder of the sweep is trained."""
 

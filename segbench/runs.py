@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench.config import DecoderConfig, SweepConfig
+from segbench.config import OF_OPTIMIZER, DecoderConfig, SweepConfig
 from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION, newest_checkpoint
@@ -74,12 +74,19 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.title}-s{self.seed}"
+        return " ".join([f"{self.title}-s{self.seed}", *spelled_variant(self.variant)])
+
+    @property
+    def shared(self) -> str:
+        """What runs have in common that can be trained and evaluated side by side, as text."""
+        recipe = self.config.recipe.model_dump(exclude=set(OF_OPTIMIZER))
+        sections = self.config.model_dump(include={"data", "encoder", "evaluation", "measures", "trainer", "launch"})
+        return json.dumps(sections | {"recipe": recipe, "seed": self.seed}, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """Runs that share data, encoder, recipe and seed, and that stand at the same step: trained in lockstep."""
+    """Runs that share data, encoder, batches and seed, and that stand at the same step: trained in lockstep."""
 
     runs: tuple[Run, ...]
     start_step: int
@@ -87,8 +94,20 @@ class Cohort:
     @property
     def name(self) -> str:
         first = self.runs[0]
-        variant = "".join(f" {v}" for v in spelled_variant(first.variant))
+        variant = "".join(f" {v}" for v in spelled_variant(self.variant))
         return f"seed {first.seed}{variant}" + (f" {first.title}" if first.config.encoder.trainable else "")
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What of the runs' variants they have in common."""
+        first, *others = (run.variant for run in self.runs)
+        return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+
+    def titles(self, runs: Iterable[Run] = ()) -> str:
+        """Of its runs, by default all, the decoders, each with what sets it apart of its variant."""
+        shared = self.variant
+        found = [(r.title, {k: v for k, v in r.variant.items() if k not in shared}) for r in runs or self.runs]
+        return ", ".join(" ".join([title, *spelled_variant(own)]) for title, own in found)
 
 
 def grid_names(keys: Iterable[str], others: Collection[str] = ()) -> dict[str, str]:
@@ -182,10 +201,8 @@ def make_cohorts(
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         alone = run.key if run.config.encoder.trainable else ""
-        groups.setdefault(
-            (json.dumps(run.variant, sort_keys=True, default=str), run.seed, step_of(run), alone), []
-        ).append(run)
-    return [Cohort(tuple(group), place[2]) for place, group in groups.items()]
+        groups.setdefault((run.shared, step_of(run), alone), []).append(run)
+    return [Cohort(tuple(group), place[1]) for place, group in groups.items()]
 
 
 def _existing(folder: Path, key: str) -> Path:

@@ -8,14 +8,18 @@ from safetensors.numpy import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from segbench import store
 from segbench.build import derived_seed, look_up
 from segbench.config import DecoderConfig, RecipeConfig
+from segbench.config_file import build_config
 from segbench.encoders.base import Encoder, Level
 from segbench.loading.pipeline import Batch
 from segbench.registry import UPSAMPLERS
+from segbench.sweep.plan import make_plan
 from segbench.training.lockstep import Lockstep, Member, lr_factor, parameter_groups
 from segbench.training.prediction import pad_to_stride
-from tests.test_sweep import sweep
+from tests.conftest import tiny
+from tests.test_sweep import same, sweep
 
 
 def test_schedules():
@@ -89,7 +93,7 @@ def lockstep(recipe, trainable=False, names=("a",), **more):
     torch.manual_seed(0)
     encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3), trainable)
     torch.manual_seed(1)
-    return Lockstep(encoder, {n: Member(Head()) for n in names}, recipe, seed=0, **more)
+    return Lockstep(encoder, {n: Member(Head(), recipe) for n in names}, recipe, seed=0, **more)
 
 
 def one_step(module, images, labels):
@@ -187,7 +191,8 @@ def test_only_the_skeleton_s_convolutions_decay(name, optimizer):
     decoder = look_up(DecoderConfig(name=name)).build((4, 8), (4, 8), 3, 0)
     torch.manual_seed(0)
     encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3))
-    module = Lockstep(encoder, {"a": Member(decoder)}, RecipeConfig(steps=1, optimizer=optimizer), seed=0)
+    recipe = RecipeConfig(steps=1, optimizer=optimizer)
+    module = Lockstep(encoder, {"a": Member(decoder, recipe)}, recipe, seed=0)
     made = module.configure_optimizers()[0]
     names = {id(p): n for n, p in decoder.named_parameters()}
     decay = {names[id(p)]: g["weight_decay"] for g in made.param_groups for p in g["params"]}
@@ -242,8 +247,9 @@ def test_who_changes_what_is_shared_fails_alone(what, when):
         encoder = Encoder(Body(), [Level(0, 4, 4)], ((0.5,) * 3, (0.5,) * 3))
         torch.manual_seed(1)
         second = Head()
-        members = {"a": Member(first), "b": Member(second)}
-        module = Lockstep(encoder, members, RecipeConfig(steps=10), seed=0)
+        recipe = RecipeConfig(steps=10)
+        members = {"a": Member(first, recipe), "b": Member(second, recipe)}
+        module = Lockstep(encoder, members, recipe, seed=0)
         one_step(module, IMAGES, LABELS)
         return module.members
 
@@ -316,3 +322,29 @@ def test_compiled_decoders_learn_the_same(make_config):
         weights = [load_file(r.folder / "decoder.safetensors") for r in (result, other)]
         assert weights[0].keys() == weights[1].keys()
         assert all(np.allclose(w, weights[1][k], atol=1e-3) for k, w in weights[0].items())
+
+
+def test_runs_that_differ_in_their_optimizers_alone_share_batches_and_train_as_alone(tmp_path):
+    """Learning rate, optimizer, schedule and clipping in one cohort; each bit-equal to a sweep of that setting alone."""
+    grid = {
+        "recipe.lr": [0.001, 0.01],
+        "recipe.optimizer": ["adamw", "sgd"],
+        "recipe.schedule": ["cosine", "constant"],
+        "recipe.clip_norm": [None, 0.5],
+    }
+    plan = make_plan(build_config(tiny(decoders=["bilinear"], grid=grid, runs_dir=str(tmp_path / "both"))))
+    assert [len(cohort.runs) for cohort in plan.cohorts] == [16]
+    sweep(plan.config)
+    of_batches = {"recipe.batch_size": [2, 3], "recipe.lr": [0.001, 0.01]}
+    apart = make_plan(build_config(tiny(decoders=["bilinear"], grid=of_batches, runs_dir=str(tmp_path / "apart"))))
+    assert [(c.name, c.titles()) for c in apart.cohorts] == [
+        (f"seed 0 batch_size={n}", "bilinear lr=0.001, bilinear lr=0.01") for n in (2, 3)
+    ]
+    for place in (0, 6, 11, 13):
+        run, own = plan.runs[place], tmp_path / f"alone-{place}"
+        alone = tiny(decoders=["bilinear"], runs_dir=str(own))
+        alone["recipe"] |= {key.partition(".")[2]: value for key, value in run.variant.items()}
+        results, code, _ = sweep(build_config(alone))
+        assert code == 0
+        assert same(store.read_result(run.folder), results["bilinear", 0])
+        assert (run.folder / "history.csv").read_text() == (results["bilinear", 0].folder / "history.csv").read_text()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from rich.filesize import decimal
 
 from segbench import store
+from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
 from segbench.launch import local
 from segbench.loading.cache import LEFT_FREE
@@ -79,10 +80,9 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
     at_once = min(plan.jobs, len(plan.cohorts))
     seconds, memory, gpu, kept, running = [], [], [], 0.0, []
     for cohort in plan.cohorts:
-        titles = [run.title for run in cohort.runs]
-        kind = (repr(cohort.runs[0].variant), *titles)
+        kind = tuple(f"{run.title} {run.variant}" for run in cohort.runs)
         if kind not in trials:
-            say(f"trying {cohort.name}: {', '.join(titles)}")
+            say(f"trying {cohort.name}: {cohort.titles()}")
             gpus = [local.own_gpu(cohort, place) for place in range(at_once)]
             with ThreadPoolExecutor(at_once) as pool:
                 found = pool.map(lambda gpu, c=cohort: local.call(trial, c, plan.threads, gpu), gpus)
@@ -214,8 +214,11 @@ def _tried(cohort: Cohort, threads: int, place: Path, most_steps: int | None = N
     kept = {"features": str(place / FEATURES)} if config.launch.features else {}
     launch = config.launch.model_copy(update={"trackers": [], **kept})
     evaluation = config.evaluation.model_copy(update={"every": None})
-    quietly = config.model_copy(update={"launch": launch, "evaluation": evaluation})
-    runs = [replace(run, config=quietly, folder=runs_dir / run.folder.name) for run in cohort.runs]
+    quietly = {"launch": launch, "evaluation": evaluation}
+    runs = [
+        replace(run, config=run.config.model_copy(update=quietly), folder=runs_dir / run.folder.name)
+        for run in cohort.runs
+    ]
     runs_dir.mkdir()
     with contextlib.suppress(FileNotFoundError):  # which spares the cohort reading labels
         shutil.copy(cohort.runs[0].folder.parent / KNOWN, runs_dir)
@@ -226,8 +229,7 @@ def _tried(cohort: Cohort, threads: int, place: Path, most_steps: int | None = N
     except Stopped:
         checkpoint_bytes = _bytes(runs, store.CHECKPOINTS)
         steps = len(times["train"])
-        short: dict[str, Any] = {"recipe": config.recipe.model_copy(update={"steps": steps})}
-        runs = [replace(run, config=quietly.model_copy(update=short)) for run in runs]
+        runs = [replace(run, config=_shortened(run.config, steps)) for run in runs]
         run_cohort(Cohort(tuple(runs), steps), failures, note, lambda: False, threads, IMAGES)
     if failures:
         raise UserError("; ".join(f"{run.name}: {failures[run.key].reason}" for run in runs if run.key in failures))
@@ -239,6 +241,10 @@ def _tried(cohort: Cohort, threads: int, place: Path, most_steps: int | None = N
     memory_bytes = peak_memory()
     sizes = memory_bytes, gpu_bytes, kept_bytes, image_bytes, checkpoint_bytes
     return Trial(start_s, step_s, image_s, *sizes), len(times["train"])
+
+
+def _shortened(config: SweepConfig, steps: int) -> SweepConfig:
+    return config.model_copy(update={"recipe": config.recipe.model_copy(update={"steps": steps})})
 
 
 def _mean_gap(times: list[float], skip: int) -> float:

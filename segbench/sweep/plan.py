@@ -60,7 +60,7 @@ class Plan:
         lines += [f"  note: {finding}" for finding in self.findings]
         for cohort in self.cohorts:
             start = f", from step {cohort.start_step}" if cohort.start_step else ""
-            lines.append(f"  {cohort.name}: {', '.join(run.title for run in cohort.runs)}{start}")
+            lines.append(f"  {cohort.name}: {cohort.titles()}{start}")
         if self.cohorts:
             at_once = min(self.jobs, len(self.cohorts))
             where = "" if self.config.launch.launcher == "local" else f" on {self.config.launch.launcher}"

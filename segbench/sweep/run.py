@@ -181,8 +181,7 @@ class _Sweep:
             where = "" if user_error else f" ({members[0].folder / store.TRACEBACK})"
             self._failed(members, f"{reason}{where}", 2 if user_error else 1)
         if done:
-            titles = ", ".join(run.title for run in done)
-            self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(titles)}", highlight=False)
+            self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(cohort.titles(done))}", highlight=False)
         for run in cohort.runs:
             if run.key not in self.open and (printed := _printed(run)):
                 self.console.print(

@@ -109,16 +109,16 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     for run in control.cohort.runs:
         desk = control.desks[run.key] = Desk(run.folder)
         with turn(run.seed, "build", desk=desk) as done:
-            blueprint = look_up(run.decoder, config.decoder_defaults, config.skeleton)
+            blueprint = look_up(run.decoder, run.config.decoder_defaults, run.config.skeleton)
             decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
-            if blueprint.source != facts.decoders[run.title].source:
+            if blueprint.source != run.facts.decoders[run.title].source:
                 raise UserError(CHANGED.format(f"the source of '{run.title}'"))
             if config.trainer.compile:
                 decoder.compile()
-            own = dict(zip((run.decoder.name, config.skeleton), blueprint.classes, strict=False))
+            own = dict(zip((run.decoder.name, run.config.skeleton), blueprint.classes, strict=False))
             start: dict[str, Any] = {"features_hash": features_hash, "skeleton_hash": skeleton_hash(decoder)}
             start |= {"sources": keep(run.folder, plug_ins | own)}
-            members[run.key] = Member(decoder, start, desk=desk)
+            members[run.key] = Member(decoder, run.config.recipe, start, desk=desk)
         if done.error is not None:
             members.pop(run.key, None)
             control.fail(run.key, Failure.of(done.error))

@@ -44,6 +44,7 @@ class Member:
     """One run of the cohort while it trains."""
 
     decoder: nn.Module
+    recipe: RecipeConfig  # which may differ from others' in what concerns its optimizer alone
     facts: dict[str, Any] = field(default_factory=dict)  # of what it starts from, for its row
     history: list[dict[str, float]] = field(default_factory=list)  # rows of step, lr and loss (mean since the last row)
     losses: list[float] = field(default_factory=list)  # of the steps since the last row
@@ -91,8 +92,11 @@ class Lockstep(pl.LightningModule):
     """Trains the decoders of a cohort side by side.
 
     With a frozen encoder no decoder's gradient reaches another, and the optimizers work element by element; so each
-    decoder gets exactly the weights that it would have got alone. A trainable encoder has a cohort of one, and
-    ``encoder_factor`` times the decoder's learning rate.
+    decoder gets exactly the weights that it would have got alone, whatever the recipes of the others' optimizers. A
+    trainable encoder has a cohort of one, and ``encoder_factor`` times the decoder's learning rate.
+
+    Args:
+        recipe: what all have in common: the steps, and what makes the batches and the loss.
     """
 
     def __init__(
@@ -116,13 +120,14 @@ class Lockstep(pl.LightningModule):
         weights = torch.tensor(recipe.class_weights, dtype=torch.float32) if recipe.class_weights else None
         self.register_buffer("class_weights", weights, persistent=False)
         for member in members.values():
-            groups = parameter_groups(member.decoder, recipe.weight_decay)
+            own = member.recipe
+            groups = parameter_groups(member.decoder, own.weight_decay)
             if encoder.trainable:
-                groups += parameter_groups(encoder, recipe.weight_decay, encoder_factor)
-            if recipe.optimizer == "adamw":
-                member.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+                groups += parameter_groups(encoder, own.weight_decay, encoder_factor)
+            if own.optimizer == "adamw":
+                member.optimizer = torch.optim.AdamW(groups, lr=own.lr)
             else:
-                member.optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+                member.optimizer = torch.optim.SGD(groups, lr=own.lr, momentum=own.momentum)
 
     @property
     def alive(self) -> dict[str, Member]:
@@ -190,10 +195,11 @@ class Lockstep(pl.LightningModule):
         return channels_first(levels, image.device), image
 
     def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> Tensor:
-        """A step of one decoder; its loss and its gradient's norm, as far as that is worked out, on the device."""
-        optimizer, factor = member.optimizer, lr_factor(self.recipe, self.steps_done)
+        """A step of one decoder; its loss and its gradient's norm, 0 where it is not clipped, on the device."""
+        optimizer, recipe = member.optimizer, member.recipe
+        factor = lr_factor(recipe, self.steps_done)
         for group in optimizer.param_groups:
-            group["lr"] = self.recipe.lr * factor * group["factor"]
+            group["lr"] = recipe.lr * factor * group["factor"]
         before = versions(*features, image)
         logits = call_decoder(member.decoder, features, image)
         logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
@@ -201,33 +207,33 @@ class Lockstep(pl.LightningModule):
         loss = summed / total
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)
-        numbers = [loss.detach()]
-        if self.recipe.clip_norm is not None:
+        norm = torch.zeros_like(summed)
+        if recipe.clip_norm is not None:
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            numbers.append(nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm))
+            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         optimizer.step()
         if versions(*features, image) != before:
             raise ChangedInPlace(f"{type(member.decoder).__name__} changes the features in place in its backward pass")
-        return torch.stack(numbers)
+        return torch.stack([loss.detach(), norm])
 
     def _read(self, made: Sequence[Made]) -> None:
         """Wait for the device, once a step: losses and times of all; a run whose numbers are not finite ends."""
         numbers: list[list[float]] = torch.stack([done.numbers for done in made]).tolist() if made else []
-        factor = lr_factor(self.recipe, self.steps_done)
-        for (member, _, began, ended), (loss, *norm) in zip(made, numbers, strict=True):
+        for (member, _, began, ended), (loss, norm) in zip(made, numbers, strict=True):
             member.train_s += seconds_between(began, ended)
             try:
-                self._check(member, loss, *norm)
+                self._check(member, loss, norm)
             except Diverged as error:
                 self._end(member, error)
                 continue
             member.losses.append(loss)
             if len(member.losses) == max(1, self.recipe.steps // 200) or self.steps_done + 1 == self.recipe.steps:
                 mean = sum(member.losses) / len(member.losses)
-                member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": self.recipe.lr * factor})
+                lr = member.recipe.lr * lr_factor(member.recipe, self.steps_done)
+                member.history.append({"step": self.steps_done + 1, "loss": mean, "lr": lr})
                 member.losses = []
 
-    def _check(self, member: Member, loss: float, norm: float = 0.0) -> None:
+    def _check(self, member: Member, loss: float, norm: float) -> None:
         """Raise `Diverged` where one of them is not finite."""
         if not math.isfinite(loss):
             last = member.losses[-1] if member.losses else member.last_loss
