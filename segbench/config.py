@@ -1,90 +1,31 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
 import math
-import os
-import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from segbench.spelling import look, shows
+from segbench.config_effort import BudgetConfig, HoldoutConfig, TuneConfig
+from segbench.config_values import (
+    AtLeast1,
+    Count,
+    Distinct,
+    Folder,
+    Fraction01,
+    Int,
+    NonNegative,
+    OneLine,
+    OneOrTwo,
+    Positive,
+    Section,
+    Side,
+    Size,
+    name_of_folder,
+    short,
+)
+from segbench.spelling import look
 
-T = TypeVar("T")
 MOST_RUNS = 10_000  # of a sweep; each is a folder, and planning and the table look at all of them
-LABEL = 60  # characters of a label, which stands in every line of a table
-
-
-@BeforeValidator
-def number(value: Any) -> Any:
-    if isinstance(value, bool):  # which Python counts as 0 and 1
-        raise PydanticCustomError("number", "a number")
-    return value
-
-
-Int = Annotated[int, number]
-Float = Annotated[float, number]
-Positive = Annotated[Float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[Float, Field(ge=0, allow_inf_nan=False)]
-AtLeast1 = Annotated[Int, Field(gt=0)]
-Pixels = Annotated[Int, Field(gt=0, le=16_384)]
-Count = Annotated[Int, Field(gt=0, le=1024)]  # of processes or threads
-Fraction01 = Annotated[Float, Field(ge=0, le=1)]
-
-
-@AfterValidator
-def one_line(text: str) -> str:
-    if not shows(text):
-        raise PydanticCustomError("text", "text of one line, without characters that do not show")
-    return text
-
-
-@AfterValidator
-def short(text: str) -> str:
-    if text and not shows(text):
-        raise PydanticCustomError("text", "text of one line, without characters that do not show")
-    if len(text) > LABEL:
-        raise PydanticCustomError("text", "at most {most} characters", {"most": LABEL})
-    return text
-
-
-@AfterValidator
-def name_of_folder(text: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]{0,99}", text):
-        raise PydanticCustomError("text", "up to 100 letters, digits, dots, - and _; the first a letter or digit")
-    return text
-
-
-OneLine = Annotated[str, one_line]
-Folder = Annotated[OneLine, AfterValidator(os.path.expanduser)]
-Size = Annotated[
-    tuple[Pixels, Pixels],
-    BeforeValidator(lambda v: (v, v) if isinstance(v, int) and not isinstance(v, bool) else v),
-    Field(description="(height, width) in pixels"),
-]
-
-
-Side = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
-
-
-@AfterValidator
-def once(values: list[Any]) -> list[Any]:
-    if len(set(values)) < len(values):
-        raise ValueError(f"{values} holds one twice")
-    return values
-
-
-Distinct = Annotated[list[T], Field(min_length=1), once]
-OneOrTwo = Annotated[
-    list[str],
-    Field(min_length=1, max_length=2),
-    once,
-    BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
-]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class DataConfig(BaseModel):
@@ -94,10 +35,19 @@ class DataConfig(BaseModel):
     name: OneLine = Field(description="a data set by name, or path/to/file.py:Class")
     train_split: str = Field("train", description="its split to train on")
     val_split: str = Field("val", description="and to evaluate on")
+    holdout: HoldoutConfig | None = Field(
+        None, description="evaluate on that part of train_split, which then trains nothing, in place of val_split"
+    )
 
     @property
     def params(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+    def split(self, which: str) -> str:
+        """What the split that is called ``train`` or ``val`` here is called to a reader."""
+        if self.holdout is None:
+            return self.train_split if which == "train" else self.val_split
+        return f"{self.train_split}-{'rest' if which == 'train' else 'held-out'}"
 
 
 class PluginConfig(Section):
@@ -170,8 +120,18 @@ def distinct_titles(decoders: list[DecoderConfig]) -> list[DecoderConfig]:
 
 # Keys of a recipe that concern a run's own optimizer alone: runs that differ in nothing else train on the same batches.
 OF_OPTIMIZER = frozenset(
-    ("optimizer", "lr", "weight_decay", "momentum", "schedule", "power", "min_lr", "cosine_steps", "warmup_steps")
-    + ("clip_norm",)
+    {
+        "optimizer",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "schedule",
+        "power",
+        "min_lr",
+        "cosine_steps",
+        "warmup_steps",
+        "clip_norm",
+    }
 )
 
 
@@ -370,7 +330,7 @@ class LaunchConfig(Section):
 
 
 class SweepConfig(Section):
-    """A sweep: its runs are the product of ``decoders``, ``seeds`` and every list in ``grid``."""
+    """A sweep: its runs are the product of ``decoders``, ``seeds`` and every list in ``grid``, twice with ``tune``."""
 
     name: Annotated[str, name_of_folder] = Field(description="of the sweep's folder in runs_dir; default: the file's")
     data: DataConfig
@@ -385,9 +345,11 @@ class SweepConfig(Section):
     seeds: Distinct[Annotated[Int, Field(ge=0, lt=2**31)]] = Field(
         [0], description="one training of each decoder for each"
     )
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
-        {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]"
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] | list[dict[str, Any]] = Field(
+        {}, description="dotted key -> values, such as recipe.lr: [0.001, 0.002]; or a list of settings, {key: value}"
     )
+    tune: TuneConfig | None = Field(None, description="search settings for each decoder; default: none")
+    budget: BudgetConfig | None = Field(None, description="what every decoder is to cost; default: as it is")
     recipe: RecipeConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     measures: list[PluginConfig] = Field(
@@ -403,7 +365,16 @@ class SweepConfig(Section):
 
     @model_validator(mode="after")
     def _few_enough(self) -> "SweepConfig":
-        runs = len(self.decoders) * len(self.seeds) * math.prod(len(values) for values in self.grid.values())
+        made = [len(self.grid)] if isinstance(self.grid, list) else [len(values) for values in self.grid.values()]
+        runs = len(self.decoders) * len(self.seeds) * math.prod(made)
         if runs > MOST_RUNS:
             raise ValueError(f"decoders, seeds and grid make {runs:,} runs; a sweep has at most {MOST_RUNS:,}")
+        return self
+
+    @model_validator(mode="after")
+    def _fresh_seeds(self) -> "SweepConfig":
+        if self.tune and (both := sorted({*self.tune.seeds} & {*self.seeds})):
+            raise ValueError(f"tune.seeds and seeds both hold {both[0]}; what is chosen is trained from fresh seeds")
+        if self.tune and self.data.holdout:
+            raise ValueError("tune holds out a part of the training images itself; leave data.holdout out")
         return self

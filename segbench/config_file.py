@@ -1,7 +1,7 @@
 """A sweep file with its overrides and its grid -> validated configs; mistakes are named by line. Imports no torch."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from segbench.config import SweepConfig
 from segbench.errors import UserError, suggest
 from segbench.registry import validation_message
 
+VARIABLE = ("data", "encoder", "recipe", "evaluation", "trainer", "budget")  # in what runs of a sweep can differ
 TOLD = 4  # mistakes that one message names
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # of a sweep file
 
@@ -78,17 +79,39 @@ def build_config(values: dict[str, Any], source: str = "config", lines: dict[str
 
 
 def expand_grid(config: SweepConfig) -> Iterator[tuple[dict[str, Any], SweepConfig]]:
-    """Each combination of the ``grid`` lists, with the config that it makes (its own grid empty)."""
-    for options in itertools.product(*config.grid.values()):
-        combination = dict(zip(config.grid, options, strict=True))
-        values = config.model_dump() | {"grid": {}}
-        for key, value in combination.items():
-            if key.split(".")[0] not in ("data", "encoder", "recipe", "evaluation", "trainer"):
-                raise UserError(
-                    f"grid: '{key}' cannot vary; keys under data, encoder, recipe, evaluation and trainer can"
-                )
+    """Each combination of the ``grid`` lists, or each of its settings, with the config that it makes without either."""
+    for combination in combinations(config.grid):
+        yield combination, with_setting(config, combination, "grid")
+
+
+def combinations(grid: dict[str, list[Any]] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Dotted key -> value, of each variant; one without any where the grid is empty."""
+    if isinstance(grid, list):
+        return grid or [{}]
+    return [dict(zip(grid, options, strict=True)) for options in itertools.product(*grid.values())]
+
+
+def with_setting(config: SweepConfig, setting: Mapping[str, Any], source: str) -> SweepConfig:
+    """The config with these dotted keys set, its own ``grid`` and ``tune`` empty; ``source`` says where they stand.
+
+    ``decoder.PARAMETER`` is set for every decoder that takes it, whatever else says of it.
+
+    Raises:
+        UserError: a key that is not there or cannot vary, or an impossible value.
+    """
+    values = config.model_dump() | {"grid": {}, "tune": None}
+    for key, value in setting.items():
+        section, _, name = key.partition(".")
+        if section == "decoder" and name:
+            values["decoder_defaults"] = values["decoder_defaults"] | {name: value}
+            values["decoders"] = [
+                d | {"params": {k: v for k, v in d["params"].items() if k != name}} for d in values["decoders"]
+            ]
+        elif section not in VARIABLE:
+            raise UserError(f"{source}: '{key}' cannot vary; keys under {', '.join(VARIABLE)} and decoder can")
+        else:
             _assign(values, key, value)
-        yield combination, build_config(values, "grid")
+    return build_config(values, source)
 
 
 def _lines(node: yaml.Node | None, path: Path, within: str = "") -> Iterator[tuple[str, int]]:

@@ -19,6 +19,10 @@ class UserError(Exception):
         )  # what it quotes may be any text
 
 
+class Diverged(RuntimeError):
+    """A loss or gradient that is not finite."""
+
+
 def brief(error: BaseException) -> str:
     """Type and message in one line."""
     message = " ".join(str(error).split())
@@ -47,6 +51,7 @@ class Failure:
     traceback: str = ""
     out_of_memory: bool = False
     user_error: bool = False  # a mistake that the user can mend
+    diverged: bool = False  # its loss became infinite: an outcome of its recipe
 
     @classmethod
     def of(cls, error: BaseException) -> "Failure":
@@ -55,7 +60,7 @@ class Failure:
         text = "".join(traceback.format_exception(error))
         if out_of_memory(error):
             return cls(f"{OUT_OF_MEMORY} ({brief(error)})", text, out_of_memory=True)
-        return cls(brief(error), text)
+        return cls(brief(error), text, diverged=isinstance(error, Diverged))
 
 
 def out_of_memory(error: BaseException) -> bool:

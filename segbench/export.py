@@ -58,7 +58,7 @@ def load_run(
     row = counted.row
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
-    config = read_config(folder, [*overrides, *([f"data.val_split={split}"] if split else [])])
+    config = read_config(folder, [*overrides, *([f"data.val_split={split}", "data.holdout=null"] if split else [])])
     encoder = beside.encoder if beside and not config.encoder.trainable else _encoder(config, counted)
     blueprint = look_up(config.decoders[0], skeleton=config.skeleton)
     decoder = blueprint.build(encoder.channels, encoder.strides, len(row["classes"]), row["seed"])

@@ -1,14 +1,14 @@
 """SweepConfig -> runs -> cohorts, and the runs' keys. Imports no torch."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segbench.config import OF_OPTIMIZER, DecoderConfig, SweepConfig
-from segbench.config_file import expand_grid
 from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION, newest_checkpoint
 
@@ -28,7 +28,7 @@ class Facts:
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
     two splits; ``measures`` class name, parameters and source of each; ``encoder`` is None for one of SMP's or timm's
-    without parameters, whose name and weights say all.
+    without parameters, whose name and weights say all; ``budget`` holds what was found for each decoder's width.
     """
 
     accelerator: str
@@ -41,6 +41,7 @@ class Facts:
     decoders: dict[str, ClassFacts]
     measures: list[list[Any]]
     encoder: ClassFacts | None = None
+    budget: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Run:
         variant: the grid values that set it apart, empty without a grid.
         config: of its variant.
         folder: where it is kept.
+        found: what was searched for it: ``choice`` of its setting, and ``budget``, of its width.
+        awaited: it stands for one whose setting is not chosen yet, so that it can be estimated and not be run.
     """
 
     key: str
@@ -61,6 +64,8 @@ class Run:
     config: SweepConfig
     facts: Facts
     folder: Path
+    found: dict[str, Any] = field(default_factory=dict)
+    awaited: bool = False
 
     @property
     def title(self) -> str:
@@ -104,10 +109,14 @@ class Cohort:
         return {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
 
     def titles(self, runs: Iterable[Run] = ()) -> str:
-        """Of its runs, by default all, the decoders, each with what sets it apart of its variant."""
+        """Of its runs, by default all, the decoders, each with what sets it apart, or in how many settings."""
         shared = self.variant
-        found = [(r.title, {k: v for k, v in r.variant.items() if k not in shared}) for r in runs or self.runs]
-        return ", ".join(" ".join([title, *spelled_variant(own)]) for title, own in found)
+        found: dict[str, list[str]] = {}
+        for run in runs or self.runs:
+            own = {k: v for k, v in run.variant.items() if k not in shared}
+            found.setdefault(run.title, []).append(" ".join(spelled_variant(own)))
+        said = {title: own[0] if len(own) == 1 else f"({len(own)} settings)" for title, own in found.items()}
+        return ", ".join(f"{title} {own}".rstrip() for title, own in said.items())
 
 
 def grid_names(keys: Iterable[str], others: Collection[str] = ()) -> dict[str, str]:
@@ -125,25 +134,70 @@ def grid_names(keys: Iterable[str], others: Collection[str] = ()) -> dict[str, s
 def spelled_variant(variant: Mapping[str, Any]) -> list[str]:
     """``["lr=0.001", ...]``, of the values that set a run apart."""
     names = grid_names(variant)
-    return [f"{names[key]}={value}" for key, value in variant.items()]
+    return [f"{names[key]}={spelled(value)}" for key, value in variant.items()]
 
 
-def make_runs(config: SweepConfig, find_facts: Callable[[SweepConfig], Facts]) -> list[Run]:
-    """Every run of the sweep, in the order of its table. ``find_facts`` is called once for each variant."""
-    runs = []
-    for variant, resolved in expand_grid(config):
-        facts = find_facts(resolved)
-        for seed in config.seeds:
-            for decoder in config.decoders:
-                key = run_key(resolved, facts, decoder, seed)
-                folder = Path(config.runs_dir) / config.name / f"{_safe(decoder.title)}-s{seed}-{key}"
-                runs.append(Run(key, decoder, seed, variant, resolved, facts, _existing(folder, key)))
-    keys = [r.key for r in runs]
-    same = [r for r in runs if keys.count(r.key) > 1]
-    if same:
-        names = ", ".join(sorted({r.title for r in same}))
-        raise UserError(f"decoders {names} are the same decoder with the same parameters; a sweep holds each run once")
-    return runs
+def spelled(value: Any) -> str:
+    """A config's value in words: of a section the keys that are set, such as ``like bilinear_conv``."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {spelled(each)}" for key, each in value.items() if each is not None)
+    return "none" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A part of a sweep's runs: of these decoders, each with every seed.
+
+    Attributes:
+        values: what sets it apart of others.
+        config: what its values make of the sweep's.
+        titles: of the decoders that take part.
+        found: title -> `Run.found`.
+        awaited: as of a `Run`.
+    """
+
+    values: dict[str, Any]
+    config: SweepConfig
+    titles: list[str]
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    awaited: bool = False
+
+
+def priced(cost: float, by: str) -> str:
+    """A cost in words, such as ``1.25 G multiply-accumulates``; ``by`` is ``macs``, ``params`` or ``ms``."""
+    scale, prefix = next((s, p) for s, p in ((1e9, "G "), (1e6, "M "), (1e3, "k "), (1, "")) if cost >= s or s == 1)
+    said = {"macs": "multiply-accumulates", "params": "parameters", "ms": "ms"}[by]
+    return f"{cost / scale:.3g} {prefix}{said}"
+
+
+def make_runs(variants: Sequence[Variant], find_facts: Callable[[SweepConfig], Facts]) -> list[Run]:
+    """Every run of the sweep, in the order of its table. ``find_facts`` is called once for each variant.
+
+    Runs of one decoder that turn out the same in two variants, such as the fixed and the tuned one, are one run.
+    """
+    placed: dict[tuple[int, int, int], Run] = {}
+    titles: dict[str, str] = {}
+    order = list(dict.fromkeys(as_text(variant.values) for variant in variants))
+    for variant in variants:
+        config, facts = variant.config, find_facts(variant.config)
+        for (i, seed), (j, decoder) in itertools.product(enumerate(config.seeds), enumerate(config.decoders)):
+            if decoder.title not in variant.titles:
+                continue
+            key = run_key(config, facts, decoder, seed) + "-tuned" * variant.awaited
+            if titles.setdefault(key, decoder.title) != decoder.title:
+                names = ", ".join(sorted({titles[key], decoder.title}))
+                raise UserError(
+                    f"decoders {names} are the same decoder with the same parameters; a sweep holds each run once"
+                )
+            folder = Path(config.runs_dir) / config.name / f"{_safe(decoder.title)}-s{seed}-{key}"
+            place, found, fitted = order.index(as_text(variant.values)), variant.found.get(decoder.title, {}), decoder
+            if budget := facts.budget.get(decoder.title):
+                found = found | {"budget": budget}
+                fitted = decoder.model_copy(update={"params": decoder.params | {"width": budget["width"]}})
+            folder = _existing(folder, key)
+            run = Run(key, fitted, seed, variant.values, config, facts, folder, found, variant.awaited)
+            placed[place, i, j] = run
+    return [placed[place] for place in sorted(placed)]
 
 
 def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int) -> str:
@@ -167,6 +221,11 @@ def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
         "measures": facts.measures,
         "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
     }
+
+
+def as_text(values: Mapping[str, Any]) -> str:
+    """The same text for the same values, whatever their order."""
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _hash(parts: dict[str, Any]) -> str:

@@ -311,7 +311,10 @@ def is_locked(folder: Path) -> bool:
 
 
 def set_status(folder: Path, state: str, **details: Any) -> None:
-    """``state`` is one of running, stopped, failed, done. Read by `segbench status`; nothing depends on it."""
+    """``state`` is one of running, stopped, failed, done.
+
+    Read by `segbench status`, and by a search (``tune``), to which a run that diverged has ended.
+    """
     value = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **details}
     write_json(folder / STATUS, value, durable=False)
 
@@ -326,7 +329,7 @@ def in_turn(folder: Path) -> bool:
 def fail(folder: Path, failure: Failure) -> None:
     """Mark a run as failed: never done, tried again by the next call."""
     write_text(folder / TRACEBACK, failure.traceback or failure.reason + "\n")
-    set_status(folder, "failed", reason=failure.reason)
+    set_status(folder, "failed", reason=failure.reason, diverged=failure.diverged)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -325,7 +325,7 @@ def test_compiled_decoders_learn_the_same(make_config):
 
 
 def test_runs_that_differ_in_their_optimizers_alone_share_batches_and_train_as_alone(tmp_path):
-    """Learning rate, optimizer, schedule and clipping in one cohort; each bit-equal to a sweep of that setting alone."""
+    """Learning rate, optimizer, schedule and clipping in one cohort; each is bit-equal to a sweep of its own."""
     grid = {
         "recipe.lr": [0.001, 0.01],
         "recipe.optimizer": ["adamw", "sgd"],

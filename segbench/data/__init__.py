@@ -10,16 +10,18 @@ if TYPE_CHECKING:
 
 
 def open_data(config: "DataConfig", which: str) -> "Dataset":
-    """The split that is called ``train`` or ``val`` in the config.
+    """The split that is called ``train`` or ``val`` in the config, or its part where some of it is held out.
 
     Raises:
         UserError: unknown data set, split or parameter, or whatever is wrong with the files.
     """
+    from segbench.data.base import Part
+    from segbench.data.holdout import held_out
     from segbench.registry import DATASETS, check_params
 
     cls = DATASETS.load(config.name)
     params = check_params(DATASETS, config.name, cls, config.params)
-    split = config.train_split if which == "train" else config.val_split
+    split = config.val_split if which == "val" and config.holdout is None else config.train_split
     try:
         dataset: Dataset = cls(split, **params)
     except UserError:
@@ -30,4 +32,8 @@ def open_data(config: "DataConfig", which: str) -> "Dataset":
         raise UserError(f"data set '{config.name}' has two classes called '{twice[0]}'; tables tell them apart by name")
     if not len(dataset):
         raise UserError(f"data set '{config.name}': split '{split}' is empty")
-    return dataset
+    if config.holdout is None:
+        return dataset
+    held = held_out(dataset.ids, config.holdout)
+    kept = held if which == "val" else sorted(set(range(len(dataset))) - set(held))
+    return Part(dataset, kept, config.split(which))

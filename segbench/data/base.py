@@ -4,13 +4,13 @@ import collections
 import functools
 import hashlib
 import io
+import json
 import os
 import stat
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -51,7 +51,7 @@ class Dataset(ABC):
     classes: tuple[str, ...]
     palette: Sequence[tuple[int, int, int]]
     splits: tuple[str, ...] = ("train", "val")
-    from_files: ClassVar[bool] = True
+    from_files: bool = True
     labelled: bool = True
     ids: Sequence[str]
 
@@ -62,6 +62,11 @@ class Dataset(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def whole(self) -> "Dataset":
+        """The data set that this one is a part of, or itself."""
+        return self
 
     @abstractmethod
     def read(self, index: int) -> tuple[Pixels, Pixels]:
@@ -84,19 +89,30 @@ class Dataset(ABC):
 
 
 class Part(Dataset):
-    """The images of a data set with these ``indices``."""
+    """The images of a data set with these ``indices``; ``split`` is what they are called, by default as it is."""
 
-    def __init__(self, dataset: Dataset, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: Dataset, indices: Sequence[int], split: str = "") -> None:
         self.classes, self.palette, self.splits = dataset.classes, dataset.palette, dataset.splits
-        self.split, self.labelled = dataset.split, dataset.labelled
-        self.indices, self.dataset = indices, dataset
+        self.split, self.labelled = split or dataset.split, dataset.labelled
+        self.indices, self.dataset, self.from_files = indices, dataset, dataset.from_files
         self.ids = [dataset.ids[i] for i in indices]
+
+    @property
+    def whole(self) -> Dataset:
+        return self.dataset.whole
 
     def read(self, index: int) -> tuple[Pixels, Pixels]:
         return self.dataset.read(self.indices[index])
 
+    def submission(self, index: int, prediction: Pixels) -> tuple[str, Image.Image]:
+        return self.dataset.submission(self.indices[index], prediction)
+
     def fingerprint(self) -> str:
-        return self.dataset.fingerprint()
+        return self.fingerprint_by(self.dataset.fingerprint())
+
+    def fingerprint_by(self, fingerprint: str) -> str:
+        """Its own, by that of the data set that it is a part of."""
+        return hashlib.sha256(json.dumps([fingerprint, list(self.ids)]).encode()).hexdigest()
 
 
 class PairedFiles(Dataset):

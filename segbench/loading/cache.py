@@ -105,8 +105,8 @@ def decoded_bytes(dataset: Dataset) -> int:
 def digest_of(dataset: Dataset, key: str) -> str:
     """Hash of ``key``, of the split, and of the sizes and dates of its files."""
     digest = hashlib.sha256(f"{key}\0{dataset.split}\0{len(dataset)}".encode())
-    if isinstance(dataset, PairedFiles):
-        for name, *paths in dataset.pairs:
+    if isinstance(whole := dataset.whole, PairedFiles):
+        for name, *paths in whole.pairs:
             found = [file_status(path) for path in paths if path is not None]
             digest.update(repr((name, [(s.st_size, s.st_mtime_ns) for s in found if s is not None])).encode())
     return digest.hexdigest()[:16]

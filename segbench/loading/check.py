@@ -44,7 +44,7 @@ def check_data(
     """
     splits = []
     for which in SPLITS:
-        split = Split(getattr(config, f"{which}_split"))
+        split = Split(config.split(which))
         try:
             split.dataset = open_data(config, which)
         except UserError as error:

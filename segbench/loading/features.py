@@ -197,7 +197,7 @@ def described(config: SweepConfig, which: str, encoder: Encoder, features_hash: 
     return {
         "encoder": config.encoder.title,
         "data": config.data.name,
-        "split": config.data.train_split if which == "train" else config.data.val_split,
+        "split": config.data.split(which),
         "dtype": config.encoder.dtype,
         **looks,
         "weights_hash": encoder.weights_hash,

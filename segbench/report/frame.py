@@ -22,7 +22,7 @@ def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -
     column               meaning
     ===================  =========================================================================================
     decoder, seed, key   of the run; ``key`` is the hash of all that changes its numbers
-    recipe.lr, ...       one column for each key of the sweep's ``grid``
+    recipe.lr, ...       one column for each key of the sweep's ``grid``; ``setting`` (fixed, tuned) with ``tune``
     metric               ``miou``, ``biou@0.02``, ``bf1@3``, ``trimap@4``, ``accuracy``: as ``segbench table --metric``
     class                a class, or ``mean`` over the classes that have a score
     value                in the measure's unit, over the whole evaluation split; NaN for a class that never appears
@@ -44,9 +44,9 @@ def load(path: str | Path, allow_mixed: bool = True, only: Sequence[str] = ()) -
 
     sweep = read_sweep(Path(path), allow_mixed, only)
     rows: list[dict[str, Any]] = []
-    for result in sweep.results:
+    for variant, result in ((group.variant, r) for group in sweep.groups for r in group.results.values()):
         row = result.row
-        run = {name: row[name] for name in ("decoder", "seed", "key")} | row["variant"]
+        run = {name: row[name] for name in ("decoder", "seed", "key")} | variant
         of_run = {m.name: value(m, [result]) for m in of_runs([result])} | {name: row[name] for name in OF_RUN}
         for metric in filter(lambda m: m.there(result), available([result])):
             values = metric.per_class(result)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Group:
         decoders: in the order of the sweep, those that are another project's as a whole last.
         seeds: that each should have.
         results: (decoder, seed) -> finished run.
+        found: decoder -> what was searched for it, as of a `segbench.runs.Run`.
     """
 
     label: str
@@ -55,6 +56,7 @@ class Group:
     decoders: list[str]
     seeds: list[int]
     results: dict[tuple[str, int], store.Result]
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def whole(self) -> list[str]:
@@ -177,7 +179,8 @@ def read_sweep(
         alone = sum(g[0][0]["variant"] == variant for g in members.values()) == 1
         decoders = [d for d in dict.fromkeys(p["decoder"] for p in planned_here) if alone or d in there]
         results = {(p["decoder"], p["seed"]): r for p, r in found}
-        group = Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results)
+        searched = {p["decoder"]: {k: p[k] for k in ("choice", "budget") if p.get(k)} for p in planned_here}
+        group = Group(_label(variant, kinds[place], kinds.values()), variant, decoders, seeds, results, searched)
         last = [d for d in decoders if group.shipped(d)]
         groups.append(replace(group, decoders=[d for d in decoders if d not in last] + last))
     return Sweep(folder, manifest["config"], all_planned, groups, missing, manifest.get("called", {}))

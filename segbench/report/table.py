@@ -12,13 +12,13 @@ import numpy as np
 from segbench import store
 from segbench.errors import UserError, unknown
 from segbench.measures.base import Measure, RunMeasure
-from segbench.report import stats
+from segbench.report import effort, stats
 from segbench.report.analysis import Analysis, Cell, Delta, PValue
 from segbench.report.metrics import Metric, available, choose, lost, of_runs, thin_bands, value
 from segbench.report.ranking import Rank
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.words import unanswered, unequal_starts, upsampled
-from segbench.runs import grid_names
+from segbench.runs import grid_names, spelled
 
 COLUMNS = {
     "n": "finished seeds",
@@ -125,10 +125,12 @@ def table_of(
         raise UserError(f"{chosen[0].name} is not made of classes; --per-class needs another --metric")
     made = list(_columns(sweep, chosen[:1] if classes else chosen, classes, columns))
     rows = []
-    for group in sweep.groups:
-        own = {m.name: m for m in available(list(group.results.values()))}  # a mixed sweep has several protocols
-        analyses = {m.name: Analysis(group, own[m.name]) for m in chosen if m.name in own}
-        rows += [{c.heading: c.cell(group, analyses, decoder) for c in made} for decoder in group.decoders]
+    analyses: dict[str, dict[str, Analysis]] = {}
+    for group, decoder in effort.side_by_side(sweep.groups):
+        if (place := f"{group.label} {group.variant}") not in analyses:
+            own = {m.name: m for m in available(list(group.results.values()))}  # a mixed sweep has several protocols
+            analyses[place] = {m.name: Analysis(group, own[m.name]) for m in chosen if m.name in own}
+        rows.append({c.heading: c.cell(group, analyses[place], decoder) for c in made})
     blocks = [[c.heading for c in block] for _, block in groupby(made, lambda c: c.block)]
     headings = [c.heading for c in made]
     measures = {c.heading: c.measure for c in made if c.measure is not None}
@@ -172,6 +174,26 @@ def _told(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequenc
                             for baseline in baselines if part in CONTRASTS else [""]:
                                 title = f"{heading}{_from(sweep, baseline)}"
                                 yield _score_column(part, title, metric, place, baseline)
+    if "delta" in names and not classes:
+        yield from _searched(sweep, metrics[0])
+
+
+def _searched(sweep: Sweep, metric: Metric) -> Iterator[_Column]:
+    """What was searched for a row: the setting of ``tune``, and the width for a ``budget``."""
+    found = {name for group in sweep.groups for of in group.found.values() for name in of}
+    if "choice" in found:
+        gain = f"Δ {metric.column} tuned from fixed"
+        own, measure = (lambda group, _, decoder: effort.gained(sweep, group, metric, decoder)), metric.measure
+        yield _Column(gain, "tune", own, measure)
+        for heading, cell in (
+            ("chosen", effort.chosen),
+            ("trials", effort.trials),
+            ("best − median", effort.flatness),
+        ):
+            yield _Column(heading, "tune", lambda group, _, decoder, cell=cell: cell(group, decoder))  # type: ignore[misc]
+    if "budget" in found:
+        yield _Column("width", "budget", lambda group, _, decoder: effort.width(group, decoder))
+        yield _Column("of budget", "budget", lambda group, _, decoder: effort.of_budget(group, decoder))
 
 
 def _from(sweep: Sweep, baseline: str) -> str:
@@ -180,7 +202,7 @@ def _from(sweep: Sweep, baseline: str) -> str:
 
 
 def _grid_value(value: Any) -> Any:
-    return value if isinstance(value, int | float) else str(value)
+    return value if isinstance(value, int | float) else spelled(value)
 
 
 def _score_column(name: str, heading: str, metric: Metric, place: int, baseline: str) -> _Column:
@@ -299,6 +321,8 @@ def _notes(
     if "as shipped" in headings:
         yield "As shipped: not the upsampling alone differs; encoder depth, strides of the features, and of the logits."
     yield from dict.fromkeys(filter(None, (unequal_starts(group, sweep.baselines) for group in sweep.groups)))
+    if "chosen" in headings or "of budget" in headings:
+        yield from effort.notes(sweep)
     yield from filter(None, (m.note([r.row for r in there]) for m in {m.name: m for m in measures.values()}.values()))
     names = there[0].row["classes"]
     if all(r.row["classes"] == names for r in there):

@@ -1,6 +1,8 @@
 """Build a sweep's encoders, decoders and data once, and record their facts: what its keys hold beside the config."""
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
 from segbench.registry import DECODERS, UPSAMPLERS, parameters, source_hash
 from segbench.runs import ClassFacts, Facts
+from segbench.sweep.budget import widths
 from segbench.sweep.files import KnownFiles, plain_values
 from segbench.training.counted import check_crops
 from segbench.training.isolation import turn
@@ -123,9 +126,31 @@ class FactFinder:
                 self.failing[decoder.title] = str(error)
         if not self.failing:
             self._check_defaults(config.decoder_defaults, {name for d in decoders.values() for name in d.params})
+        budget: dict[str, dict[str, Any]] = {}
+        if config.budget is not None and decoders:
+            looking_at("widths that meet the budget")
+            budget = self._widths(config, decoders, encoder, len(classes))
+            decoders = {
+                title: replace(own, params=own.params | {"width": budget[title]["width"]})
+                for title, own in decoders.items()
+            }
         gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
         weights_hash, _, strides, plugin = encoder
-        return Facts(accelerator, gpus, weights_hash, classes, of_data, images, strides, decoders, measures, plugin)
+        of_run = accelerator, gpus, weights_hash, classes, of_data, images, strides
+        return Facts(*of_run, decoders, measures, plugin, budget)
+
+    def _widths(
+        self, config: SweepConfig, decoders: Mapping[str, ClassFacts], encoder: BuiltEncoder, num_classes: int
+    ) -> dict[str, dict[str, Any]]:
+        """Of a budget; of one in milliseconds once for a sweep's folder, since no time is quite the same again."""
+        of = config.budget, list(decoders.items()), encoder, num_classes
+        place = hashlib.sha256(repr(of).encode()).hexdigest()
+        if place in self.known.widths:
+            return self.known.widths[place]
+        found = widths(config, decoders, *encoder[1:3], num_classes)
+        if config.budget is not None and config.budget.cost == "ms":
+            self.known.widths[place] = found
+        return found
 
     def _check_defaults(self, defaults: Mapping[str, Any], taken: Collection[str]) -> None:
         """Refuse a misspelt name; one of a decoder that does not take part, as in a narrower call, is noted."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from segbench.config import DataConfig, RecipeConfig
 from segbench.data import base
-from segbench.data.base import Dataset, PairedFiles
+from segbench.data.base import Dataset, PairedFiles, Part
 from segbench.errors import UserError
 from segbench.loading.findings import Split, findings, look_at
 from segbench.registry import DATASETS, check_params, source_hash
@@ -31,6 +31,7 @@ class KnownFiles(BaseModel):
     # Path of a label file -> size, times of change of content and status (ns), SHA-256.
     hashes: dict[str, tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]] = {}
     good: list[str] = []  # fingerprints of splits of which every image was read
+    widths: dict[str, dict[str, dict[str, Any]]] = {}  # what decoders and budgets read like -> what was found for them
     facts: dict[str, Facts] = {}  # what `segbench.sweep.remembered.place` says of a variant -> its facts
 
     @classmethod
@@ -48,13 +49,15 @@ class KnownFiles(BaseModel):
 
     def fingerprint(self, dataset: Dataset) -> str:
         """``dataset.fingerprint()``; of paired files only those labels are read that are not as they were."""
+        if isinstance(dataset, Part):
+            return dataset.fingerprint_by(self.fingerprint(dataset.dataset))
         if not isinstance(dataset, PairedFiles) or type(dataset).fingerprint is not PairedFiles.fingerprint:
             return dataset.fingerprint()
         return base.hash_files(dataset.pairs, self._hash_labels)
 
     def data_facts(self, config: DataConfig, data: Mapping[str, Dataset]) -> list[str]:
         """What stands for data in a run's key: class, hashes of source and parameters, fingerprint of each split."""
-        cls = type(data["train"])
+        cls = type(data["train"].whole)
         params = plain_values(check_params(DATASETS, config.name, DATASETS.load(config.name), config.params))
         hashed = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
         return [cls.__name__, source_hash(cls), hashed, *map(self.fingerprint, data.values())]

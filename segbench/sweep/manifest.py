@@ -124,7 +124,7 @@ def _merged(runs: Sequence[Run], before: Sequence[Mapping[str, Any]]) -> list[di
 
 def _row(run: Run) -> dict[str, Any]:
     own = {"key": run.key, "decoder": run.title, "seed": run.seed, "variant": run.variant, "folder": run.folder.name}
-    return own | {"conditions": run.conditions}
+    return own | {"conditions": run.conditions, **run.found}
 
 
 def _place(title: Any, seed: Any, variant: Any) -> str:

@@ -5,13 +5,14 @@ import functools
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from segbench.config import SweepConfig
-from segbench.config_file import expand_grid
+from segbench.config_file import combinations, expand_grid
 from segbench.data import open_data
-from segbench.errors import UserError
+from segbench.errors import UserError, suggest
 from segbench.launch import local
 from segbench.launch.base import as_user_error, load
 from segbench.loading.cache import in_cache
@@ -25,10 +26,11 @@ from segbench.registry import (
     check_params,
     find,
 )
-from segbench.runs import Cohort, Facts, Run, make_cohorts, make_runs
+from segbench.runs import Cohort, Facts, Run, Variant, make_cohorts, make_runs
 from segbench.sweep import remembered
 from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
+from segbench.tuning import Choices, choose, search_of, variants
 
 MOST_FACTS = 100  # variants of which a sweep's folder remembers them
 
@@ -38,7 +40,7 @@ class Plan:
     """What a sweep consists of, and what is to do."""
 
     config: SweepConfig
-    runs: list[Run]  # all of them; none where everything fails
+    runs: list[Run]  # all of them whose setting is known; none where everything fails
     todo: list[Run]  # those that are not done, among them those of which a result is damaged
     damaged: list[str]  # what is wrong with such results, in one line each
     findings: list[str]  # what one should know, of the data where they were read for the first time
@@ -47,6 +49,10 @@ class Plan:
     jobs: int  # cohorts at a time
     threads: int  # of each
     planning_s: float  # which a sweep takes too
+    search: "Plan | None" = None  # of what ``tune`` searches
+    awaited: list[Run] = field(default_factory=list)  # for which it has not chosen yet
+    searching: bool = False  # it is such a search
+    diverged: list[str] = field(default_factory=list)  # keys of its runs that ended so
 
     @property
     def folder(self) -> Path:
@@ -54,8 +60,7 @@ class Plan:
 
     def __str__(self) -> str:
         """Runs and cohorts, what is done and what is to do, in lines."""
-        done = len(self.runs) - len(self.todo)
-        lines = [f"{self.config.name}: {len(self.runs)} runs, {done} done, {len(self.todo)} to do"]
+        lines = [f"{self.config.name}: {self.counted}, {len(self.todo)} to do"]
         lines += [f"  damaged {damage}; it will be set aside, and the run made again" for damage in self.damaged]
         lines += [f"  note: {finding}" for finding in self.findings]
         for cohort in self.cohorts:
@@ -66,14 +71,23 @@ class Plan:
             where = "" if self.config.launch.launcher == "local" else f" on {self.config.launch.launcher}"
             threads = f"{self.threads} thread{'s' * (self.threads > 1)} each"
             lines.append(f"{at_once} cohort{'s' * (at_once > 1)} at a time, {threads}{where}")
-        return "\n".join(lines)
+        if self.awaited:
+            lines.append(f"then {len(self.awaited)} tuned runs, each with the setting that the search chooses")
+        return "\n".join([*([str(self.search)] if self.search else []), *lines])
+
+    @property
+    def counted(self) -> str:
+        """How many runs there are and how many of them are done; one that stands in two variants counts once."""
+        number = len({run.key for run in self.runs})
+        return f"{number} runs, {number - len(self.todo)} done"
 
 
-def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
+def make_plan(config: SweepConfig, partly: bool = False, searching: bool = False) -> Plan:
     """Build what the sweep names once, in a process of its own, read what is done, and read every image that is new.
 
     Args:
         partly: plan the decoders that work where others fail, and say in `Plan.failing` what does; else it is raised.
+        searching: of a search, in which a run that diverged has ended.
 
     Raises:
         UserError: something that would make every run fail; without ``partly``, a decoder that fails.
@@ -81,23 +95,34 @@ def make_plan(config: SweepConfig, partly: bool = False) -> Plan:
     began = time.monotonic()
     if not partly:
         _check_names(config)
-    runs, statuses, findings = list[Run](), dict[str, RunStatus](), list[str]()
+    runs, statuses, findings, search = list[Run](), dict[str, RunStatus](), list[str](), None
     try:
         launcher, _ = load(config.launch)
         with as_user_error(config.launch, "on_cluster"):
             on_cluster = launcher.on_cluster(config.launch)
-        runs, statuses, failing, findings = _finished(config, on_cluster) or local.call(
-            _look, config, on_cluster, partly
-        )
+        choices: Choices = {}
+        if config.tune is not None:
+            search = make_plan(search_of(config), partly, searching=True)
+            choices = choose(config, search.runs, search.diverged)
+        parts = list(variants(config, choices))
+        looked = _finished(config, parts, on_cluster) or local.call(_look, config, parts, on_cluster, partly)
+        runs, statuses, failing, findings = looked
     except UserError as error:
         if not partly:
             raise
         failing = [str(error)]
-    todo = [run for run in runs if statuses[run.key].state != "done"]
+    if search is not None:
+        failing = list(dict.fromkeys([*search.failing, *failing]))
+    awaited, runs = [run for run in runs if run.awaited], [run for run in runs if not run.awaited]
+    diverged = [key for key, status in statuses.items() if status.diverged] if searching else []
+    left = {run.key: run for run in runs if statuses[run.key].state != "done" and run.key not in diverged}
+    todo = list(left.values())
     damaged = [f"{run.name}: {statuses[run.key].more}" for run in todo if statuses[run.key].state == "damaged"]
     cohorts = make_cohorts(todo, lambda run: statuses[run.key].step)
     jobs, threads = resources(config, runs[0].facts) if runs else (0, 0)
-    return Plan(config, runs, todo, damaged, findings, cohorts, failing, jobs, threads, time.monotonic() - began)
+    planning_s = time.monotonic() - began
+    more = search, awaited, searching, diverged
+    return Plan(config, runs, todo, damaged, findings, cohorts, failing, jobs, threads, planning_s, *more)
 
 
 def _check_names(config: SweepConfig) -> None:
@@ -112,7 +137,7 @@ def _check_names(config: SweepConfig) -> None:
 Looked = tuple[list[Run], dict[str, RunStatus], list[str], list[str]]  # runs, status by key, what fails, what to know
 
 
-def _finished(config: SweepConfig, on_cluster: bool) -> Looked | None:
+def _finished(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool) -> Looked | None:
     """What `_look` would say of a finished sweep, from what is remembered; None where it has to look.
 
     A sweep with code of the user's is always looked at.
@@ -133,14 +158,14 @@ def _finished(config: SweepConfig, on_cluster: bool) -> Looked | None:
         return found
 
     try:
-        runs = make_runs(config, facts)
+        runs = make_runs(parts, facts)
     except (LookupError, UserError):  # which `_look` raises too, if it is still there
         return None
     statuses = {run.key: run_status(run.folder) for run in runs}
     return (runs, statuses, [], []) if all(status.state == "done" for status in statuses.values()) else None
 
 
-def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
+def _look(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool, partly: bool) -> Looked:
     """Every run, its status by key, what fails, and what one should know."""
     from segbench.sweep.facts import FactFinder
 
@@ -148,14 +173,15 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
     known = KnownFiles.read(folder)
     facts_before, files_before = dict(known.facts), known.model_dump_json(exclude={"facts"})
     finder = FactFinder(on_cluster, partly, known)
-    variants = [variant for _, variant in expand_grid(config)]
-    places = [remembered.place(variant, on_cluster) for variant in variants]
-    found = [finder.facts(variant) for variant in variants]
+    configs = [part.config for part in parts]
+    places = [remembered.place(variant, on_cluster) for variant in configs]
+    found = [finder.facts(variant) for variant in configs]
+    _check_searched(config, {name for facts in found for own in facts.decoders.values() for name in own.params})
     failing = list(finder.failing.values())
-    good = [decoder for decoder in config.decoders if decoder.title not in finder.failing]
-    if not good:
+    good = [replace(part, titles=[t for t in part.titles if t not in finder.failing]) for part in parts]
+    if not any(part.titles for part in good):
         return [], {}, failing, []
-    runs = make_runs(config.model_copy(update={"decoders": good}), finder.facts)
+    runs = make_runs(good, finder.facts)
     statuses = {run.key: run_status(run.folder) for run in runs}
     for status in statuses.values():
         if status.state == "unreadable":
@@ -170,7 +196,7 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
             if not partly:
                 raise
             failing.append(str(error))
-    if not failing and not finder.unused and places == [remembered.place(v, on_cluster) for v in variants]:
+    if not failing and not finder.unused and places == [remembered.place(v, on_cluster) for v in configs]:
         known.facts = dict([*(known.facts | dict(zip(places, found, strict=True))).items()][-MOST_FACTS:])
     read = known.model_dump_json(exclude={"facts"}) != files_before
     if read or (known.facts != facts_before and folder.is_dir()):
@@ -178,6 +204,14 @@ def _look(config: SweepConfig, on_cluster: bool, partly: bool) -> Looked:
         with contextlib.nullcontext() if todo and read else contextlib.suppress(UserError):
             known.write(folder)
     return runs, statuses, failing, findings
+
+
+def _check_searched(config: SweepConfig, taken: Collection[str]) -> None:
+    """Refuse a ``decoder.PARAMETER`` that no decoder of the sweep takes."""
+    for key in dict.fromkeys(key for setting in combinations(config.grid) for key in setting):
+        section, _, name = key.partition(".")
+        if section == "decoder" and name not in taken:
+            raise UserError(f"{key}: no decoder of the sweep takes '{name}'{suggest(name, taken)}")
 
 
 def _folder(config: SweepConfig) -> Path:

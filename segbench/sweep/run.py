@@ -15,11 +15,12 @@ from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
 from segbench.launch.base import run_cohorts
 from segbench.outcomes import Busy, Done, Ended, Failed, Lost, Outcome, Stopped
-from segbench.runs import Cohort, Run, make_cohorts, should_split
+from segbench.runs import Cohort, Run, as_text, make_cohorts, should_split, spelled_variant
 from segbench.sweep.manifest import make_manifest, write_manifest
 from segbench.sweep.plan import Plan, code_files, make_plan
 from segbench.sweep.progress import Display
 from segbench.sweep.status import last_said
+from segbench.tuning import SETTING, Choice
 
 
 def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[str, Any]]:
@@ -32,11 +33,32 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[st
     Raises:
         UserError: something that would make every run fail; nothing was started.
     """
-    began = time.monotonic()
     for file in code_files(config, launches=True):
         console.print(f"runs the code in {escape(str(file))}", highlight=False, soft_wrap=True)
-    plan = make_plan(config)
-    runs, folder = plan.runs, plan.folder
+    plan, searched = make_plan(config), 0
+    if plan.search is not None and plan.search.todo:
+        listed = write_manifest(config, plan.runs)  # so that `segbench status` knows of the sweep meanwhile
+        searched, _ = _run(plan.search, console)
+        if searched == 130:
+            return plan.folder, searched, listed.manifest
+        plan = make_plan(config)
+        _tell(console, "chosen", _chosen(plan))
+    code, manifest = _run(plan, console)
+    return plan.folder, max(code, searched), manifest
+
+
+def _chosen(plan: Plan) -> Iterator[str]:
+    """What the search chose for each decoder, and for which it could choose nothing, in lines."""
+    tuned = [run for run in [*plan.runs, *plan.awaited] if run.awaited or "choice" in run.found]
+    for run in {(run.title, as_text(run.variant)): run for run in tuned}.values():
+        said = "nothing, as trials of it failed" if run.awaited else Choice(**run.found["choice"]).words()
+        where = [v for v in spelled_variant(run.variant) if v != f"{SETTING}=tuned"]
+        yield f"{' '.join([run.title, *where])}: {said}"
+
+
+def _run(plan: Plan, console: Console) -> tuple[int, dict[str, Any]]:
+    """What is missing of a plan; the exit code, and the list of runs that was written."""
+    began, config, runs, folder = time.monotonic(), plan.config, plan.runs, plan.folder
     store.tidy_sweep(folder)
     try:
         damages = list(repair(plan))
@@ -49,18 +71,20 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[st
     _tell(console, "damaged", [*damages, listed.damage])
     _tell(console, "replaced", [listed.replaced])
     _tell(console, "note", plan.findings)
-    said = f"{len(runs)} runs, {len(runs) - len(plan.todo)} done before, {len(plan.todo)} to do"
-    console.print(f"[bold]{escape(config.name)}[/]: {said}")
+    name = f"{folder.parent.name}/{folder.name}" if plan.searching else config.name
+    console.print(f"[bold]{escape(name)}[/]: {plan.counted} before, {len(plan.todo)} to do")
     if not plan.todo:
-        return folder, 0, listed.manifest
+        return 0, listed.manifest
     code = _Sweep(plan, console).run()
     listed = write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
     _tell(console, "replaced", [listed.replaced])
-    done = sum(store.is_done(run.folder) for run in runs)
+    folders = {run.folder for run in runs}
+    done = sum(map(store.is_done, folders))
     console.print(
-        f"{done} of {len(runs)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}", soft_wrap=True
+        f"{done} of {len(folders)} runs done in {time.monotonic() - began:.0f} s, in {escape(str(folder))}",
+        soft_wrap=True,
     )
-    return folder, code, listed.manifest
+    return code, listed.manifest
 
 
 def _tell(console: Console, what: str, lines: Iterable[str]) -> None:
@@ -126,7 +150,8 @@ class _Sweep:
                         if store.is_done(run.folder):
                             del self.open[run.key]
                         elif mine and found.get("state") == "failed" and found != self.before[run.key]:
-                            self._failed([run], f"{found.get('reason')} (in another process)")
+                            reason = f"{found.get('reason')} (in another process)"
+                            self._failed([run], reason, diverged=found.get("diverged") is True)
                         elif mine:
                             free.append(run)
                 if self.open and not free:
@@ -136,10 +161,12 @@ class _Sweep:
                     time.sleep(1)
         return free
 
-    def _failed(self, runs: Sequence[Run], reason: str, code: int = 1) -> None:
-        names = ", ".join(run.name for run in runs)
-        self.console.print(f"[red]failed[/] {escape(f'{names}: {reason}')}", highlight=False, soft_wrap=True)
-        self.code = max(self.code, code)
+    def _failed(self, runs: Sequence[Run], reason: str, code: int = 1, diverged: bool = False) -> None:
+        """They are done with; that one diverged is no failure of a search, but what it finds of that setting."""
+        names, found = ", ".join(run.name for run in runs), diverged and self.plan.searching
+        said = "[yellow]diverged[/]" if found else "[red]failed[/]"
+        self.console.print(f"{said} {escape(f'{names}: {reason}')}", highlight=False, soft_wrap=True)
+        self.code = max(self.code, 0 if found else code)
         for run in runs:
             del self.open[run.key]
 
@@ -148,7 +175,7 @@ class _Sweep:
         done: list[Run] = []
         short: list[Run] = []
         lost: dict[str, list[Run]] = {}  # by reason, those whose process died
-        failed: dict[tuple[str, bool], list[Run]] = {}  # by reason, and whether a mistake of the user's was it
+        failed: dict[Failure, list[Run]] = {}  # by why, tracebacks aside
         for run in cohort.runs:
             match outcome := _outcome(run, ended):
                 case Done() | Busy():  # whoever did the second says so
@@ -158,7 +185,7 @@ class _Sweep:
                 case Failed(failure) | Lost(failure):
                     if not should_split(cohort, failure, isinstance(outcome, Lost)):
                         if _note(run, failure) or isinstance(outcome, Failed):
-                            failed.setdefault((failure.reason, failure.user_error), []).append(run)
+                            failed.setdefault(replace(failure, traceback=""), []).append(run)
                     elif failure.out_of_memory:
                         short.append(run)
                     else:
@@ -177,9 +204,9 @@ class _Sweep:
             if not all(parts):  # whose turn it was is not known, or it has failed
                 parts = _halves(runs) if len(runs) == len(cohort.runs) else [runs]
             self._again(cohort, reason, parts)
-        for (reason, user_error), members in failed.items():
-            where = "" if user_error else f" ({members[0].folder / store.TRACEBACK})"
-            self._failed(members, f"{reason}{where}", 2 if user_error else 1)
+        for failure, members in failed.items():
+            where = "" if failure.user_error else f" ({members[0].folder / store.TRACEBACK})"
+            self._failed(members, f"{failure.reason}{where}", 2 if failure.user_error else 1, failure.diverged)
         if done:
             self.console.print(f"[green]done[/] {escape(cohort.name)}: {escape(cohort.titles(done))}", highlight=False)
         for run in cohort.runs:

@@ -18,6 +18,7 @@ class RunStatus:
     state: str  # done, running, stopped, killed, failed, damaged, unreadable or waiting
     more: str = ""  # what else is known
     step: int = 0  # that it goes on from
+    diverged: bool = False  # it failed as its loss became infinite
 
 
 def newest_sweep(runs_dir: Path) -> Path:
@@ -57,7 +58,8 @@ def run_status(folder: Path) -> RunStatus:
         return RunStatus("running", _progress(status) if status.get("state") == "running" else "starting", step)
     failed = f"{status.get('reason', '')} ({folder / store.TRACEBACK})"
     ended = {"running": ("killed", saved), "failed": ("failed", failed), "stopped": ("stopped", saved)}
-    return RunStatus(*ended.get(str(status.get("state")), ("waiting", saved if step else "")), step)
+    state, more = ended.get(str(status.get("state")), ("waiting", saved if step else ""))
+    return RunStatus(state, more, step, state == "failed" and status.get("diverged") is True)
 
 
 def last_said(folder: Path) -> dict[str, Any]:

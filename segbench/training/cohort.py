@@ -96,7 +96,7 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     for which, kept in control.kept.items():
         kept.prepare(described(config, which, encoder, features_hash))
     plug_ins: dict[str, type[Any]] = {m.plug_in: type(m) for m in control.measures} | {
-        config.data.name: type(data["train"])
+        config.data.name: type(data["train"].whole)
     }
     if encoder_class := plugin_class(config.encoder):
         plug_ins[config.encoder.name] = encoder_class

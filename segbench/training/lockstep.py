@@ -15,7 +15,7 @@ from segbench.config import RecipeConfig
 from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
-from segbench.errors import Failure
+from segbench.errors import Diverged, Failure
 from segbench.loading.features import KeptFeatures, View, channels_first
 from segbench.loading.pipeline import Batch
 from segbench.training.clock import Moment, moment, seconds_between
@@ -66,10 +66,6 @@ class Made(NamedTuple):
     numbers: Tensor
     began: Moment
     ended: Moment
-
-
-class Diverged(RuntimeError):
-    """A loss or gradient that is not finite."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, factor: float = 1.0) -> list[dict[str, Any]]:

@@ -1,0 +1,122 @@
+"""What a table says of decoders that were tuned, or brought to one budget."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from segbench.report.analysis import Analysis, Delta
+from segbench.report.metrics import Metric
+from segbench.report.runs import Group, Sweep
+from segbench.runs import grid_names, priced
+from segbench.tuning import SETTING, Choice
+
+CLOSE = 0.05  # a cost that differs by less from the budget is as much
+TUNED = " tuned"  # what a decoder's name adds where it stands beside itself
+
+
+def choice_of(group: Group, decoder: str) -> Choice | None:
+    """What the search chose for it; None in a group that is not tuned."""
+    found = group.found.get(decoder, {}).get("choice")
+    return None if found is None else Choice(**found)
+
+
+def chosen(group: Group, decoder: str) -> str | None:
+    """Such as ``lr=0.02 (highest)``, where that was the highest that was tried."""
+    choice = choice_of(group, decoder)
+    return None if choice is None else choice.setting()
+
+
+def trials(group: Group, decoder: str) -> int | None:
+    choice = choice_of(group, decoder)
+    return None if choice is None else len(choice.scores)
+
+
+def flatness(group: Group, decoder: str) -> str | None:
+    choice = choice_of(group, decoder)
+    if choice is None:
+        return None
+    return "most diverged" if choice.flatness is None else f"{choice.flatness:.2f}"
+
+
+def gained(sweep: Sweep, group: Group, metric: Metric, decoder: str) -> Delta | None:
+    """The difference of the tuned from the fixed decoder, paired by seed and image; None in a group that is fixed."""
+    fixed = fixed_beside(sweep, group)
+    if fixed is None or decoder not in fixed.decoders:
+        return None
+    both = replace(
+        group,
+        decoders=[decoder, decoder + TUNED],
+        results={(decoder, seed): r for (d, seed), r in fixed.results.items() if d == decoder}
+        | {(decoder + TUNED, seed): r for (d, seed), r in group.results.items() if d == decoder},
+    )
+    return Analysis(both, metric).against(decoder).delta(decoder + TUNED)
+
+
+def fixed_beside(sweep: Sweep, group: Group) -> Group | None:
+    """The group of the same runs as the sweep says, for one that is tuned."""
+    if group.variant.get(SETTING) != "tuned":
+        return None
+    return next((other for other in sweep.groups if other.variant == group.variant | {SETTING: "fixed"}), None)
+
+
+def width(group: Group, decoder: str) -> int | None:
+    found = group.found.get(decoder, {}).get("budget")
+    return None if found is None else int(found["width"])
+
+
+def of_budget(group: Group, decoder: str) -> str | None:
+    """How much more or less it costs than the budget, such as ``-1.2 %``."""
+    found = group.found.get(decoder, {}).get("budget")
+    return None if found is None else f"{100 * _off(found):+.1f} %"
+
+
+def _off(found: Mapping[str, Any]) -> float:
+    return float(found["cost"] / found["asked"] - 1)
+
+
+def side_by_side(groups: Sequence[Group]) -> list[tuple[Group, str]]:
+    """Groups and decoders by row: the fixed and the tuned of one decoder one below the other."""
+    order: dict[str, int] = {}
+    placed = []
+    for group in groups:
+        outer = {k: v for k, v in group.variant.items() if k != SETTING} if SETTING in group.variant else group.label
+        place = order.setdefault(str(outer), len(order))
+        placed += [((place, i if SETTING in group.variant else 0), group, d) for i, d in enumerate(group.decoders)]
+    return [(group, decoder) for _, group, decoder in sorted(placed, key=lambda row: row[0])]
+
+
+def notes(sweep: Sweep) -> Iterator[str]:
+    """How decoders were tuned and which do not cost what they should, in sentences."""
+    if tuned := tuned_how(sweep):
+        yield f"Tuned: {tuned}."
+        yield (
+            "Best − median: how much better the chosen setting did there than the median of those tried; near 0 the "
+            "optimum is flat."
+        )
+    for group in sweep.groups:
+        label = f" ({group.label})" if group.label else ""
+        found = {d: of["budget"] for d in group.decoders if (of := group.found.get(d, {})).get("budget")}
+        for asked, by in dict.fromkeys((b["asked"], b["by"]) for b in found.values()):
+            own = {d: b for d, b in found.items() if (b["asked"], b["by"]) == (asked, by)}
+            yield f"Budget{label}: widths chosen so that each costs {priced(asked, by)}."
+            if far := [f"{d} {100 * _off(b):+.1f} %" for d, b in own.items() if abs(_off(b)) > CLOSE]:
+                yield f"Not within {100 * CLOSE:.0f} % of that at any width, so the nearest{label}: {', '.join(far)}."
+
+
+def tuned_how(sweep: Sweep) -> str:
+    """How the settings of a sweep were chosen, in words; empty where nothing was tuned."""
+    choices = [c for group in sweep.groups for d in group.decoders if (c := choice_of(group, d))]
+    tune = sweep.config.get("tune")
+    if not choices or not isinstance(tune, dict):
+        return ""
+    numbers = sorted({len(c.scores) for c in choices})
+    number = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+    names = grid_names(itertools.chain.from_iterable(c.values for c in choices))
+    share, seeds = tune["holdout"]["share"], len(tune["seeds"])
+    by = " in whole groups" if tune["holdout"]["group"] else ""
+    return (
+        f"each decoder with the best of {number} settings ({', '.join(names.values())}) by {choices[0].measure} on "
+        f"{100 * share:.3g} % of the training images, held out{by}, over {seeds} seed{'s' * (seeds > 1)} of the "
+        "search's own; then trained on all of them"
+    )
