@@ -58,7 +58,8 @@ def plan(args: argparse.Namespace) -> int:
         print(plan)
     for why in plan.failing:
         print(f"fails: {why}")
-    if plan.cohorts and not plan.failing and not args.no_trial:
+    left = plan.cohorts or plan.awaited
+    if left and not plan.failing and not args.no_trial:
         with console.status("") as status:
             found = estimate(plan, lambda what: status.update(escape(what)))
         print(in_words(found, Path(config.runs_dir), config.launch.features))
@@ -66,23 +67,13 @@ def plan(args: argparse.Namespace) -> int:
 
 
 def status(args: argparse.Namespace) -> int:
-    from rich.markup import escape
-    from rich.table import Table as Grid
-
-    from segbench.runs import spelled_variant
-    from segbench.sweep.status import read_status
+    from segbench.store import MANIFEST, SEARCH
+    from segbench.sweep.status import print_status
 
     folder = _folder(args.folder, args.runs_dir)
-    found = read_status(folder)
-    grid = Grid(box=None, pad_edge=False)
-    for heading in ("decoder", "seed", "state", ""):
-        grid.add_column(heading, no_wrap=heading != "")
-    for run, status in found:
-        name = " ".join([run["decoder"], *spelled_variant(run["variant"])])
-        grid.add_row(escape(name), str(run["seed"]), status.state, escape(status.more))
-    states = sorted(status.state for _, status in found)
-    print(f"{folder.name}: {len(found)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
-    _console().print(grid)
+    if (search := folder / SEARCH / MANIFEST).is_file():
+        print_status(search.parent, f"{folder.name}/{SEARCH}", _console())
+    print_status(folder, folder.name, _console())
     return 0
 
 

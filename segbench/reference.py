@@ -55,22 +55,30 @@ def keys(section: str = "") -> Iterator[str]:
             yield f"    {taken}{meaning and f': {meaning}'}"
 
 
-def _fields(model: type[BaseModel], within: str = "") -> Iterator[tuple[str, tuple[str, str, str]]]:
-    """Dotted key -> its default, what it takes and what it means."""
+def _fields(
+    model: type[BaseModel], within: str = "", preset: BaseModel | None = None
+) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """Dotted key -> its default, in ``preset`` where that is given, what it takes and what it means."""
     for name, field in model.model_fields.items():
         key, section = f"{within}{name}", _model(field.annotation)
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        value, required = (value, field.is_required()) if preset is None else (getattr(preset, name), False)
         if section is not None and not (issubclass(section, PluginConfig) and within):
-            yield from _fields(section, f"{key}.")
+            yield from _fields(section, f"{key}.", value if isinstance(value, BaseModel) else None)
             continue
-        default = in_yaml(_plain(None if field.is_required() else field.get_default(call_default_factory=True)))
+        default = in_yaml(_plain(value))
         bounds, meaning = _bounds(field.metadata), field.description or ""
         taken = f"{in_words(field.annotation)}{bounds and f' {bounds}'}"
-        yield key, ("  (required)" if field.is_required() else f" = {default}", taken, meaning)
+        yield key, ("  (required)" if required else f" = {default}", taken, meaning)
     if issubclass(model, DataConfig):
         yield f"{within}*", ("", "any other key", "a parameter of that data set; `segbench show NAME` has them")
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, if it holds one or none."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+        annotation = kinds[0] if len(kinds) == 1 else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 

@@ -1,6 +1,6 @@
 """What files of a sweep's folder hold, checked where they are read back. Imports no torch."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -43,9 +43,28 @@ class _Row(BaseModel):
     finished: str = ""
 
 
+class _Choice(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    values: dict[str, Any]
+    measure: str
+    scores: Annotated[list[tuple[dict[str, Any], float | None]], Field(min_length=1)]
+    edges: list[str]
+    flatness: float | None
+
+
+class _Budget(BaseModel):
+    width: int
+    cost: Annotated[float, Field(gt=0)]
+    asked: Annotated[float, Field(gt=0)]
+    by: Literal["macs", "params", "ms"]
+
+
 class _Planned(BaseModel):
     model_config = ConfigDict(strict=True)
 
+    choice: _Choice | None = None
+    budget: _Budget | None = None
     key: str
     decoder: str
     seed: int

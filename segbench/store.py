@@ -34,6 +34,7 @@ CONFIG, ENVIRONMENT, HISTORY, WEIGHTS = "config.yaml", "environment.json", "hist
 SOURCE = "source"  # a folder: that of its plug-ins
 CHECKSUMMED = (CONFIG, ENVIRONMENT, HISTORY, COUNTS, WEIGHTS)  # by checksums in the result
 MANIFEST = "sweep.json"
+SEARCH = "search"  # in a sweep's folder, that of the sweep that tries its settings (``tune``)
 RESULT_VERSION = 10  # raise when the same config would give other numbers
 LAYOUT = 2  # raise when a run's folder holds other things
 

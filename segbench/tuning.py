@@ -18,7 +18,6 @@ from segbench.errors import UserError, unknown
 from segbench.measures.base import CountMeasure, mean_over_classes
 from segbench.runs import Run, Variant, as_text, grid_names, spelled
 
-SEARCH = "search"  # the folder of its sweep, in that of the sweep that it is for
 SETTING = "setting"  # what tells the two runs of a decoder apart: fixed, as the sweep says, or tuned
 
 
@@ -62,7 +61,7 @@ def search_of(config: SweepConfig) -> SweepConfig:
         with_setting(config, setting, "tune.search")
     values = config.model_dump()
     own = {
-        "name": SEARCH,
+        "name": store.SEARCH,
         "runs_dir": str(Path(config.runs_dir) / config.name),
         "seeds": config.tune.seeds,
         "grid": [outer | setting for outer in combinations(config.grid) for setting in tried],
@@ -87,7 +86,7 @@ class Choice:
     """What a search chose for a decoder.
 
     Attributes:
-        values: dotted key -> the value that scored best.
+        values: dotted key -> the value that scored best, of what the decoder takes.
         measure: name of the measure of the scores.
         scores: (setting, its mean over the search's seeds) of each trial; None for one that diverged.
         edges: keys of which the best value was the lowest or highest that was tried.
@@ -104,6 +103,8 @@ class Choice:
     def setting(self) -> str:
         """The values in words, such as ``lr=0.02 (highest tried)``."""
         names = grid_names(self.values)
+        if not self.values:
+            return "nothing, as it takes none of it"
         return ", ".join(f"{names[key]}={spelled(value)}{self._end(key)}" for key, value in self.values.items())
 
     def words(self) -> str:
@@ -140,7 +141,13 @@ def choose(config: SweepConfig, runs: Sequence[Run], diverged: Sequence[str]) ->
         trials.setdefault((outer, run.title), {}).setdefault(as_text(run.variant), []).append(run)
     found = {}
     for place, tried in trials.items():
-        means = [_mean(config.tune, of, measure, diverged) for of in tried.values()]
+        # Settings of what a decoder does not take are one run, and nothing that was chosen for it.
+        by_runs: dict[tuple[str, ...], list[Run]] = {}
+        for of in tried.values():
+            by_runs.setdefault(tuple(run.key for run in of), of)
+        distinct = list(by_runs.values())
+        keys = [key for key in config.tune.search if len({repr(of[0].variant[key]) for of in distinct}) > 1]
+        means = [_mean(keys, of, measure, diverged) for of in distinct]
         ended = [mean for mean in means if mean is not None]
         if len(ended) == len(means) and (choice := _chosen(ended, measure)):
             found[place] = choice
@@ -148,11 +155,11 @@ def choose(config: SweepConfig, runs: Sequence[Run], diverged: Sequence[str]) ->
 
 
 def _mean(
-    tune: TuneConfig, of: Sequence[Run], measure: CountMeasure, diverged: Sequence[str]
+    keys: Sequence[str], of: Sequence[Run], measure: CountMeasure, diverged: Sequence[str]
 ) -> tuple[dict[str, Any], float] | None:
     """A setting, and its mean over the search's seeds; None where one of them has not ended."""
     scores = [score for run in of if (score := _score(run, measure, diverged)) is not None]
-    setting = {key: of[0].variant[key] for key in tune.search}
+    setting = {key: of[0].variant[key] for key in keys}
     return (setting, float(np.mean(scores))) if len(scores) == len(of) else None
 
 

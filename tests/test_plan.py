@@ -25,6 +25,7 @@ from segbench.sweep.facts import resolve_accelerator
 from segbench.sweep.plan import make_plan, resources
 from segbench.sweep.progress import Display
 from segbench.sweep.status import duration, read_status
+from segbench.tuning import variants
 from tests.conftest import ROOT, segbench, tiny, until
 from tests.test_sweep import in_training, slow_sweep, sweep
 
@@ -42,6 +43,8 @@ CHANGES = {
     "skeleton": (None, True),  # by the decoder's facts, below
     "seeds": ([0, 5], False),  # of another run
     "grid": ({"recipe.lr": [0.002]}, False),
+    # What is chosen by these stands in the run's own recipe and parameters.
+    "tune": ({"search": {"recipe.lr": [0.1, 0.2]}}, False), "budget": ({"params": 1e5}, False),
     "baseline": ("nearest", False),
     "runs_dir": ("elsewhere", False),
     "encoder.params": (None, True),  # by the encoder's facts, below
@@ -297,7 +300,7 @@ def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatc
     config = build_config(tiny(decoders=["bilinear"]))
 
     def cohort(facts):
-        [run] = make_runs(config, lambda config: facts)
+        [run] = make_runs(list(variants(config, {})), lambda config: facts)
         return Cohort((run,), 0)
 
     assert own_gpu(cohort(facts), place) == wanted

@@ -15,7 +15,11 @@ def flat(values, within=""):
     """Dotted keys of a config's plain values, sections of plug-ins and free keys as one."""
     for key, value in values.items():
         place = f"{within}{key}"
-        if isinstance(value, dict) and value and place not in ("decoder_defaults", "grid", "launch.params"):
+        if (
+            isinstance(value, dict)
+            and value
+            and place not in ("decoder_defaults", "grid", "launch.params", "tune.search")
+        ):
             yield from flat(value, f"{place}.")
         else:
             yield place
@@ -26,10 +30,10 @@ def test_every_key_is_there_with_its_default_and_a_meaning(capsys):
     lines = capsys.readouterr().out.splitlines()
     said = {re.split(r" = |  \(", head)[0]: (head, text) for head, text in zip(lines[::2], lines[1::2], strict=True)}
     assert "data.*" in said
-    config = build_config(tiny(data={"name": "shapes"}))
-    known = {
-        key for key in flat(config.model_dump()) if not re.match(r"data\.(size|train|val)$|decoder_defaults\.", key)
-    }
+    effort = {"tune": {"search": {"recipe.lr": [0.1, 0.2]}}, "budget": {"macs": 1e9}}
+    configs = [build_config(tiny(**more)) for more in (effort, {"data": {"name": "shapes", "holdout": 0.2}})]
+    keys = {key for config in configs for key in flat(config.model_dump())} - {"tune", "budget", "data.holdout"}
+    known = {key for key in keys if not re.match(r"data\.(size|train|val)$|decoder_defaults\.", key)}
     assert said.keys() - {"data.*"} == known
     assert all(re.match(r"    \S.*: \S", text) for _, text in said.values()), said
     assert said["recipe.lr"] == ("recipe.lr = 0.002", "    number above 0: peak learning rate")
@@ -45,7 +49,7 @@ def test_a_section_a_key_and_a_wrong_one(capsys):
     assert main(["config", "launch.cache"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["config", "recip"]) == 2
-    assert "unknown key 'recip' (did you mean 'recipe'?); there is: baseline, data," in capsys.readouterr().err
+    assert "unknown key 'recip' (did you mean 'recipe'?); there is: baseline, budget, data," in capsys.readouterr().err
     assert main(["config", "recipe.lrr"]) == 2
     assert "(did you mean 'recipe.lr'?)" in capsys.readouterr().err
 
@@ -94,4 +98,4 @@ def test_types_in_words(annotation, words):
 
 
 def test_fields_of_the_whole_config_are_few_enough_to_read():
-    assert len(dict(_fields(SweepConfig))) < 90
+    assert len(dict(_fields(SweepConfig))) < 95

@@ -24,6 +24,7 @@ from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
 from segbench.runs import ClassFacts, Facts, grid_names, make_cohorts, make_runs
+from segbench.tuning import variants
 from tests.conftest import tiny, write_again
 from tests.fakes import CLASSES, EFFECTS, Reader, counts_of, fake_sweep, table_of, write_run
 
@@ -76,7 +77,7 @@ def test_cohorts_are_named_by_the_same_rule(tmp_path):
         bilinear = ClassFacts("Bilinear", {}, "source")
         return Facts("cpu", 0, str(next(numbers)), ("a",), ["Shapes"], 3, (4, 8), {"bilinear": bilinear}, [])
 
-    cohorts = make_cohorts(make_runs(config, find_facts), lambda run: 0)
+    cohorts = make_cohorts(make_runs(list(variants(config, {})), find_facts), lambda run: 0)
     assert [c.name for c in cohorts] == [
         f"seed 0 data.name={d} encoder.name={e} lr=0.1" for d in ("shapes", "camvid") for e in ("tiny", "large")
     ]

@@ -15,8 +15,8 @@ def open_data(config: "DataConfig", which: str) -> "Dataset":
     Raises:
         UserError: unknown data set, split or parameter, or whatever is wrong with the files.
     """
+    from segbench.data._holdout import held_out
     from segbench.data.base import Part
-    from segbench.data.holdout import held_out
     from segbench.registry import DATASETS, check_params
 
     cls = DATASETS.load(config.name)

@@ -1,8 +1,6 @@
 """Choose each decoder's width so that all cost the same (``budget:``)."""
 
 import functools
-import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +14,10 @@ from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs
 from segbench.measures.params import Params
 from segbench.runs import ClassFacts, priced
+from segbench.training.clock import moment, seconds_between
 
 WIDEST = 4096  # that is tried
-TIMES = 7  # of which the median is a decoder's time
+WARM_UP, TIMES = 2, 9  # passes by which a decoder is timed
 
 
 def widths(
@@ -27,12 +26,14 @@ def widths(
     channels: tuple[int, ...],
     strides: tuple[int, ...],
     num_classes: int,
+    accelerator: str,
 ) -> dict[str, dict[str, Any]]:
     """Title of each decoder -> the ``width`` whose ``cost`` is nearest to what is ``asked``, and ``by`` which cost.
 
     Args:
         decoders: title -> what was found of it, as the sweep says.
         channels, strides: of the encoder's features.
+        accelerator: on which a time is taken, of a CPU with the threads of a cohort, ``launch.threads`` or else one.
 
     Raises:
         UserError: no decoder of the name that the budget gives, one without a width, or a budget that neither the
@@ -40,7 +41,7 @@ def widths(
     """
     budget = config.budget
     assert budget is not None
-    shape = channels, strides, num_classes
+    shape = channels, strides, num_classes, torch.device(accelerator)
     costs = {d.title: _Costs(config, d, budget.cost, *shape) for d in config.decoders if d.title in decoders}
     asked = getattr(budget, budget.cost)
     if budget.like is not None:
@@ -67,7 +68,9 @@ class _Costs:
         channels: tuple[int, ...],
         strides: tuple[int, ...],
         num_classes: int,
+        device: torch.device,
     ) -> None:
+        self.device = device
         self.config, self.decoder, self.by = config, decoder, by
         self.shape = channels, strides, num_classes
         self.at = functools.cache(self._at)
@@ -75,7 +78,8 @@ class _Costs:
     def _at(self, width: int | None) -> float:
         """At that width, or at its own where None; raises what building or calling it raises."""
         if self.by == "ms":
-            return _milliseconds(self._build(width, "cpu"), *self.shape[:2])
+            threads = self.config.launch.threads or 1
+            return _milliseconds(self._build(width, "cpu"), *self.shape[:2], self.device, threads)
         measure = Macs() if self.by == "macs" else Params()
         try:
             return measure.measure(Trained(self._build(width, "meta"), *self.shape[:2], 0.0, 0.0, 0))
@@ -121,13 +125,20 @@ class _Costs:
         raise UserError(f"budget: decoder '{self.decoder.title}' cannot cost {priced(asked, self.by)}: {costs}")
 
 
-def _milliseconds(decoder: Decoder, channels: tuple[int, ...], strides: tuple[int, ...]) -> float:
-    """The median of some passes over features of one image, with as many threads as torch has here."""
-    features, image = fake_inputs(channels, strides, (SIZE, SIZE))
-    times = []
-    with torch.inference_mode():
-        for _ in range(1 + TIMES):
-            began = time.perf_counter()
-            decoder(list(features), image)
-            times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[1:])
+def _milliseconds(
+    decoder: Decoder, channels: tuple[int, ...], strides: tuple[int, ...], device: torch.device, threads: int
+) -> float:
+    """The fastest of some passes over features of one image; others differ by what else the machine does."""
+    features, image = fake_inputs(channels, strides, (SIZE, SIZE), device=device.type)
+    before, times = torch.get_num_threads(), []
+    decoder.to(device)
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            for _ in range(WARM_UP + TIMES):
+                began = moment(device)
+                decoder(list(features), image)
+                times.append(1000 * seconds_between(began, moment(device)))
+    finally:
+        torch.set_num_threads(before)
+    return min(times[WARM_UP:])

@@ -20,7 +20,7 @@ from segbench.config import SweepConfig
 from segbench.errors import Failure, UserError
 from segbench.launch import local
 from segbench.loading.cache import LEFT_FREE
-from segbench.runs import Cohort, Run
+from segbench.runs import Cohort, Run, make_cohorts
 from segbench.sweep.files import KNOWN
 from segbench.sweep.plan import Plan
 from segbench.sweep.status import duration
@@ -67,12 +67,18 @@ class Estimate(NamedTuple):
 def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Estimate:
     """Try each kind of cohort for some seconds, as many at a time as the sweep will run, and reckon up.
 
+    With ``tune`` the search comes first; a run for which it has not chosen yet is tried as the sweep says.
+
     Args:
         say: told what is being tried.
 
     Raises:
         UserError: a run fails in its trial.
     """
+    if plan.search is not None:
+        cohorts = make_cohorts([*plan.todo, *plan.awaited]) if plan.awaited else plan.cohorts
+        parts = plan.search, replace(plan, search=None, cohorts=cohorts)
+        return _one_after_the_other([estimate(part, say) for part in parts if part.cohorts])
     trials: dict[tuple[str, ...], Trial] = {}
     used: dict[str, Filling] = {}  # sets of features
     keeps = any(cohort.runs[0].config.launch.features for cohort in plan.cohorts)
@@ -102,6 +108,13 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
     most, most_running = (round(sum(sorted(sizes)[-at_once:])) for sizes in (memory, running))
     features = round(sum(number * f.bytes_each for number, f in fill))
     return Estimate(total_s, most, round(max(gpu, default=0.0)), round(kept), most_running, features)
+
+
+def _one_after_the_other(parts: Sequence[Estimate]) -> Estimate:
+    """What is kept and the times add up; of what is held meanwhile the most counts."""
+    sums = {"seconds", "kept_bytes", "features_bytes"}
+    columns = zip(Estimate._fields, zip(*parts, strict=True), strict=True)
+    return Estimate(*(sum(values) if name in sums else max(values) for name, values in columns))
 
 
 def _mean(found: Sequence[Trial]) -> Trial:

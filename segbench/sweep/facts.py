@@ -129,7 +129,7 @@ class FactFinder:
         budget: dict[str, dict[str, Any]] = {}
         if config.budget is not None and decoders:
             looking_at("widths that meet the budget")
-            budget = self._widths(config, decoders, encoder, len(classes))
+            budget = self._widths(config, decoders, encoder, len(classes), accelerator)
             decoders = {
                 title: replace(own, params=own.params | {"width": budget[title]["width"]})
                 for title, own in decoders.items()
@@ -140,14 +140,19 @@ class FactFinder:
         return Facts(*of_run, decoders, measures, plugin, budget)
 
     def _widths(
-        self, config: SweepConfig, decoders: Mapping[str, ClassFacts], encoder: BuiltEncoder, num_classes: int
+        self,
+        config: SweepConfig,
+        decoders: Mapping[str, ClassFacts],
+        encoder: BuiltEncoder,
+        num_classes: int,
+        accelerator: str,
     ) -> dict[str, dict[str, Any]]:
         """Of a budget; of one in milliseconds once for a sweep's folder, since no time is quite the same again."""
-        of = config.budget, list(decoders.items()), encoder, num_classes
+        of = config.budget, list(decoders.items()), encoder, num_classes, accelerator, config.launch.threads
         place = hashlib.sha256(repr(of).encode()).hexdigest()
         if place in self.known.widths:
             return self.known.widths[place]
-        found = widths(config, decoders, *encoder[1:3], num_classes)
+        found = widths(config, decoders, *encoder[1:3], num_classes, accelerator)
         if config.budget is not None and config.budget.cost == "ms":
             self.known.widths[place] = found
         return found

@@ -5,7 +5,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -173,10 +173,10 @@ def _look(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool, partl
     known = KnownFiles.read(folder)
     facts_before, files_before = dict(known.facts), known.model_dump_json(exclude={"facts"})
     finder = FactFinder(on_cluster, partly, known)
+    _check_searched(config)
     configs = [part.config for part in parts]
     places = [remembered.place(variant, on_cluster) for variant in configs]
     found = [finder.facts(variant) for variant in configs]
-    _check_searched(config, {name for facts in found for own in facts.decoders.values() for name in own.params})
     failing = list(finder.failing.values())
     good = [replace(part, titles=[t for t in part.titles if t not in finder.failing]) for part in parts]
     if not any(part.titles for part in good):
@@ -206,12 +206,20 @@ def _look(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool, partl
     return runs, statuses, failing, findings
 
 
-def _check_searched(config: SweepConfig, taken: Collection[str]) -> None:
+def _check_searched(config: SweepConfig) -> None:
     """Refuse a ``decoder.PARAMETER`` that no decoder of the sweep takes."""
-    for key in dict.fromkeys(key for setting in combinations(config.grid) for key in setting):
-        section, _, name = key.partition(".")
-        if section == "decoder" and name not in taken:
-            raise UserError(f"{key}: no decoder of the sweep takes '{name}'{suggest(name, taken)}")
+    from segbench.build import look_up
+
+    asked = {key for setting in combinations(config.grid) for key in setting if key.startswith("decoder.")}
+    if not asked:
+        return
+    taken: set[str] = set()
+    for decoder in config.decoders:
+        with contextlib.suppress(UserError):  # what is wrong with it is said where it is built
+            taken |= look_up(decoder, config.decoder_defaults, config.skeleton).params.keys()
+    for name in sorted(key.partition(".")[2] for key in asked):
+        if name not in taken:
+            raise UserError(f"decoder.{name}: no decoder of the sweep takes '{name}'{suggest(name, taken)}")
 
 
 def _folder(config: SweepConfig) -> Path:

@@ -7,8 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
 from segbench import store
 from segbench.errors import UserError
+from segbench.runs import spelled_variant
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,20 @@ def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
         UserError: no sweep there.
     """
     return [(row, run_status(folder / row["folder"])) for row in store.read_plan(folder)["runs"]]
+
+
+def print_status(folder: Path, called: str, console: Console) -> None:
+    """A line of how many runs are in which state, and a line for each run."""
+    found = read_status(folder)
+    grid = Table(box=None, pad_edge=False)
+    for heading in ("decoder", "seed", "state", ""):
+        grid.add_column(heading, no_wrap=heading != "")
+    for run, status in found:
+        name = " ".join([run["decoder"], *spelled_variant(run["variant"])])
+        grid.add_row(escape(name), str(run["seed"]), status.state, escape(status.more))
+    states = sorted(status.state for _, status in found)
+    print(f"{called}: {len(found)} runs: " + ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states)))
+    console.print(grid)
 
 
 def run_status(folder: Path) -> RunStatus:

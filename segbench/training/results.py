@@ -35,7 +35,8 @@ def run_config(run: Run) -> dict[str, Any]:
         values["encoder"]["weights"] = str(Path(config.encoder.weights).absolute())
     values["launch"]["address"] = None  # which no file may name
     decoder = run.decoder.model_dump() | {"params": run.facts.decoders[run.title].params}
-    return values | {"decoder_defaults": {}, "decoders": [decoder], "seeds": [run.seed], "baseline": None}
+    alone = {"decoders": [decoder], "seeds": [run.seed], "baseline": None, "budget": None}
+    return values | {"decoder_defaults": {}} | alone
 
 
 def peak_memory() -> int:

@@ -1,0 +1,171 @@
+"""``budget:``: the width of each decoder by which all cost the same."""
+
+import itertools
+
+import pytest
+import torch
+import yaml
+
+from segbench import store
+from segbench.build import look_up
+from segbench.cli import main
+from segbench.config import DecoderConfig
+from segbench.config_file import build_config
+from segbench.measures.base import Trained
+from segbench.measures.macs import Macs
+from segbench.report.table import make_table
+from segbench.sweep import budget as fitting
+from segbench.sweep.plan import make_plan
+from tests.conftest import tiny
+from tests.test_sweep import sweep
+
+CHANNELS, STRIDES = (24, 40, 112, 320), (4, 8, 16, 32)  # of the default encoder
+DECODERS = ["bilinear", "deconv", "subpixel", "bilinear_conv", "fractional"]
+
+
+def cost(name, width, by):
+    """Of a decoder with 7 classes, by its own measure or by counting its weights."""
+    decoder = look_up(DecoderConfig(name=name, params={"width": width})).build(CHANNELS, STRIDES, 7, 0)
+    if by == "params":
+        return sum(p.numel() for p in decoder.parameters())
+    return Macs().measure(Trained(decoder, CHANNELS, STRIDES, 0.0, 0.0, 0))
+
+
+def budgets(tmp_path, budget, **changes):
+    return build_config(tiny(budget=budget, runs_dir=str(tmp_path / "runs"), **({"decoders": DECODERS} | changes)))
+
+
+@pytest.mark.parametrize("budget", [{"macs": 4e8}, {"params": 30_000}, {"params": 29_000.5}])
+def test_the_width_whose_cost_is_nearest_is_chosen(tmp_path, budget):
+    """By trying every width."""
+    [(by, asked)] = budget.items()
+    for run in make_plan(budgets(tmp_path, budget)).runs:
+        found = run.found["budget"]
+        costs = {width: cost(run.title, width, by) for width in range(1, 61)}
+        assert costs[60] > asked
+        assert found["width"] == min(costs, key=lambda width: abs(costs[width] - asked))
+        assert found == {"width": found["width"], "cost": costs[found["width"]], "asked": asked, "by": by}
+        assert run.decoder.params["width"] == found["width"] == run.facts.decoders[run.title].params["width"]
+
+
+def test_like_another_decoder_which_keeps_its_width(tmp_path):
+    runs = {run.title: run for run in make_plan(budgets(tmp_path, {"like": "bilinear_conv"})).runs}
+    asked = cost("bilinear_conv", 8, "macs")
+    assert runs["bilinear_conv"].found["budget"]["width"] == 8
+    for title, run in runs.items():
+        assert run.found["budget"]["asked"] == asked
+        assert run.found["budget"]["cost"] == cost(title, run.found["budget"]["width"], "macs")
+    by_params = make_plan(budgets(tmp_path, {"like": "bilinear_conv", "by": "params"})).runs
+    assert {run.found["budget"]["asked"] for run in by_params} == {cost("bilinear_conv", 8, "params")}
+
+
+def test_a_sweep_trains_what_the_budget_says_beside_what_the_sweep_says(tmp_path):
+    """The measured MACs are the budget's, what does not change is trained once, and the table says widths."""
+    config = build_config(
+        tiny(
+            decoders=["bilinear", "bilinear_conv", "fractional"],
+            grid={"budget": [None, {"like": "bilinear_conv"}]},
+            runs_dir=str(tmp_path / "runs"),
+        )
+    )
+    _, code, out = sweep(config)
+    assert code == 0
+    assert "5 runs, 0 done before, 5 to do" in out
+    folder = tmp_path / "runs" / "tiny"
+    for row in store.read_plan(folder)["runs"]:
+        result = store.read_result(folder / row["folder"]).row
+        assert ("budget" in row) == (row["variant"]["budget"] is not None)
+        if found := row.get("budget"):
+            assert result["values"]["macs"] == found["cost"]
+            kept = yaml.safe_load((folder / row["folder"] / "config.yaml").read_text())
+            assert kept["decoders"][0]["params"]["width"] == found["width"]
+            assert kept["budget"] is None
+    table = make_table(folder)
+    assert [(r["decoder"], r["budget"]) for r in table.rows] == [
+        (d, b) for b in ("none", "like bilinear_conv") for d in ("bilinear", "bilinear_conv", "fractional")
+    ]
+    assert [r["width"] for r in table.rows[:3]] == [None] * 3
+    assert table.rows[4]["width"] == 8
+    assert table.rows[4]["of budget"] == "+0.0 %"
+    assert table.rows[1]["mIoU"] == table.rows[4]["mIoU"]
+    off = {r["decoder"]: float(r["of budget"].removesuffix(" %")) for r in table.rows[3:]}
+    wanted = {r["decoder"]: 100 * (r["MACs"] / table.rows[4]["MACs"] - 1) for r in table.rows[3:]}
+    assert off == pytest.approx(wanted, abs=0.05)
+    assert any("widths chosen so that each costs" in note and "multiply-accumulates" in note for note in table.notes)
+
+
+def test_what_is_not_within_5_percent_is_said(tmp_path):
+    """At a width of 2 or 3, one more channel is more than a tenth of the cost."""
+    costs = [cost("nearest", width, "params") for width in (2, 3)]
+    config = budgets(tmp_path, {"params": sum(costs) / 2 + 1}, decoders=["nearest", "bilinear"])
+    sweep(config)
+    off = 100 * (costs[1] / (sum(costs) / 2 + 1) - 1)
+    assert off > 5
+    [said] = [note for note in make_table(tmp_path / "runs" / "tiny").notes if note.startswith("Not within")]
+    assert said == f"Not within 5 % of that at any width, so the nearest: nearest {off:+.1f} %, bilinear {off:+.1f} %."
+
+
+def test_a_budget_of_time_is_found_once_for_a_sweep(tmp_path, monkeypatch):
+    """No second measurement changes a width, and so a key; by a clock under which the time grows with the width."""
+    times = itertools.count()
+
+    def milliseconds(decoder, *given):
+        next(times)
+        return decoder.classifier.in_channels * 0.5
+
+    monkeypatch.setattr(fitting, "_milliseconds", milliseconds)
+    monkeypatch.setattr("segbench.launch.local.call", lambda call, *args: call(*args))
+    config = budgets(tmp_path, {"ms": 6.1}, decoders=["bilinear", "deconv"])
+    first = make_plan(config)
+    assert [run.found["budget"]["width"] for run in first.runs] == [12, 12]
+    before = next(times)
+    again = make_plan(config)
+    assert next(times) == before + 1
+    assert [run.key for run in again.runs] == [run.key for run in first.runs]
+
+
+def test_time_is_measured(tmp_path):
+    """On this machine; a wider decoder takes longer, by more than such a machine's noise."""
+    config = budgets(tmp_path, {"ms": 1.0}, decoders=["bilinear"])
+    own = fitting._Costs(config, config.decoders[0], "ms", CHANNELS, STRIDES, 7, torch.device("cpu"))
+    times = [own.at(width) for width in (8, 64, 192)]
+    assert 0 < times[0] < times[1] < times[2]
+    width = own.nearest(times[1])
+    assert 16 < width < 160
+
+
+def test_channels_that_come_in_groups_are_kept(tmp_path):
+    plugin = tmp_path / "grouped.py"
+    plugin.write_text(
+        "from torch import nn\n\n\nclass Grouped(nn.Module):\n"
+        "    def __init__(self, channels, scale, guide_channels):\n        super().__init__()\n"
+        "        groups, scale = 4 if channels != 7 else 1, int(scale)\n"
+        "        self.conv = nn.ConvTranspose2d(channels, channels, scale, scale, groups=groups)\n"
+        "\n    def forward(self, x):\n        return self.conv(x)\n"
+    )
+    config = budgets(tmp_path, {"params": 30_000}, decoders=[f"{plugin}:Grouped"])
+    [run] = make_plan(config).runs
+    assert run.found["budget"]["width"] % 4 == 0
+    assert run.found["budget"]["width"] > 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes", "message"),
+    [
+        ({"params": 10}, {}, "decoder 'bilinear' cannot cost 10 parameters: at width 1 it costs 55"),
+        ({"macs": 1e17}, {}, "cannot cost 1e+08 G multiply-accumulates: at width 4096 it costs"),
+        ({"like": "bilinaer"}, {}, "budget.like: no decoder of the sweep is 'bilinaer' (did you mean 'bilinear'?)"),
+        ({"macs": 1e8, "params": 5}, {}, "one of macs, params, ms and like should be given, not macs and params"),
+        ({}, {}, "one of macs, params, ms and like should be given, not none"),
+        ({"macs": 1e8, "by": "ms"}, {}, "by: ms is for like; macs says by itself which cost it is"),
+        ({"macs": -1}, {}, "budget.macs should be"),
+        ({"params": 1e5}, {"decoders": ["smp"]}, "decoder 'smp' has no parameter width"),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_told_in_one_line(tmp_path, capsys, budget, changes, message):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny(budget=budget, runs_dir=str(tmp_path / "runs"), **changes)))
+    assert main(["sweep", str(path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err
+    assert len(err.splitlines()) == 1

@@ -1,0 +1,381 @@
+"""The search of ``tune:``: what is tried, on which images, what it chooses, and what the sweep does with it."""
+
+import json
+import math
+import shutil
+from statistics import median
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+
+from segbench import store
+from segbench.cli import main
+from segbench.config_effort import TuneConfig
+from segbench.config_file import build_config
+from segbench.report import formats
+from segbench.report.frame import load
+from segbench.report.table import make_table
+from segbench.sweep import run as running
+from segbench.sweep.plan import make_plan
+from segbench.sweep.run import run_sweep
+from segbench.sweep.status import read_status
+from segbench.tuning import search_of, settings
+from tests.conftest import tiny
+from tests.test_sweep import sweep
+
+RATES = [0.001, 0.004, 0.016]
+
+
+def folder_data(root, **splits):
+    """A data set of files: ``train=8, val=3`` images of 64 px, a bright box of class 1 on noise."""
+    rng = np.random.default_rng(0)
+    for split, number in splits.items():
+        for kind in ("images", "masks"):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(number):
+            labels = np.zeros((64, 64), np.uint8)
+            y, x = rng.integers(4, 30, 2)
+            labels[y : y + 25, x : x + 25] = 1
+            image = rng.integers(0, 90, (64, 64, 3), np.uint8) + labels[..., None] * np.uint8(120)
+            Image.fromarray(image).save(root / "images" / split / f"{split}{i}.png")
+            Image.fromarray(labels).save(root / "masks" / split / f"{split}{i}.png")
+    return {"name": "folder", "root": str(root), "classes": ["a", "b"]}
+
+
+def tuned(tmp_path, **changes):
+    own = {"search": {"recipe.lr": RATES}, "holdout": 0.34, "seeds": [7, 8]} | changes.pop("tune", {})
+    data = {"data": changes.pop("data")} if "data" in changes else {}
+    return tiny(tune=own, runs_dir=str(tmp_path / "runs"), **({"seeds": [0, 1]} | changes)) | data
+
+
+def test_of_lists_every_combination_is_tried():
+    search = {"recipe.lr": [1, 2, 3], "decoder.width": [8, 16]}
+    wanted = [{"recipe.lr": lr, "decoder.width": w} for lr in (1, 2, 3) for w in (8, 16)]
+    assert settings(TuneConfig(search=search)) == wanted
+
+
+def test_a_range_is_spread_evenly_by_the_logarithm_its_ends_included():
+    tune = TuneConfig(search={"recipe.lr": {"low": 1e-4, "high": 1e-2}}, trials=5)
+    found = [setting["recipe.lr"] for setting in settings(tune)]
+    assert found == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2], rel=5e-3)
+    whole = TuneConfig(search={"decoder.width": {"low": 8, "high": 32}}, trials=3)
+    assert settings(whole) == [{"decoder.width": n} for n in (8, 16, 32)]
+    assert all(isinstance(setting["decoder.width"], int) for setting in settings(whole))
+
+
+def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
+    """By its definition: digits of 1, 2, 3, ... in base 2 and 3, mirrored at the point."""
+
+    def mirrored(n, base):
+        value, digit = 0.0, 1 / base
+        while n:
+            n, rest = divmod(n, base)
+            value, digit = value + rest * digit, digit / base
+        return value
+
+    tune = TuneConfig(search={"recipe.lr": {"low": 1e-3, "high": 1.0}, "recipe.flip": [0.0, 0.5]}, trials=6)
+    found = settings(tune)
+    assert [s["recipe.lr"] for s in found] == pytest.approx(
+        [10 ** (3 * mirrored(n, 2) - 3) for n in range(1, 7)], rel=5e-3
+    )
+    assert [s["recipe.flip"] for s in found] == [[0.0, 0.5][int(2 * mirrored(n, 3))] for n in range(1, 7)]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A sweep of two decoders, tuned, whose evaluation split was away while it searched."""
+    tmp_path = tmp_path_factory.mktemp("tune")
+    data = folder_data(tmp_path / "data", train=9, val=3)
+    config = build_config(tuned(tmp_path, data=data))
+    plain, seen = running._run, []
+
+    def hide_while_searching(plan, console):
+        if not plan.searching:
+            return plain(plan, console)
+        seen.append((len(plan.cohorts), [len(cohort.runs) for cohort in plan.cohorts]))
+        places = [tmp_path / "data" / kind / "val" for kind in ("images", "masks")]
+        for place in places:
+            place.rename(place.with_name("hidden"))
+            place.mkdir()
+        done = plain(plan, console)
+        for place in places:
+            place.rmdir()
+            place.with_name("hidden").rename(place)
+        return done
+
+    running._run = hide_while_searching
+    try:
+        _, code, out = sweep(config)
+    finally:
+        running._run = plain
+    return config, code, out, seen
+
+
+def read(folder):
+    """(decoder, variant as text, seed) -> result, of the runs that a sweep's folder lists."""
+    rows = store.read_plan(folder)["runs"]
+    return {(r["decoder"], json.dumps(r["variant"]), r["seed"]): store.read_result(folder / r["folder"]) for r in rows}
+
+
+def miou(results):
+    """By hand, over the images of each result; the mean over the results, in percent."""
+    found = []
+    for result in results:
+        hit, predicted, true = result.counts["region"].sum(0).astype(float)
+        found.append(100 * np.nanmean(hit / (predicted + true - hit)))
+    return float(np.mean(found))
+
+
+def test_the_search_reads_no_file_of_the_evaluation_split_and_shares_the_encoder(searched):
+    config, code, out, seen = searched
+    assert code == 0, out
+    assert seen == [(2, [6, 6])]  # a cohort for each seed, with every decoder at every rate
+    held = {name for r in read(search_of(config) and make_plan(config).folder / "search").values() for name in r.ids}
+    assert len(held) == 3
+    assert all(name.startswith("train") for name in held)
+
+
+def test_the_best_setting_by_the_mean_over_the_search_s_seeds_is_chosen(searched):
+    config, *_ = searched
+    folder = make_plan(config).folder
+    trials = read(folder / "search")
+    for row in store.read_plan(folder)["runs"]:
+        if row["variant"] == {"setting": "fixed"}:
+            assert "choice" not in row
+            continue
+        of = [(row["decoder"], json.dumps({"recipe.lr": lr})) for lr in RATES]
+        scores = [miou([r for (d, v, _), r in trials.items() if (d, v) == place]) for place in of]
+        best = RATES[int(np.argmax(scores))]
+        choice = row["choice"]
+        assert choice["values"] == {"recipe.lr": best}
+        assert [s for _, s in choice["scores"]] == pytest.approx(scores)
+        assert choice["flatness"] == pytest.approx(max(scores) - median(scores))
+        assert choice["edges"] == (["recipe.lr"] if best in (RATES[0], RATES[-1]) else [])
+
+
+def test_what_is_chosen_trains_on_all_images_from_fresh_seeds_as_if_alone(searched, tmp_path):
+    config, *_ = searched
+    folder = make_plan(config).folder
+    rows = [r for r in store.read_plan(folder)["runs"] if r["variant"] == {"setting": "tuned"}]
+    assert {r["seed"] for r in rows} == {0, 1}
+    for decoder in ("bilinear", "nearest"):
+        [row] = [r for r in rows if (r["decoder"], r["seed"]) == (decoder, 1)]
+        kept = yaml.safe_load((folder / row["folder"] / "config.yaml").read_text())
+        lr = row["choice"]["values"]["recipe.lr"]
+        assert (kept["data"]["holdout"], kept["tune"], kept["recipe"]["lr"]) == (None, None, lr)
+        alone = tiny(decoders=[decoder], seeds=[1], recipe={"lr": lr}, runs_dir=str(tmp_path / decoder))
+        results, _, _ = sweep(build_config(alone | {"data": config.data.model_dump()}))
+        one, other = (
+            load_file(f / "decoder.safetensors") for f in (folder / row["folder"], results[decoder, 1].folder)
+        )
+        assert all(np.array_equal(one[k], other[k]) for k in one)
+        assert store.read_result(folder / row["folder"]).ids.tolist() == ["val0", "val1", "val2"]
+
+
+def test_a_second_call_searches_nothing_again(searched):
+    config, *_ = searched
+    plan = make_plan(config)
+    assert (plan.todo, plan.awaited, plan.search.todo) == ([], [], [])
+    _, code, out = sweep(config)
+    assert code == 0
+    assert "search" not in out
+
+
+def test_fixed_and_tuned_stand_side_by_side_with_what_was_chosen(searched):
+    config, *_ = searched
+    folder = make_plan(config).folder
+    table = make_table(folder)
+    assert [(r["decoder"], r["setting"]) for r in table.rows] == [
+        ("bilinear", "fixed"), ("bilinear", "tuned"), ("nearest", "fixed"), ("nearest", "tuned"),
+    ]  # fmt: skip
+    runs = read(folder)
+    choices = {r["decoder"]: r["choice"] for r in store.read_plan(folder)["runs"] if "choice" in r}
+    for row in table.rows:
+        of = [r for (d, v, _), r in runs.items() if (d, v) == (row["decoder"], json.dumps({"setting": row["setting"]}))]
+        assert row["mIoU"].mean == pytest.approx(miou(of))
+        if row["setting"] == "fixed":
+            assert (row["chosen"], row["trials"], row["best − median"]) == (None, None, None)
+            continue
+        choice = choices[row["decoder"]]
+        ends = {RATES[0]: " (lowest tried)", RATES[-1]: " (highest tried)"}
+        lr = choice["values"]["recipe.lr"]
+        assert row["chosen"] == f"lr={lr}{ends.get(lr, '')}"
+        assert (row["trials"], row["best − median"]) == (3, f"{choice['flatness']:.2f}")
+        fixed = [r for (d, v, _), r in runs.items() if (d, v) == (row["decoder"], '{"setting": "fixed"}')]
+        assert row["Δ mIoU tuned from fixed"].mean == pytest.approx(miou(of) - miou(fixed))
+    assert any("the best of 3 settings (lr) by miou on 34 % of the training images" in note for note in table.notes)
+    assert (
+        "highest tried" in formats.as_csv(table)
+        or "lowest tried" in formats.as_csv(table)
+        or all(not c["edges"] for c in choices.values())
+    )
+    frame = load(folder)
+    assert set(frame["setting"]) == {"fixed", "tuned"}
+    assert len(frame[(frame.metric == "miou") & (frame["class"] == "mean")]) == 8
+
+
+def test_the_sweep_as_it_stands_is_one_of_the_trials_and_trained_once(tmp_path):
+    """Where the chosen setting is the sweep's own, its runs are the fixed ones, and stand in both rows."""
+    values = tuned(
+        tmp_path, decoders=["bilinear"], seeds=[0], tune={"search": {"recipe.lr": [0.002, 1e-9]}, "seeds": [5]}
+    )
+    results, code, out = sweep(build_config(values))
+    assert code == 0
+    assert len(results) == 1
+    assert "1 runs, 0 done before, 1 to do" in out
+    table = make_table(tmp_path / "runs" / "tiny")
+    assert [r["mIoU"].mean for r in table.rows] == [table.rows[0]["mIoU"].mean] * 2
+    assert table.rows[1]["Δ mIoU tuned from fixed"].mean == 0
+
+
+def test_a_setting_that_diverges_is_the_worst_and_no_failure(tmp_path):
+    values = tuned(
+        tmp_path, decoders=["bilinear"], seeds=[0], tune={"search": {"recipe.lr": [0.001, 1e30]}, "seeds": [5]}
+    )
+    config = build_config(values)
+    _, code, out = sweep(config)
+    assert code == 0
+    assert "diverged bilinear-s5 lr=1e+30: Diverged: the loss is nan" in out
+    [row] = [r for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"] if "choice" in r]
+    assert row["choice"]["values"] == {"recipe.lr": 0.001}
+    assert row["choice"]["scores"][1][1] is None
+    assert row["choice"]["flatness"] is None
+    assert make_table(tmp_path / "runs" / "tiny").rows[1]["best − median"] == "most diverged"
+    assert make_plan(config).search.todo == []  # it is not tried again
+    assert [s.state for _, s in read_status(tmp_path / "runs" / "tiny" / "search")] == ["done", "failed"]
+
+
+def test_a_decoder_that_fails_at_a_setting_is_not_tuned_and_the_others_are(tmp_path):
+    plugin = tmp_path / "fails.py"
+    plugin.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Fails(nn.Module):\n"
+        "    def __init__(self, channels, scale, guide_channels, at=1):\n        super().__init__()\n"
+        "        self.scale, self.at, self.n = scale, at, 0\n\n"
+        "    def forward(self, x):\n        self.n += self.training\n"
+        "        if self.n > 2 and self.at == 2:\n            raise RuntimeError('at two')\n"
+        "        return nn.functional.interpolate(x, scale_factor=float(self.scale))\n"
+    )
+    search = {"decoder.at": [1, 2], "recipe.lr": [0.001, 0.002]}
+    values = tuned(tmp_path, decoders=[f"{plugin}:Fails", "nearest"], seeds=[0], tune={"search": search, "seeds": [5]})
+    config = build_config(values)
+    _, code, out = sweep(config)
+    assert code == 1
+    assert "failed Fails-s5 at=2 lr=0.001, Fails-s5 at=2 lr=0.002: RuntimeError: at two" in out
+    assert "chosen Fails: nothing, as trials of it failed" in out
+    assert "chosen nearest: lr=" in out  # which takes no other
+    assert ", the best of 2: " in out
+    listed = [(r["decoder"], r["variant"]["setting"]) for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"]]
+    assert listed == [("Fails", "fixed"), ("nearest", "fixed"), ("nearest", "tuned")]
+
+
+def test_a_killed_search_goes_on(tmp_path):
+    config = build_config(tuned(tmp_path, decoders=["nearest"]))
+    plan = make_plan(config)
+    for run in plan.search.runs[:3]:
+        run.folder.mkdir(parents=True)  # as a killed process leaves it
+        store.set_status(run.folder, "running")
+    _, code, _ = sweep(config)
+    assert code == 0
+    assert make_plan(config).awaited == []
+
+
+def test_plan_counts_and_estimates_the_search_and_what_it_will_choose(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path)))
+    assert main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "search: 12 runs, 0 done, 12 to do" in out
+    assert "seed 7: bilinear (3 settings), nearest (3 settings)" in out
+    assert "tiny: 4 runs, 0 done, 4 to do" in out
+    assert "then 4 tuned runs" in out
+    assert "time    about" in out
+
+
+def test_status_shows_the_search_too(searched, capsys):
+    config, *_ = searched
+    assert main(["status", str(make_plan(config).folder)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny/search: 12 runs: 12 done" in out
+    assert "tiny: 8 runs: 8 done" in out
+    assert "bilinear setting=tuned" in out
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"search": {"recipe.lrr": [1, 2]}}, "tune.search: unknown key 'recipe.lrr' (did you mean 'lr'?)"),
+        ({"search": {"decoder.wdth": [1, 2]}}, "no decoder of the sweep takes 'wdth' (did you mean 'width'?)"),
+        ({"search": {"recipe.lr": [0.1, "high"]}}, "tune.search: recipe.lr should be a number"),
+        ({"search": {"recipe.lr": [0.1]}}, "tune.search.recipe.lr"),
+        ({"search": {"recipe.lr": [0.1, 0.1]}}, "search: recipe.lr holds one twice"),
+        ({"search": {"data.root": ["a", "b"]}}, "'data.root' is neither recipe.KEY nor decoder.PARAMETER"),
+        ({"search": {"recipe.lr": {"low": 0.1, "high": 0.01}}, "trials": 3}, "low (0.1) should be below high (0.01)"),
+        ({"search": {"recipe.lr": {"low": 0.01, "high": 0.1}}}, "trials should say how many settings of recipe.lr"),
+        ({"search": {"recipe.lr": [0.1, 0.2]}, "trials": 7}, "of these lists all 2 settings are tried"),
+        ({"search": {}}, "tune.search should"),
+        ({"holdout": 0}, "tune.holdout.share"),
+        ({"holdout": 1.0}, "tune.holdout.share"),
+        ({"holdout": 0.01}, "0.01 of 6 training images leaves 0 held out and 6 to train on; 2 of each are the fewest"),
+        ({"holdout": {"share": 0.3, "group": "("}}, "a regular expression"),
+        ({"seeds": [0, 9]}, "tune.seeds and seeds both hold 0"),
+        ({"measure": "mIuO"}, "unknown measure of tune 'mIuO' (did you mean 'miou'?)"),
+        ({"measure": "macs"}, "unknown measure of tune 'macs'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys, tune, message):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path, tune=tune)))
+    assert main(["sweep", str(path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs" / "tiny" / "search").exists()
+
+
+def test_a_value_that_no_decoder_can_have_is_told_before_anything_runs(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path, tune={"search": {"decoder.width": [8, 0]}})))
+    assert main(["sweep", str(path)]) == 2
+    assert "width must be at least 1, not 0" in capsys.readouterr().err
+    assert not [*(tmp_path / "runs").rglob("result.json")]
+
+
+def test_batches_of_another_size_are_another_cohort_and_still_one_choice(tmp_path):
+    search = {"recipe.batch_size": [2, 3], "recipe.lr": [0.001, 0.01]}
+    config = build_config(tuned(tmp_path, tune={"search": search, "seeds": [5]}, seeds=[0]))
+    assert [len(cohort.runs) for cohort in make_plan(config).search.cohorts] == [4, 4]
+    _, code, _ = sweep(config)
+    assert code == 0
+    rows = [r for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"] if "choice" in r]
+    assert all(set(r["choice"]["values"]) == set(search) and len(r["choice"]["scores"]) == 4 for r in rows)
+
+
+def test_the_whole_sweep_is_listed_before_the_search_ends(tmp_path, monkeypatch):
+    """So that `segbench status` finds it."""
+    from rich.console import Console
+
+    config = build_config(tuned(tmp_path, decoders=["nearest"], seeds=[0]))
+    monkeypatch.setattr(running, "_run", lambda plan, console: (130, {}))
+    folder, code, _ = run_sweep(config, Console(quiet=True))
+    assert code == 130
+    assert [(r["decoder"], r["variant"]) for r in store.read_plan(folder)["runs"]] == [
+        ("nearest", {"setting": "fixed"})
+    ]
+
+
+def test_a_damaged_choice_in_the_list_of_runs_is_told(searched, tmp_path, capsys):
+    config, *_ = searched
+    folder = tmp_path / "copy"
+    shutil.copytree(make_plan(config).folder, folder)
+    manifest = json.loads((folder / "sweep.json").read_text())
+    for row in manifest["runs"]:
+        if "choice" in row:
+            row["choice"] = {"values": math.pi}
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    assert main(["table", str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert "sweep.json" in err
+    assert len(err.strip().splitlines()) == 1
