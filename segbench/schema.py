@@ -51,6 +51,7 @@ class _Choice(BaseModel):
     scores: Annotated[list[tuple[dict[str, Any], float | None]], Field(min_length=1)]
     edges: list[str]
     flatness: float | None
+    highest_is_best: bool
 
 
 class _Budget(BaseModel):

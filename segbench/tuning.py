@@ -99,6 +99,7 @@ class Choice:
     scores: list[tuple[dict[str, Any], float | None]]
     edges: list[str]
     flatness: float | None
+    highest_is_best: bool = True
 
     def setting(self) -> str:
         """The values in words, such as ``lr=0.02 (highest tried)``."""
@@ -192,7 +193,8 @@ def _chosen(means: Sequence[tuple[dict[str, Any], float]], measure: CountMeasure
         if numbers and len(values) > 1 and value in (min(values), max(values)):
             edges.append(key)
     scores = [(setting, None if math.isnan(value) else value) for setting, value in means]
-    return Choice(best, measure.name, scores, edges, None if middle == worst else sign * score - middle)
+    flatness = None if middle == worst else sign * score - middle
+    return Choice(best, measure.name, scores, edges, flatness, measure.higher_is_better)
 
 
 def variants(config: SweepConfig, choices: Choices) -> Iterator[Variant]:

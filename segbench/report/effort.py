@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from segbench.report import stats
 from segbench.report.analysis import Analysis, Delta
 from segbench.report.metrics import Metric
 from segbench.report.runs import Group, Sweep
@@ -39,18 +40,24 @@ def flatness(group: Group, decoder: str) -> str | None:
     return "most diverged" if choice.flatness is None else f"{choice.flatness:.2f}"
 
 
-def gained(sweep: Sweep, group: Group, metric: Metric, decoder: str) -> Delta | None:
-    """The difference of the tuned from the fixed decoder, paired by seed and image; None in a group that is fixed."""
+def gains(sweep: Sweep, group: Group, metric: Metric) -> dict[str, Delta]:
+    """Decoder -> the difference of the tuned from the fixed one, paired by seed and image; none in a fixed group.
+
+    The p-values are corrected over the decoders (Holm 1979), as those of differences from a baseline are.
+    """
     fixed = fixed_beside(sweep, group)
-    if fixed is None or decoder not in fixed.decoders:
-        return None
-    both = replace(
-        group,
-        decoders=[decoder, decoder + TUNED],
-        results={(decoder, seed): r for (d, seed), r in fixed.results.items() if d == decoder}
-        | {(decoder + TUNED, seed): r for (d, seed), r in group.results.items() if d == decoder},
-    )
-    return Analysis(both, metric).against(decoder).delta(decoder + TUNED)
+    if fixed is None:
+        return {}
+    found = {}
+    for decoder in group.decoders:
+        both = {(decoder, seed): r for (d, seed), r in fixed.results.items() if d == decoder}
+        both |= {(decoder + TUNED, seed): r for (d, seed), r in group.results.items() if d == decoder}
+        pair = replace(group, decoders=[decoder, decoder + TUNED], results=both)
+        if difference := Analysis(pair, metric).against(decoder).difference(decoder + TUNED):
+            found[decoder] = difference
+    adjusted = stats.holm([difference.p for difference in found.values()]) if found else ()
+    corrected = {d: replace(found[d], p_holm=float(p)) for d, p in zip(found, adjusted, strict=True)}
+    return {d: Delta(c.value, c.low, c.high, c.p, c.p_holm, c.verdict) for d, c in corrected.items()}
 
 
 def fixed_beside(sweep: Sweep, group: Group) -> Group | None:
@@ -94,19 +101,29 @@ def notes(sweep: Sweep) -> Iterator[str]:
             "Best − median: how much better the chosen setting did there than the median of those tried; near 0 the "
             "optimum is flat."
         )
-    for group in sweep.groups:
-        label = f" ({group.label})" if group.label else ""
-        found = {d: of["budget"] for d in group.decoders if (of := group.found.get(d, {})).get("budget")}
-        for asked, by in dict.fromkeys((b["asked"], b["by"]) for b in found.values()):
-            own = {d: b for d, b in found.items() if (b["asked"], b["by"]) == (asked, by)}
-            yield f"Budget{label}: widths chosen so that each costs {priced(asked, by)}."
-            if far := [f"{d} {100 * _off(b):+.1f} %" for d, b in own.items() if abs(_off(b)) > CLOSE]:
-                yield f"Not within {100 * CLOSE:.0f} % of that at any width, so the nearest{label}: {', '.join(far)}."
+    yield from dict.fromkeys(said for group in sweep.groups for said in budget_said(group))
 
 
-def tuned_how(sweep: Sweep) -> str:
-    """How the settings of a sweep were chosen, in words; empty where nothing was tuned."""
-    choices = [c for group in sweep.groups for d in group.decoders if (c := choice_of(group, d))]
+def budget_said(group: Group) -> Iterator[str]:
+    """What the decoders cost, and which could not be brought to that, in sentences."""
+    found = {d: of["budget"] for d in group.decoders if (of := group.found.get(d, {})).get("budget")}
+    for asked, by in dict.fromkeys((b["asked"], b["by"]) for b in found.values()):
+        own = {d: b for d, b in found.items() if (b["asked"], b["by"]) == (asked, by)}
+        yield f"Budget: widths chosen so that each decoder costs {priced(asked, by)}."
+        if far := [f"{d} {100 * _off(b):+.1f} %" for d, b in own.items() if abs(_off(b)) > CLOSE]:
+            yield f"Not within {100 * CLOSE:.0f} % of that at any width, so the nearest: {', '.join(far)}."
+
+
+def without_budget(sweep: Sweep, group: Group) -> Group | None:
+    """The group of the same decoders at the sweep's own widths, for one that is brought to a budget."""
+    if not group.variant.get("budget"):
+        return None
+    return next((other for other in sweep.groups if other.variant == group.variant | {"budget": None}), None)
+
+
+def tuned_how(sweep: Sweep, *groups: Group) -> str:
+    """How the settings of these groups, or of all, were chosen, in words; empty where nothing was tuned."""
+    choices = [c for group in groups or sweep.groups for d in group.decoders if (c := choice_of(group, d))]
     tune = sweep.config.get("tune")
     if not choices or not isinstance(tune, dict):
         return ""

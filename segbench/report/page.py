@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from segbench import __version__, store
-from segbench.report import cells, curves, figures, formats
+from segbench.report import cells, curves, figures, formats, searched
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
@@ -22,7 +22,7 @@ from segbench.report.metrics import Metric, available, choose, of_runs, thin_ban
 from segbench.report.provenance import provenance
 from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.table import Table, table_of, version_note
-from segbench.report.words import Answers, as_text, caveats, compared, questions, verdict
+from segbench.report.words import Answers, as_text, caveats, compared, effects, questions, verdict
 
 WEB = Path(__file__).parent / "web"
 LIMIT = 15_000_000  # bytes of the page; the gallery takes what the rest leaves
@@ -101,6 +101,7 @@ class _Section:
             (question, [(a.metric.name, verdict(a.against(b))) for a in self.main])
             for question, b in zip(questions(self.baselines), self.baselines, strict=True)
         ]
+        self.effects = effects(sweep, group, self.main[0]) if self.main else []
         self.caveats = caveats(group, self.baselines)
         self.gallery = Gallery()
         self.plots: list[dict[str, Any]] = []
@@ -130,7 +131,7 @@ class _Section:
     @property
     def text(self) -> str:
         """What the page says first, as a paragraph for a paper."""
-        return f"{as_text(self.compared, self.answers, self.caveats)} Made with segbench {__version__}."
+        return f"{as_text(self.compared, self.answers, self.effects, self.caveats)} Made with segbench {__version__}."
 
     @property
     def means(self) -> cells.View:
@@ -167,6 +168,8 @@ class _Section:
             for kind, found in self._curves().items():
                 for plot in figures.over(found, self.look, f"{prefix}{slug(kind)}", suffixes):
                     self.plots.append(self._keep(plot))
+            for plot in searched.trials(self.sweep, self.group, self.look, prefix):
+                self.plots.append(self._keep(plot))
             for plot in curves.curves(list(self.group.results.values()), self.look, prefix):
                 self.plots.append(self._keep(plot))
 

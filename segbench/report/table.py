@@ -182,9 +182,13 @@ def _searched(sweep: Sweep, metric: Metric) -> Iterator[_Column]:
     """What was searched for a row: the setting of ``tune``, and the width for a ``budget``."""
     found = {name for group in sweep.groups for of in group.found.values() for name in of}
     if "choice" in found:
-        gain = f"Δ {metric.column} tuned from fixed"
-        own, measure = (lambda group, _, decoder: effort.gained(sweep, group, metric, decoder)), metric.measure
-        yield _Column(gain, "tune", own, measure)
+        gains = {str(group.variant): effort.gains(sweep, group, metric) for group in sweep.groups}
+        yield _Column(
+            f"Δ {metric.column} tuned from fixed",
+            "tune",
+            lambda group, _, decoder: gains[str(group.variant)].get(decoder),
+            metric.measure,
+        )
         for heading, cell in (
             ("chosen", effort.chosen),
             ("trials", effort.trials),

@@ -1,13 +1,15 @@
 """What a sweep says, in sentences: what was compared on what, and the verdict with its uncertainty."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from segbench import store
+from segbench.report import effort
 from segbench.report.analysis import Analysis, Contrast, Delta
-from segbench.report.metrics import of_runs, value
+from segbench.report.metrics import Metric, of_runs, value
 from segbench.report.runs import Group, Sweep
+from segbench.tuning import SETTING
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,62 @@ def compared(sweep: Sweep, group: Group) -> str:
     encoder = f"{'fine-tuned' if row['encoder_trainable'] else 'frozen'} {_one([r['encoder'] for r in rows])}"
     seeds = f"{_count(len(group.seeds), 'seed')} of {_count(_one([r['steps'] for r in rows]), 'step')}"
     how = f", evaluated with {row['evaluation_title']}" if row["evaluation_title"] else ""
+    effort = "".join(f" {said}" for said in _effort(sweep, group))
     return (
         f"{_count(len(group.decoders), 'decoder')} on {_one([r['data'] for r in rows])}: "
         f"{_count(row['images'], 'image')}, {_count(len(row['classes']), 'class')}, {encoder}, {seeds}"
-        f"{upsampled(list(group.results.values()))}{how}."
+        f"{upsampled(list(group.results.values()))}{how}.{effort}"
     )
+
+
+def _effort(sweep: Sweep, group: Group) -> Iterator[str]:
+    """What was made equal beside the recipe: the effort of tuning, and the cost."""
+    if SETTING in group.variant:
+        how = effort.tuned_how(sweep, group)
+        yield f"Tuned: {how}." if how else "Not tuned: all with the sweep's own settings."
+    yield from effort.budget_said(group)
+
+
+def effects(sweep: Sweep, group: Group, analysis: Analysis) -> list[str]:
+    """What tuning, or a budget, does to each decoder's score and to their order, in sentences; none where neither is.
+
+    Args:
+        analysis: of the group, by the question's own measure.
+    """
+    metric, said = analysis.metric, []
+    if (fixed := effort.fixed_beside(sweep, group)) is not None:
+        said.append(_gains(effort.gains(sweep, group, metric), metric, len(group.seeds)))
+        said.append(_order(analysis, Analysis(fixed, metric), "tuned", "with the sweep's own settings"))
+    if (free := effort.without_budget(sweep, group)) is not None:
+        said.append(_order(analysis, Analysis(free, metric), "at this budget", "at the sweep's own widths"))
+    return [sentence for sentence in said if sentence]
+
+
+def _gains(found: Mapping[str, Delta], metric: Metric, seeds: int) -> str:
+    """Which decoders tuning makes better or worse, beyond noise."""
+    if not found or seeds == 1:
+        return ""
+    moved = [d for d in found if found[d].verdict in ("better", "worse")]
+    if not moved:
+        return f"Tuning changes the {metric.words} of no decoder beyond noise."
+    said = _listed([f"{d} by {interval(found[d], metric.points, sign_shown=True)}" for d in moved])
+    rest = f"; of the other {len(found) - len(moved)} not beyond noise" if len(moved) < len(found) else ""
+    return f"Tuning changes the {metric.words} of {said}{rest}."
+
+
+def _order(analysis: Analysis, other: Analysis, here: str, there: str) -> str:
+    """The decoders from the best mean to the worst, beside another group's order."""
+    ours, theirs = _ordered(analysis), _ordered(other)
+    if len(ours) < 2 or set(ours) != set(theirs):
+        return ""
+    name = analysis.metric.words
+    if ours == theirs:
+        return f"By {name} the order {here} is as {there}: {', '.join(ours)}."
+    return f"By {name} the order {here} is {', '.join(ours)}; {there} it is {', '.join(theirs)}."
+
+
+def _ordered(analysis: Analysis) -> list[str]:
+    return sorted(analysis.decoders, key=lambda d: -_up(analysis) * analysis.cell(d).mean)
 
 
 def upsampled(results: Sequence[store.Result]) -> str:
@@ -74,13 +127,13 @@ def unequal_starts(group: Group, baselines: Sequence[str]) -> str:
     return f"Skeletons do not start equal: {'; '.join(said)}. Such differences carry the noise of the start."
 
 
-def as_text(compared: str, answers: Answers, caveats: Sequence[str]) -> str:
+def as_text(compared: str, answers: Answers, effects: Sequence[str], caveats: Sequence[str]) -> str:
     """What was compared, every verdict and how it was come by, in a paragraph."""
     said = [compared]
     for question, verdicts in answers:
         said += [question] * (len(answers) > 1) + [str(words) for _, words in verdicts]
     by_itself = ", for each baseline by itself" if len(answers) > 1 else ""
-    said += caveats
+    said += [*effects, *caveats]
     said.append(
         "Differences are paired by seed and image, with 95 % intervals; better and worse: p < 0.05 after Holm's "
         f"correction over the decoders{by_itself}; within noise: the interval holds zero."
@@ -213,14 +266,17 @@ def _up(analysis: Analysis) -> int:
     return 1 if analysis.metric.measure.higher_is_better else -1
 
 
-def interval(delta: Delta, points: str = "points", sign: int = 1) -> str:
+def interval(delta: Delta, points: str = "points", sign: int = 1, sign_shown: bool = False) -> str:
     """``1.2 [0.7, 1.6] points``, with as many digits as keep the end nearer to zero from being rounded to it."""
     value, low, high = sign * delta.mean, *sorted((sign * delta.low, sign * delta.high))
     nearest = min((abs(low), abs(high)))
     digits = 1 if math.isnan(nearest) or nearest >= 0.1 or low <= 0 <= high else 2 if nearest >= 0.01 else 3
+    plus = "+" if sign_shown else "-"
     if math.isnan(low):
-        return f"{value:.{digits}f} {points}".rstrip()
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}] {points}".rstrip().replace("-", "−")
+        return f"{value:{plus}.{digits}f} {points}".rstrip()
+    return f"{value:{plus}.{digits}f} [{low:{plus}.{digits}f}, {high:{plus}.{digits}f}] {points}".rstrip().replace(
+        "-", "−"
+    )
 
 
 def _with_numbers(decoders: Sequence[str], found: dict[str, Delta], points: str, sign: int = 1) -> str:
