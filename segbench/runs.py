@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from segbench.config import OF_OPTIMIZER, DecoderConfig, SweepConfig
+from segbench.config_effort import TuneConfig
 from segbench.errors import Failure, UserError
 from segbench.store import RESULT_VERSION, newest_checkpoint
 
@@ -53,6 +54,7 @@ class Run:
         variant: the grid values that set it apart, empty without a grid.
         config: of its variant.
         folder: where it is kept.
+        conditions: hash of what runs of its variant must share to stand in one table.
         found: what was searched for it: ``choice`` of its setting, and ``budget``, of its width.
         awaited: it stands for one whose setting is not chosen yet, so that it can be estimated and not be run.
     """
@@ -64,18 +66,13 @@ class Run:
     config: SweepConfig
     facts: Facts
     folder: Path
+    conditions: str
     found: dict[str, Any] = field(default_factory=dict)
     awaited: bool = False
 
     @property
     def title(self) -> str:
         return self.decoder.title
-
-    @property
-    def conditions(self) -> str:
-        """Hash of what runs must share to stand in one table: `conditions`, skeleton and decoders' defaults."""
-        shared = {"defaults": self.config.decoder_defaults, "skeleton": self.config.skeleton}
-        return _hash(conditions(self.config, self.facts) | shared)
 
     @property
     def name(self) -> str:
@@ -152,6 +149,8 @@ class Variant:
         values: what sets it apart of others.
         config: what its values make of the sweep's.
         titles: of the decoders that take part.
+        before: ``config`` without what was chosen for these decoders; None where nothing was.
+        tune: what chose it.
         found: title -> `Run.found`.
         awaited: as of a `Run`.
     """
@@ -161,6 +160,8 @@ class Variant:
     titles: list[str]
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     awaited: bool = False
+    before: SweepConfig | None = None
+    tune: TuneConfig | None = None
 
 
 def priced(cost: float, by: str) -> str:
@@ -180,6 +181,7 @@ def make_runs(variants: Sequence[Variant], find_facts: Callable[[SweepConfig], F
     order = list(dict.fromkeys(as_text(variant.values) for variant in variants))
     for variant in variants:
         config, facts = variant.config, find_facts(variant.config)
+        shared = _conditions(variant, facts)
         for (i, seed), (j, decoder) in itertools.product(enumerate(config.seeds), enumerate(config.decoders)):
             if decoder.title not in variant.titles:
                 continue
@@ -195,7 +197,7 @@ def make_runs(variants: Sequence[Variant], find_facts: Callable[[SweepConfig], F
                 found = found | {"budget": budget}
                 fitted = decoder.model_copy(update={"params": decoder.params | {"width": budget["width"]}})
             folder = _existing(folder, key)
-            run = Run(key, fitted, seed, variant.values, config, facts, folder, found, variant.awaited)
+            run = Run(key, fitted, seed, variant.values, config, facts, folder, shared, found, variant.awaited)
             placed[place, i, j] = run
     return [placed[place] for place in sorted(placed)]
 
@@ -204,6 +206,17 @@ def run_key(config: SweepConfig, facts: Facts, decoder: DecoderConfig, seed: int
     """Hash of all that changes the numbers of a run: not of names, paths, worker counts or other runs."""
     own = facts.decoders[decoder.title]
     return _hash(conditions(config, facts) | {"decoder": [own.class_name, own.params, own.source], "seed": seed})
+
+
+def _conditions(variant: Variant, facts: Facts) -> str:
+    """Of its runs: `conditions`, skeleton, decoders' defaults, and which search and budget they come from."""
+    config = variant.before or variant.config
+    shared = {"defaults": config.decoder_defaults, "skeleton": config.skeleton}
+    if variant.tune is not None:
+        shared["tune"] = variant.tune.model_dump()
+    if facts.budget:
+        shared["budget"] = sorted({f"{found['asked']} {found['by']}" for found in facts.budget.values()})
+    return _hash(conditions(config, facts) | shared)
 
 
 def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:

@@ -219,4 +219,5 @@ def variants(config: SweepConfig, choices: Choices) -> Iterator[Variant]:
                 continue
             found = {title: choices[as_text(values), title] for title in mine}
             setting = with_setting(resolved, found[mine[0]].values, "tune")
-            yield Variant(tuned, setting, mine, {title: {"choice": asdict(choice)} for title, choice in found.items()})
+            rows = {title: {"choice": asdict(choice)} for title, choice in found.items()}
+            yield Variant(tuned, setting, mine, rows, before=resolved, tune=config.tune)

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from statistics import median
 
 import numpy as np
@@ -13,7 +17,6 @@ from safetensors.numpy import load_file
 
 from segbench import store
 from segbench.cli import main
-from segbench.config_effort import TuneConfig
 from segbench.config_file import build_config
 from segbench.report import formats
 from segbench.report.frame import load
@@ -22,9 +25,9 @@ from segbench.sweep import run as running
 from segbench.sweep.plan import make_plan
 from segbench.sweep.run import run_sweep
 from segbench.sweep.status import read_status
-from segbench.tuning import search_of, settings
-from tests.conftest import tiny
-from tests.test_sweep import sweep
+from segbench.tuning import search_of
+from tests.conftest import ROOT, tiny, until
+from tests.test_sweep import same, sweep
 
 RATES = [0.001, 0.004, 0.016]
 
@@ -49,39 +52,6 @@ def tuned(tmp_path, **changes):
     own = {"search": {"recipe.lr": RATES}, "holdout": 0.34, "seeds": [7, 8]} | changes.pop("tune", {})
     data = {"data": changes.pop("data")} if "data" in changes else {}
     return tiny(tune=own, runs_dir=str(tmp_path / "runs"), **({"seeds": [0, 1]} | changes)) | data
-
-
-def test_of_lists_every_combination_is_tried():
-    search = {"recipe.lr": [1, 2, 3], "decoder.width": [8, 16]}
-    wanted = [{"recipe.lr": lr, "decoder.width": w} for lr in (1, 2, 3) for w in (8, 16)]
-    assert settings(TuneConfig(search=search)) == wanted
-
-
-def test_a_range_is_spread_evenly_by_the_logarithm_its_ends_included():
-    tune = TuneConfig(search={"recipe.lr": {"low": 1e-4, "high": 1e-2}}, trials=5)
-    found = [setting["recipe.lr"] for setting in settings(tune)]
-    assert found == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2], rel=5e-3)
-    whole = TuneConfig(search={"decoder.width": {"low": 8, "high": 32}}, trials=3)
-    assert settings(whole) == [{"decoder.width": n} for n in (8, 16, 32)]
-    assert all(isinstance(setting["decoder.width"], int) for setting in settings(whole))
-
-
-def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
-    """By its definition: digits of 1, 2, 3, ... in base 2 and 3, mirrored at the point."""
-
-    def mirrored(n, base):
-        value, digit = 0.0, 1 / base
-        while n:
-            n, rest = divmod(n, base)
-            value, digit = value + rest * digit, digit / base
-        return value
-
-    tune = TuneConfig(search={"recipe.lr": {"low": 1e-3, "high": 1.0}, "recipe.flip": [0.0, 0.5]}, trials=6)
-    found = settings(tune)
-    assert [s["recipe.lr"] for s in found] == pytest.approx(
-        [10 ** (3 * mirrored(n, 2) - 3) for n in range(1, 7)], rel=5e-3
-    )
-    assert [s["recipe.flip"] for s in found] == [[0.0, 0.5][int(2 * mirrored(n, 3))] for n in range(1, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -303,46 +273,6 @@ def test_status_shows_the_search_too(searched, capsys):
     assert "bilinear setting=tuned" in out
 
 
-@pytest.mark.parametrize(
-    ("tune", "message"),
-    [
-        ({"search": {"recipe.lrr": [1, 2]}}, "tune.search: unknown key 'recipe.lrr' (did you mean 'lr'?)"),
-        ({"search": {"decoder.wdth": [1, 2]}}, "no decoder of the sweep takes 'wdth' (did you mean 'width'?)"),
-        ({"search": {"recipe.lr": [0.1, "high"]}}, "tune.search: recipe.lr should be a number"),
-        ({"search": {"recipe.lr": [0.1]}}, "tune.search.recipe.lr"),
-        ({"search": {"recipe.lr": [0.1, 0.1]}}, "search: recipe.lr holds one twice"),
-        ({"search": {"data.root": ["a", "b"]}}, "'data.root' is neither recipe.KEY nor decoder.PARAMETER"),
-        ({"search": {"recipe.lr": {"low": 0.1, "high": 0.01}}, "trials": 3}, "low (0.1) should be below high (0.01)"),
-        ({"search": {"recipe.lr": {"low": 0.01, "high": 0.1}}}, "trials should say how many settings of recipe.lr"),
-        ({"search": {"recipe.lr": [0.1, 0.2]}, "trials": 7}, "of these lists all 2 settings are tried"),
-        ({"search": {}}, "tune.search should"),
-        ({"holdout": 0}, "tune.holdout.share"),
-        ({"holdout": 1.0}, "tune.holdout.share"),
-        ({"holdout": 0.01}, "0.01 of 6 training images leaves 0 held out and 6 to train on; 2 of each are the fewest"),
-        ({"holdout": {"share": 0.3, "group": "("}}, "a regular expression"),
-        ({"seeds": [0, 9]}, "tune.seeds and seeds both hold 0"),
-        ({"measure": "mIuO"}, "unknown measure of tune 'mIuO' (did you mean 'miou'?)"),
-        ({"measure": "macs"}, "unknown measure of tune 'macs'"),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys, tune, message):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tuned(tmp_path, tune=tune)))
-    assert main(["sweep", str(path)]) == 2
-    err = capsys.readouterr().err.strip()
-    assert message in err
-    assert len(err.splitlines()) == 1
-    assert not (tmp_path / "runs" / "tiny" / "search").exists()
-
-
-def test_a_value_that_no_decoder_can_have_is_told_before_anything_runs(tmp_path, capsys):
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(tuned(tmp_path, tune={"search": {"decoder.width": [8, 0]}})))
-    assert main(["sweep", str(path)]) == 2
-    assert "width must be at least 1, not 0" in capsys.readouterr().err
-    assert not [*(tmp_path / "runs").rglob("result.json")]
-
-
 def test_batches_of_another_size_are_another_cohort_and_still_one_choice(tmp_path):
     search = {"recipe.batch_size": [2, 3], "recipe.lr": [0.001, 0.01]}
     config = build_config(tuned(tmp_path, tune={"search": search, "seeds": [5]}, seeds=[0]))
@@ -379,3 +309,47 @@ def test_a_damaged_choice_in_the_list_of_runs_is_told(searched, tmp_path, capsys
     err = capsys.readouterr().err
     assert "sweep.json" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_narrower_call_forgets_no_tuned_run_and_another_search_does(tmp_path):
+    """Though what was chosen for the others is another recipe than what was chosen for those that take part."""
+    values = tuned(tmp_path, decoders=["bilinear", "nearest", "deconv"], seeds=[0], tune={"seeds": [5]})
+    sweep(build_config(values))
+    folder = tmp_path / "runs" / "tiny"
+    listed = {(r["decoder"], r["variant"]["setting"], r["key"]) for r in store.read_plan(folder)["runs"]}
+    assert len(listed) == 6
+    assert len({str(r["choice"]["values"]) for r in store.read_plan(folder)["runs"] if "choice" in r}) > 1
+    sweep(build_config(values | {"decoders": ["nearest"]}))
+    assert {(r["decoder"], r["variant"]["setting"], r["key"]) for r in store.read_plan(folder)["runs"]} == listed
+    fewer = values["tune"] | {"search": {"recipe.lr": RATES[:2]}}
+    sweep(build_config(values | {"decoders": ["nearest"], "tune": fewer}))
+    rows = [(r["decoder"], r["variant"]["setting"]) for r in store.read_plan(folder)["runs"]]
+    assert sorted(rows) == [
+        ("bilinear", "fixed"), ("deconv", "fixed"), ("nearest", "fixed"), ("nearest", "tuned"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_while_it_searches_ends_as_one_that_was_not(tmp_path):
+    """Choices, weights and counts, bit for bit."""
+    folders = {}
+    for name in ("whole", "killed"):
+        values = tuned(tmp_path, recipe={"steps": 30}, launch={"checkpoint_minutes": 0.001}, tune={"seeds": [5]})
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values | {"runs_dir": str(tmp_path / name)}))
+        folders[name] = tmp_path / name / "tiny"
+        if name == "killed":
+            process = subprocess.Popen(
+                [sys.executable, "-m", "segbench.cli", "sweep", str(path)], cwd=ROOT, start_new_session=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            until(lambda: [*(folders["killed"] / "search").glob("*/checkpoint-*.pt")])
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            assert not [*folders["killed"].glob("*/result.json")]
+        assert main(["sweep", str(path)]) == 0
+    whole, killed = (read(folder) for folder in folders.values())
+    assert whole.keys() == killed.keys()
+    assert all(same(whole[place], killed[place]) for place in whole)
+    rows = [[r.get("choice") for r in store.read_plan(folder)["runs"]] for folder in folders.values()]
+    assert rows[0] == rows[1]

@@ -1,0 +1,82 @@
+"""What ``tune:`` takes: which settings lists and ranges give, and what is wrong in one line."""
+
+import pytest
+import yaml
+
+from segbench.cli import main
+from segbench.config_effort import TuneConfig
+from segbench.tuning import settings
+from tests.test_tune import tuned
+
+
+def test_of_lists_every_combination_is_tried():
+    search = {"recipe.lr": [1, 2, 3], "decoder.width": [8, 16]}
+    wanted = [{"recipe.lr": lr, "decoder.width": w} for lr in (1, 2, 3) for w in (8, 16)]
+    assert settings(TuneConfig(search=search)) == wanted
+
+
+def test_a_range_is_spread_evenly_by_the_logarithm_its_ends_included():
+    tune = TuneConfig(search={"recipe.lr": {"low": 1e-4, "high": 1e-2}}, trials=5)
+    found = [setting["recipe.lr"] for setting in settings(tune)]
+    assert found == pytest.approx([1e-4, 10**-3.5, 1e-3, 10**-2.5, 1e-2], rel=5e-3)
+    whole = TuneConfig(search={"decoder.width": {"low": 8, "high": 32}}, trials=3)
+    assert settings(whole) == [{"decoder.width": n} for n in (8, 16, 32)]
+    assert all(isinstance(setting["decoder.width"], int) for setting in settings(whole))
+
+
+def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
+    """By its definition: digits of 1, 2, 3, ... in base 2 and 3, mirrored at the point."""
+
+    def mirrored(n, base):
+        value, digit = 0.0, 1 / base
+        while n:
+            n, rest = divmod(n, base)
+            value, digit = value + rest * digit, digit / base
+        return value
+
+    tune = TuneConfig(search={"recipe.lr": {"low": 1e-3, "high": 1.0}, "recipe.flip": [0.0, 0.5]}, trials=6)
+    found = settings(tune)
+    assert [s["recipe.lr"] for s in found] == pytest.approx(
+        [10 ** (3 * mirrored(n, 2) - 3) for n in range(1, 7)], rel=5e-3
+    )
+    assert [s["recipe.flip"] for s in found] == [[0.0, 0.5][int(2 * mirrored(n, 3))] for n in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"search": {"recipe.lrr": [1, 2]}}, "tune.search: unknown key 'recipe.lrr' (did you mean 'lr'?)"),
+        ({"search": {"decoder.wdth": [1, 2]}}, "no decoder of the sweep takes 'wdth' (did you mean 'width'?)"),
+        ({"search": {"recipe.lr": [0.1, "high"]}}, "tune.search: recipe.lr should be a number"),
+        ({"search": {"recipe.lr": [0.1]}}, "tune.search.recipe.lr"),
+        ({"search": {"recipe.lr": [0.1, 0.1]}}, "search: recipe.lr holds one twice"),
+        ({"search": {"data.root": ["a", "b"]}}, "'data.root' is neither recipe.KEY nor decoder.PARAMETER"),
+        ({"search": {"recipe.lr": {"low": 0.1, "high": 0.01}}, "trials": 3}, "low (0.1) should be below high (0.01)"),
+        ({"search": {"recipe.lr": {"low": 0.01, "high": 0.1}}}, "trials should say how many settings of recipe.lr"),
+        ({"search": {"recipe.lr": [0.1, 0.2]}, "trials": 7}, "of these lists all 2 settings are tried"),
+        ({"search": {}}, "tune.search should"),
+        ({"holdout": 0}, "tune.holdout.share"),
+        ({"holdout": 1.0}, "tune.holdout.share"),
+        ({"holdout": 0.01}, "0.01 of 6 training images leaves 0 held out and 6 to train on; 2 of each are the fewest"),
+        ({"holdout": {"share": 0.3, "group": "("}}, "a regular expression"),
+        ({"seeds": [0, 9]}, "tune.seeds and seeds both hold 0"),
+        ({"measure": "mIuO"}, "unknown measure of tune 'mIuO' (did you mean 'miou'?)"),
+        ({"measure": "macs"}, "unknown measure of tune 'macs'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys, tune, message):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path, tune=tune)))
+    assert main(["sweep", str(path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "runs" / "tiny" / "search").exists()
+
+
+def test_a_value_that_no_decoder_can_have_is_told_before_anything_runs(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path, tune={"search": {"decoder.width": [8, 0]}})))
+    assert main(["sweep", str(path)]) == 2
+    assert "width must be at least 1, not 0" in capsys.readouterr().err
+    assert not [*(tmp_path / "runs").rglob("result.json")]
