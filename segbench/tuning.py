@@ -74,10 +74,12 @@ def search_of(config: SweepConfig) -> SweepConfig:
 
 def _measure(config: SweepConfig) -> CountMeasure:
     assert config.tune is not None
-    there = [m for m in load_measures(config.measures) if isinstance(m, CountMeasure)]
-    for measure in there:
-        if config.tune.measure in (measure.name, measure.kind):
-            return measure
+    there: list[CountMeasure] = []
+    for configs in ([], config.measures):  # code of the user's is loaded only where it is needed
+        there = [m for m in load_measures(configs) if isinstance(m, CountMeasure)]
+        for measure in there:
+            if config.tune.measure in (measure.name, measure.kind):
+                return measure
     raise unknown("measure of tune", config.tune.measure, [m.name for m in there])
 
 
@@ -188,13 +190,16 @@ def _chosen(means: Sequence[tuple[dict[str, Any], float]], measure: CountMeasure
     middle = median([sign * value if not math.isnan(value) else worst for _, value in means])
     edges = []
     for key, value in best.items():
-        values = {setting[key] for setting, _ in means}
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        if numbers and len(values) > 1 and value in (min(values), max(values)):
+        values = [setting[key] for setting, _ in means]
+        if all(is_number(v) for v in values) and value in (min(values), max(values)):
             edges.append(key)
     scores = [(setting, None if math.isnan(value) else value) for setting, value in means]
     flatness = None if middle == worst else sign * score - middle
     return Choice(best, measure.name, scores, edges, flatness, measure.higher_is_better)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def variants(config: SweepConfig, choices: Choices) -> Iterator[Variant]:

@@ -234,7 +234,7 @@ def test_a_decoder_that_fails_at_a_setting_is_not_tuned_and_the_others_are(tmp_p
     _, code, out = sweep(config)
     assert code == 1
     assert "failed Fails-s5 at=2 lr=0.001, Fails-s5 at=2 lr=0.002: RuntimeError: at two" in out
-    assert "chosen Fails: nothing, as trials of it failed" in out
+    assert "chosen Fails: nothing, as trials of it failed or all diverged" in out
     assert "chosen nearest: lr=" in out  # which takes no other
     assert ", the best of 2: " in out
     listed = [(r["decoder"], r["variant"]["setting"]) for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"]]
@@ -271,6 +271,26 @@ def test_status_shows_the_search_too(searched, capsys):
     assert "tiny/search: 12 runs: 12 done" in out
     assert "tiny: 8 runs: 8 done" in out
     assert "bilinear setting=tuned" in out
+
+
+def test_settings_that_are_no_numbers_and_a_measure_of_ones_own(tmp_path):
+    """Crops as lists, by another measure than mIoU; such a choice has no end that could be marked."""
+    search = {"recipe.crop": [[32, 32], [64, 64]], "recipe.optimizer": ["sgd", "adamw"]}
+    own = {"search": search, "seeds": [5], "measure": "biou@0.01"}
+    measures = [{"name": "biou", "params": {"ratio": 0.01}}]
+    values = tuned(tmp_path, decoders=["nearest"], seeds=[0], tune=own, measures=measures)
+    _, code, out = sweep(build_config(values))
+    assert code == 0, out
+    [row] = [r for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"] if "choice" in r]
+    assert row["choice"]["edges"] == []
+    assert row["choice"]["measure"] == "biou@0.01"
+    trials = read(tmp_path / "runs" / "tiny" / "search").values()
+    scores = []
+    for result in trials:
+        hit, predicted, true = result.counts["biou@0.01"].sum(0).astype(float)
+        with np.errstate(invalid="ignore"):
+            scores.append(100 * np.nanmean(hit / (predicted + true - hit)))
+    assert [s for _, s in row["choice"]["scores"]] == pytest.approx(scores)
 
 
 def test_batches_of_another_size_are_another_cohort_and_still_one_choice(tmp_path):

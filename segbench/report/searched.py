@@ -9,7 +9,7 @@ from segbench.report.effort import choice_of, fixed_beside
 from segbench.report.figures import Plot
 from segbench.report.runs import Group, Sweep
 from segbench.runs import grid_names
-from segbench.tuning import Choice
+from segbench.tuning import Choice, is_number
 
 MOST_TICKS = 6  # that find room
 
@@ -45,8 +45,7 @@ def trials(sweep: Sweep, group: Group, look: Look, slug: str) -> Iterator[Plot]:
 
 
 def _is_numeric(choice: Choice, key: str) -> bool:
-    values = [setting[key] for setting, _ in choice.scores if key in setting]
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return all(is_number(setting[key]) for setting, _ in choice.scores if key in setting)
 
 
 def best_at(choice: Choice, key: str) -> dict[float, float]:

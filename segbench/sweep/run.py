@@ -51,7 +51,9 @@ def _chosen(plan: Plan) -> Iterator[str]:
     """What the search chose for each decoder, and for which it could choose nothing, in lines."""
     tuned = [run for run in [*plan.runs, *plan.awaited] if run.awaited or "choice" in run.found]
     for run in {(run.title, as_text(run.variant)): run for run in tuned}.values():
-        said = "nothing, as trials of it failed" if run.awaited else Choice(**run.found["choice"]).words()
+        said = (
+            "nothing, as trials of it failed or all diverged" if run.awaited else Choice(**run.found["choice"]).words()
+        )
         where = [v for v in spelled_variant(run.variant) if v != f"{SETTING}=tuned"]
         yield f"{' '.join([run.title, *where])}: {said}"
 
