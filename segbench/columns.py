@@ -7,7 +7,18 @@ import numpy as np
 
 from segbench.config import PluginConfig
 from segbench.errors import UserError, brief
-from segbench.measures.base import CountMeasure, Ints, LabelMap, Measure, RunMeasure, Sample, spelled
+from segbench.measures._model import Upsampling
+from segbench.measures.base import (
+    CountMeasure,
+    DoesNotFit,
+    Ints,
+    LabelMap,
+    Labels,
+    Measure,
+    RunMeasure,
+    Sample,
+    spelled,
+)
 from segbench.registry import MEASURES, check_params, source_hash
 
 COUNTED = ("ids", "sizes", "region", "confusion")  # of every evaluation, beside what measures count
@@ -47,7 +58,8 @@ def make_measure(plug_in: str, params: Mapping[str, Any]) -> Measure:
         raise UserError(
             f"measure '{plug_in}': counts are kept by name, and '{measure.kind}' is taken; rename the class"
         )
-    measure.name = f"{measure.kind}@{','.join(map(spelled, values.values()))}" if values else measure.kind
+    given = ",".join(spelled(value) for value in values.values() if value is not None)
+    measure.name = f"{measure.kind}@{given}" if given else measure.kind
     measure.short = measure.short or measure.kind
     measure.long = measure.long or measure.short
     return measure
@@ -88,27 +100,63 @@ def measure_counts_regions(measure: CountMeasure) -> bool:
     return type(measure).count is CountMeasure.count
 
 
-def try_measure(measure: CountMeasure, num_classes: int) -> None:
+def try_measure(measure: CountMeasure, classes: Sequence[str]) -> None:
     """Count and score two drawn images, one of them predicted without a fault.
 
     Raises:
-        UserError: it raises, its counts or scores are not what `CountMeasure` says, or all of them are NaN.
+        UserError: it does not fit these classes, it raises, its counts or scores are not what `CountMeasure` says, or
+            all of them are NaN.
     """
-    rows, columns = np.mgrid[:24, :32]
-    labels = ((rows // 8 + columns // 8) % num_classes).astype(np.uint8)
+    num_classes = len(classes)
+    part = np.repeat(np.arange(10), [1, 2, 3, 5, 9, 17, 34, 8, 9, 8])  # thin to thick
+    labels = ((part[:, None] + part) % num_classes).astype(np.uint8)
     truth = LabelMap(labels, num_classes)
     try:
-        samples = [Sample(truth, np.roll(labels, shift, 1)) for shift in (0, 1)]
+        samples = [Sample(truth, found, _Drawn(classes, found)) for found in (labels, np.roll(labels, 1, 1))]
         counts = np.stack([counts_of(measure, sample) for sample in samples])
         scores = np.asarray(measure.score(counts))
-        classes = num_classes if measure.per_class else 1
-        if scores.shape != (2, classes):
-            raise ValueError(f"score gives {scores.shape} for counts {counts.shape}; wanted {(2, classes)}")
+        wanted = num_classes if measure.per_class else 1
+        if scores.shape != (2, wanted):
+            raise ValueError(f"score gives {scores.shape} for counts {counts.shape}; wanted {(2, wanted)}")
         if np.isnan(scores).all():
             raise ValueError("score gives NaN for every class of an image")
         low, high = measure.bounds
         if not ((scores >= low) & (scores <= high) | np.isnan(scores)).all():
             found = f"{np.nanmin(scores):g} to {np.nanmax(scores):g}"
             raise ValueError(f"score gives {found}; it says that its bounds are {low:g} to {high:g}")
+        if measure.axis and (shape := np.shape(measure.profile(counts))) != (2, len(measure.axis[1])):
+            raise ValueError(f"profile gives {shape} for counts {counts.shape}; wanted {(2, len(measure.axis[1]))}")
+        if (picture := measure.picture(counts.sum(0))) is not None and np.ndim(picture) != 2:
+            raise ValueError(f"picture gives {np.shape(picture)}; wanted (h, w)")
+    except DoesNotFit as error:
+        raise UserError(f"{said(measure)}: {error}") from error
     except Exception as error:  # a plug-in can raise anything
         raise UserError(f"{said(measure)} does not keep the contract: {brief(error)}") from error
+
+
+class _Drawn:
+    """A `Model` that predicts the same of any image, from features at stride 4 by nearest neighbours."""
+
+    stride = 4
+
+    def __init__(self, classes: Sequence[str], labels: Labels) -> None:
+        import torch
+        from torch.nn.functional import interpolate
+
+        class Nearest(torch.nn.Module):
+            strides = (4,)
+
+            def forward(self, features: Any, image: Any) -> Any:
+                return interpolate(features[-1], scale_factor=4.0)
+
+        self.classes, self._labels = classes, labels
+        size, of_labels = labels.shape, torch.from_numpy(labels.astype(np.int64))
+        self.probabilities = (0.1 / len(classes) + 0.9 * np.eye(len(classes), dtype=np.float32)[:, labels]).clip(0, 1)
+        self.pixels = np.repeat(labels[..., None], 3, 2)
+        self.features = [torch.nn.functional.one_hot(of_labels[::4, ::4], len(classes)).permute(2, 0, 1)[None].float()]
+        self.image = torch.zeros(1, 3, *size)
+        self.decoder = self.initial = Nearest()
+        self.upsampling = Upsampling(lambda x, guide: self.decoder([x], guide), self.features[0], self.image, 4)
+
+    def predict(self, pixels: Labels) -> Labels:
+        return self._labels

@@ -109,7 +109,7 @@ def _count(
                 for i in group:
                     own = {name: results[i][key] for name, key in keys.items()}
                     try:
-                        count_image(own, encoder, decoders, image, len(runs.data.classes), evaluations[i], keep=keep)
+                        count_image(own, encoder, decoders, image, runs.data.classes, evaluations[i], keep=keep)
                     except UserError:
                         raise
                     except Exception as error:  # an encoder that does not take such a size, or memory

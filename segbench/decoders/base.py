@@ -61,6 +61,11 @@ class Decoder(nn.Module):
             raise ValueError(f"strides must not decrease from fine to coarse: {list(strides)}")
         self.channels, self.strides, self.num_classes = tuple(channels), tuple(strides), num_classes
 
+    @property
+    def last_stride(self) -> int:
+        """Image pixels per cell of the map from which it upsamples to the image: the finest of the encoder's."""
+        return self.strides[0]
+
     def skeleton(self) -> dict[str, nn.Module]:
         """Name -> part that it has in common with other decoders, which starts from the same weights in all of them."""
         return {}

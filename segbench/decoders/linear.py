@@ -58,6 +58,10 @@ class Linear(Decoder):
             self.classifier = nn.Conv2d(inside, num_classes, 1)
         self.steps = Steps(upsampler, inside, 3, Fraction(strides[self.level], output_stride))
 
+    @property
+    def last_stride(self) -> int:
+        return self.strides[self.level]
+
     def skeleton(self) -> dict[str, nn.Module]:
         return {"lateral": self.lateral, "norm": self.norm, "classifier": self.classifier}
 

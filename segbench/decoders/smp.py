@@ -105,6 +105,10 @@ class Smp(Decoder):
         there = [s for s in self.used if s in known]
         self.shipped = f"depth {len(self.used)}, strides {there[0]}-{there[-1]} to {made.stride}"
 
+    @property
+    def last_stride(self) -> int:
+        return max(self.stride, self.strides[0])
+
     def forward(self, features: list[Tensor], image: Tensor) -> Tensor:
         size = (image.shape[-2], image.shape[-1])
         coarsest = self.used[-1]

@@ -7,15 +7,17 @@ figures and files know of it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+
+from segbench.measures._model import Model
 
 VOID = 255  # the label of pixels that are never counted and make no contour
 
@@ -23,6 +25,12 @@ Labels = npt.NDArray[np.uint8]  # (H, W)
 Mask = npt.NDArray[np.bool_]  # (H, W)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
+THICKNESS_PX = (1, 3, 5, 9, 17, 33)  # the least of each step of `LabelMap.thickness`
+
+
+class DoesNotFit(ValueError):
+    """What a measure raises where the data or its parameters do not fit: a class that is not there, a small image."""
 
 
 class Measure:
@@ -73,7 +81,9 @@ class Measure:
 
 
 def spelled(value: Any) -> str:
-    """A parameter's value in a name: ``0.02``, ``3`` also for 3.0, else as Python writes it."""
+    """A parameter's value in a name: ``0.02``, ``3`` also for 3.0, ``a+b`` for several, else as Python writes it."""
+    if isinstance(value, list | tuple):
+        return "+".join(map(spelled, value))
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
@@ -85,6 +95,10 @@ class CountMeasure(Measure):
         per_class: False for a score that is not made of classes.
         verdict_place: its place among those by which the report gives its verdict and plots; None for none.
         curve: name of the axis and this measure's place on it, for measures of one kind that make a curve.
+        axis: name and places of the axis on which the page plots its `profile`, a line for each decoder; a place that
+            is infinite has all beyond the one before.
+        drawn: what `profile` or `picture` shows, with its unit; empty for the score.
+        plotted: whether the page plots its scores, of each class where it is made of classes.
     """
 
     unit = "%"
@@ -92,6 +106,9 @@ class CountMeasure(Measure):
     per_class: bool = True
     verdict_place: int | None = None
     curve: tuple[str, float] | None = None
+    axis: tuple[str, Sequence[float]] | None = None
+    drawn: str = ""
+    plotted: bool = False
 
     def count(self, sample: "Sample") -> npt.NDArray[Any]:
         """Integer counts (C, K) of one image, which are added up over images; K is 1 where it is not made of classes.
@@ -103,6 +120,14 @@ class CountMeasure(Measure):
     def score(self, counts: Ints) -> Floats:
         """Counts (..., C, K), summed over images, to scores (..., K) in its unit; NaN for a class that has none."""
         raise NotImplementedError
+
+    def profile(self, counts: Ints) -> Floats:
+        """Counts (..., C, K) to what is drawn over the P places of `axis`, (..., P) in its unit; NaN for none."""
+        raise NotImplementedError
+
+    def picture(self, counts: Ints) -> Floats | None:
+        """Counts (C, K) to a picture (h, w) of the decoder, which the page shows beside the others'; None for none."""
+        return None
 
 
 class RunMeasure(Measure):
@@ -155,6 +180,7 @@ class LabelMap:
         self._extrema: dict[int, tuple[Any, Any]] = {0: (labels, labels + np.uint8(1))}  # void, 255, wraps round to 0
         self._bands: dict[tuple[int, bool], Mask] = {}
         self._places: dict[tuple[int, bool], tuple[npt.NDArray[np.intp], Labels, Ints]] = {}
+        self._made: dict[object, Any] = {}
 
     @cached_property
     def inside(self) -> Mask:
@@ -208,6 +234,28 @@ class LabelMap:
         """(K,) how often each class stands in an array, or in its part ``where``; void is left out."""
         return _histogram(classes if where is None else only(classes, where), 256)[: self.num_classes]
 
+    def once(self, name: object, make: Callable[[], T]) -> T:
+        """What ``make`` gives, made when that name is first asked for: a truth is shared by all decoders."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: T = self._made[name]
+        return found
+
+    @cached_property
+    def thickness(self) -> npt.NDArray[np.uint8]:
+        """(H, W) how thick the region of each pixel is there: the last place in `THICKNESS_PX` that it reaches.
+
+        A pixel's region is t px thick where some square of t x t pixels holds it and no other class (void left out,
+        and cut off at the image's border): the thickness by a chessboard distance transform. Void is 0.
+        """
+        found = np.zeros(self.labels.shape, np.uint8)
+        for t in THICKNESS_PX[1:]:
+            lowest, highest = self._window(t // 2)
+            middles = (highest - lowest == 1).view(np.uint8)
+            line = np.ones((t, 1), np.uint8)
+            found += cv2.dilate(cv2.dilate(middles, line), line.T) & self.inside.view(np.uint8)
+        return found
+
     @cached_property
     def rows(self) -> npt.NDArray[np.int32]:
         """(H, W) where each pixel's row starts in a flattened (K + 1, K + 1) confusion matrix, void being class K."""
@@ -233,12 +281,13 @@ class Sample:
     Args:
         truth: shared by every prediction that is counted against it.
         prediction: (H, W) uint8, classes 0 to K-1; what it holds under void does not matter.
+        model: that made it; None where there are label maps alone.
 
     Raises:
         ValueError: another shape than the truth's, or a value that is no class where the truth is not void.
     """
 
-    def __init__(self, truth: LabelMap, prediction: Labels) -> None:
+    def __init__(self, truth: LabelMap, prediction: Labels, model: Model | None = None) -> None:
         if prediction.shape != truth.labels.shape or prediction.dtype != np.uint8:
             found = f"{prediction.shape} {prediction.dtype}"
             raise ValueError(f"prediction is {found}, truth {truth.labels.shape} uint8")
@@ -247,6 +296,14 @@ class Sample:
             raise ValueError(f"prediction holds {prediction[wrong][0]}, not one of {truth.num_classes} classes")
         self.truth = truth
         self.prediction = LabelMap(only(prediction, truth.inside), truth.num_classes)
+        self._model = model
+
+    @property
+    def model(self) -> Model:
+        """What made the prediction; a ValueError where that is not known."""
+        if self._model is None:
+            raise ValueError("it asks for the model, and there are label maps alone")
+        return self._model
 
     @property
     def size(self) -> tuple[int, int]:
@@ -265,6 +322,12 @@ class Sample:
     def right(self) -> Mask:
         """(H, W) where the prediction is right; void is right too, and counts nowhere."""
         return self.truth.labels == self.prediction.labels
+
+    @cached_property
+    def confidence(self) -> npt.NDArray[np.float32]:
+        """(H, W) the probability of the predicted class."""
+        found: npt.NDArray[np.float32] = self.model.probabilities.max(0)
+        return found
 
     @cached_property
     def region(self) -> Ints:
@@ -300,6 +363,11 @@ def iou(counts: npt.NDArray[np.integer[Any]]) -> Floats:
     intersection, predicted, truth = np.moveaxis(np.asarray(counts, np.int64), -2, 0)
     union = predicted + truth - intersection
     return np.divide(intersection, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+
+def share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Floats:
+    """part / whole, NaN where ``whole`` is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 
 def mean_over_classes(values: Floats) -> Floats:

@@ -112,7 +112,7 @@ class FactFinder:
             if not is_folder(above):
                 raise UserError(f"launch.features: {above} is no folder")
         looking_at("the measures")
-        measures = self.once(_measure_facts, config.measures, len(classes))
+        measures = self.once(_measure_facts, config.measures, classes)
         decoders: dict[str, ClassFacts] = {}
         shared = config.decoder_defaults, config.skeleton, encoder, len(classes)
         for decoder in config.decoders:
@@ -171,11 +171,11 @@ def _build(config: EncoderConfig) -> BuiltEncoder:
     return BuiltEncoder(encoder.weights_hash, encoder.channels, encoder.strides, encoder_facts(config))
 
 
-def _measure_facts(configs: Sequence[PluginConfig], num_classes: int) -> list[list[Any]]:
+def _measure_facts(configs: Sequence[PluginConfig], classes: Sequence[str]) -> list[list[Any]]:
     measures = load_measures(configs)
     for measure in measures:
         if isinstance(measure, CountMeasure):
-            try_measure(measure, num_classes)
+            try_measure(measure, classes)
     return facts_of(measures)
 
 

@@ -1,5 +1,6 @@
 """Whole-image inference -> integer counts per image: the one evaluation, in training and for the final figures."""
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
 from segbench.columns import counts_of, measure_counts_regions, said
@@ -17,10 +19,13 @@ from segbench.data.base import Dataset
 from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
+from segbench.measures._model import Model
 from segbench.measures.base import CountMeasure, Ints, LabelMap, Labels, Sample, check_labels, mean_over_classes
 from segbench.training.control import Control
+from segbench.training.counted import centre_crop
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
+from segbench.training.model import Looked, RunModel, as_it_started
 from segbench.training.prediction import Keep, Prediction, computed, predict_counted
 
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie far apart, modulo 1
@@ -37,13 +42,13 @@ class Evaluation:
     seconds: list[tuple[float, float, float]] = field(default_factory=list)  # decoder, encoder (all share it), counting
     failure: Failure | None = None  # once the decoder failed; the counts are then not whole
 
-    def add(self, name: str, truth: LabelMap, made: Prediction) -> None:
+    def add(self, name: str, truth: LabelMap, made: Prediction, model: Model | None = None) -> None:
         """Count an image. A measure that fails is left out from then on."""
         if made.error is not None:
             self.failure = Failure.of(made.error)
             return
         clock = time.perf_counter()
-        sample = Sample(truth, made.labels)
+        sample = Sample(truth, made.labels, model)
         self.counts["ids"].append(name)
         self.counts["sizes"].append(sample.size)
         self.counts["region"].append(sample.region)
@@ -51,7 +56,7 @@ class Evaluation:
         for measure in self.measures:
             if measure_counts_regions(measure) or measure.name in self.broken:
                 continue
-            with turn("count", name) as done:
+            with turn("count", name) as done, torch.no_grad():
                 found, before = counts_of(measure, sample), self.counts[measure.name]
                 if before and before[0].shape != found.shape:
                     raise ValueError(f"count gives {found.shape} after {before[0].shape}")
@@ -85,17 +90,20 @@ def count_image(
     encoder: Encoder,
     decoders: Mapping[str, nn.Module],
     image: tuple[str, Any, Labels],
-    num_classes: int,
+    classes: Sequence[str],
     protocol: EvaluationConfig,
     desks: Mapping[str, Desk | None] = MappingProxyType({}),
     keep: Keep = computed,
+    starts: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({}),
 ) -> None:
     """Add an image to the evaluation of every decoder that has not failed.
 
     Args:
         results: of the same keys as ``decoders``.
         image: id, pixels (H, W, 3) and labels (H, W), uint8.
+        classes: their names.
         desks, keep: as of `predict`.
+        starts: key -> what gives the decoder as it was before training, where that is known.
 
     Raises:
         UserError: the image is smaller than the crop that the protocol asks for.
@@ -103,9 +111,10 @@ def count_image(
     name, pixels, labels = image
     alive = {key: decoders[key] for key, result in results.items() if result.failure is None}
     labels, predicted = predict_counted(encoder, alive, pixels, labels, protocol, f"image {name}", desks, keep)
-    truth = check_labels(labels, num_classes)
+    truth = check_labels(labels, len(classes))
+    looked = Looked(encoder, protocol, centre_crop(pixels, protocol, f"image {name}"), classes)
     for key, made in predicted:
-        results[key].add(name, truth, made)
+        results[key].add(name, truth, made, RunModel(looked, alive[key], made, starts.get(key)))
 
 
 def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[int], None]) -> dict[str, Evaluation]:
@@ -117,13 +126,17 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     module.eval()
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
     results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
+    starts = {
+        key: functools.cache(functools.partial(as_it_started, control.runs[key], module.encoder, len(data.classes)))
+        for key in results
+    }
     # Seeds that are evaluated side by side begin at different images, and find what the others have kept.
     first = int(len(data) * (module.seed * GOLDEN % 1)) if kept else 0
     for done, (index, pixels, labels) in enumerate(evaluation_images(data, control.workers, first), 1):
         decoders = {key: module.members[key].decoder for key in results}
         protocol, image = control.config.evaluation, (data.ids[index], pixels, labels)
         keep = kept.keeper(str(index), module.device) if kept else computed
-        count_image(results, module.encoder, decoders, image, len(data.classes), protocol, control.desks, keep)
+        count_image(results, module.encoder, decoders, image, data.classes, protocol, control.desks, keep, starts)
         tell(done)
     for result in results.values():
         result.in_order(first)

@@ -84,6 +84,8 @@ class Prediction:
 
     scores: Any = 0.0  # (K, h, w) tensor at the size that is counted; None once it failed
     labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (h, w), their argmax
+    views: int = 1  # of which scores are the logits where it is 1, else the mean of their softmax
+    window: Window | None = None  # the first of the first view, which all decoders share
     seconds: float = 0.0  # from features to labels
     encoder_s: float = 0.0  # of the encoder, which all decoders share
     error: BaseException | None = None  # that it raised
@@ -144,7 +146,7 @@ def predict(
     whole = resized(whole, protocol.resize) if protocol.resize else whole
     height, width = whole.shape[-2:]
     views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
-    made = {key: Prediction() for key in decoders}
+    made = {key: Prediction(views=len(views)) for key in decoders}
     encoded = Watch(device)
     watches = {key: Watch(device) for key in decoders}
     for number, (scale, flipped) in enumerate(views, 1):
@@ -155,13 +157,14 @@ def predict(
         encoded.stop()
         for key, decoder in decoders.items():
             mine = made[key]
+            mine.window = mine.window or windows[0]
             if mine.error is None:
                 given = windows if len(decoders) == 1 else [window.copied(decoder) for window in windows]
                 watches[key].start()
                 with turn("predict", name, number, desk=desks.get(key)) as done:
                     logits = _of_view(decoder, given, (image.shape[-2], image.shape[-1]))
                     logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
-                    _add(mine, logits, len(views), name if number == len(views) else None)
+                    _add(mine, logits, name if number == len(views) else None)
                 watches[key].stop()
                 if done.error is not None:
                     mine.error, mine.scores = done.error, None
@@ -170,14 +173,14 @@ def predict(
                 yield key, made.pop(key)
 
 
-def _add(mine: Prediction, logits: Tensor, views: int, name: str | None) -> None:
+def _add(mine: Prediction, logits: Tensor, name: str | None) -> None:
     """Add a view's logits (K, H, W); with ``name``, the image's, it is the last and the prediction is made whole."""
-    if views == 1:
+    if mine.views == 1:
         mine.scores = logits
     else:
         mine.scores += logits.softmax(0)  # in place, but for the first
     if name is not None:
-        mine.scores = mine.scores / views if views > 1 else mine.scores
+        mine.scores = mine.scores / mine.views if mine.views > 1 else mine.scores
         # A sum is 20 times as fast as a look at each, and finite only where all are.
         if not torch.isfinite(mine.scores.sum()) and not torch.isfinite(mine.scores).all():
             raise FloatingPointError(f"scores of {name} are not finite")

@@ -1,0 +1,64 @@
+"""What a measure may ask of the model behind a prediction."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+Labels = npt.NDArray[np.uint8]  # (H, W)
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """The last upsampling of a decoder by itself, from s x s image pixels a cell, as an image made it be called.
+
+    Attributes:
+        call: from ``x`` and ``guide`` to (1, C, H, W).
+        x: (1, C, h, w), a tensor.
+        guide: (1, G, H, W), of which a decoder that is not guided makes no use.
+        ratio: s.
+    """
+
+    call: Callable[[Any, Any], Any]
+    x: Any
+    guide: Any
+    ratio: int
+
+
+class Model(Protocol):
+    """What made a prediction. All of it is worked out when a measure asks for it, and nothing where none does.
+
+    Attributes:
+        classes: their names.
+        stride: s, image pixels per cell of the map from which the decoder upsamples to the image.
+        pixels: (H, W, 3) uint8, the part of the image that is looked at.
+        probabilities: (K, H, W) float32 at the size of the labels, the softmax of the logits.
+        decoder: a `torch.nn.Module` in eval mode, called as ``decoder(features, image)``, without gradients.
+        initial: the decoder as it was before training.
+        features, image: what it was given, tensors; where an image is seen in several windows, of the first.
+        upsampling: the last one; None where the decoder has none that can be called by itself.
+    """
+
+    classes: Sequence[str]
+    stride: int
+    pixels: Pixels
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def decoder(self) -> Any: ...
+    @property
+    def initial(self) -> Any: ...
+    @property
+    def features(self) -> list[Any]: ...
+    @property
+    def image(self) -> Any: ...
+    @property
+    def upsampling(self) -> Upsampling | None: ...
+
+    def predict(self, pixels: Pixels) -> Labels:
+        """What it predicts of another image of the same size."""
+        ...
