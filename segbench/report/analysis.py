@@ -65,7 +65,10 @@ class Analysis:
 
     def __init__(self, group: Group, metric: Metric) -> None:
         self.group, self.metric = group, metric
-        self.decoders = [d for d in group.whole if all(metric.there(r) for r in group.of(d))]
+        whole = [d for d in group.whole if all(metric.there(r) for r in group.of(d))]
+        shapes = {d: {metric.counts(r).shape for r in group.of(d)} for d in whole}
+        # What is counted can depend on the decoder, as on its stride: then only those like the first are compared.
+        self.decoders = [d for d in whole if shapes[d] == shapes[whole[0]]]
         self._contrasts: dict[str, Contrast] = {}
 
     def against(self, baseline: str) -> "Contrast":
@@ -108,7 +111,7 @@ class Analysis:
             return Cell(math.nan, math.nan, math.nan, math.nan, len(there), wanted)
         sd = float(np.std(there, ddof=1)) if len(there) > 1 else math.nan
         low = high = math.nan
-        if self._intervals is not None:
+        if self._intervals is not None and decoder in self.decoders:
             found = self._intervals[self.decoders.index(decoder)][place]
             low, high = found.low, found.high
         return Cell(float(np.mean(there)), sd, low, high, wanted, wanted)

@@ -108,7 +108,7 @@ def difference(contrast: Contrast, look: Look, decoders: Sequence[str]) -> Figur
     """The differences of the means from the baseline with their intervals."""
     figure = new_figure(0.62 + 0.24 * len(decoders))
     axes, digits = figure.add_subplot(), contrast.metric.measure.digits
-    _rows(axes, decoders)
+    name_rows(axes, decoders)
     points = []
     for row, d in enumerate(decoders):
         delta = contrast.delta(d)
@@ -137,7 +137,7 @@ def against_cost(
     axes.plot(*zip(*steps, strict=True), drawstyle="steps-post", zorder=1, **dashed)
     named = _apart(axes, {d: places[d][0] for d in front}) if look.kinds else []
     for d, (x, cell) in places.items():
-        bar = axes.errorbar(x, cell.mean, _around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
+        bar = axes.errorbar(x, cell.mean, around(cell), fmt=look.marker(d), color=look.colour(d), **ERROR_BAR)
         look.mark(d, bar.lines)
         if d in named:
             ahead = x < np.mean(axes.get_xlim())
@@ -192,7 +192,7 @@ def per_class(contrast: Contrast, look: Look, decoders: Sequence[str], places: S
     bars = not look.kinds
     figure = new_figure(0.85 + len(places) * (0.1 + 0.075 * len(decoders) if bars else 0.45))
     axes, points = figure.add_subplot(), []
-    _rows(axes, [classes[p] for p in places])
+    name_rows(axes, [classes[p] for p in places])
     for i, d in enumerate(decoders):
         shift = (i - (len(decoders) - 1) / 2) * 0.75 / len(decoders)
         for row, place in enumerate(places):
@@ -279,7 +279,7 @@ def _over(
         values = [value(a, d) for a in found]
         # Side by side, so that no bar hides another.
         aside = (i - (len(decoders) - 1) / 2) * min(1, len(PALETTE) / len(decoders))
-        bars = np.array([_around(v) for v in values])[..., 0].T
+        bars = np.array([around(v) for v in values])[..., 0].T
         none = bool(look.kinds) or bool(np.isnan(bars).all())
         across = [p * 2 ** (0.05 * aside) if logarithmic else p + step * aside for p in places]
         line = axes.errorbar(
@@ -308,7 +308,7 @@ def ranks(analysis: Analysis, look: Look) -> Figure:
     decoders = sorted(found, key=lambda d: found[d].rank)
     figure = new_figure(0.62 + 0.24 * len(decoders))
     axes = figure.add_subplot()
-    _rows(axes, decoders)
+    name_rows(axes, decoders)
     for row, d in enumerate(decoders):
         rank = found[d]
         span = axes.plot([rank.low, rank.high], [row, row], color=look.colour(d), linewidth=2.4, alpha=0.45)
@@ -328,7 +328,7 @@ def _beside(axes: Any, row: int, words: str) -> Any:
     return axes.annotate(words, (1, row), (4, 0), va="center", annotation_clip=False, **where)
 
 
-def _rows(axes: Axes, names: Sequence[str]) -> None:
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [short(n) for n in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
@@ -342,7 +342,7 @@ def _bar(
     bar = axes.errorbar(
         delta.mean,
         row,
-        xerr=_around(delta) if interval else None,
+        xerr=around(delta) if interval else None,
         fmt=look.marker(decoder),
         color=look.colour(decoder),
         markersize=size,
@@ -364,7 +364,7 @@ def _delta_label(column: str, contrast: Contrast) -> str:
     return label_of(f"Δ {column} from {short(contrast.baseline)}", contrast.metric.points)
 
 
-def _around(value: Cell | Delta) -> np.ndarray | None:
+def around(value: Cell | Delta) -> np.ndarray | None:
     """(2, 1) lengths of an error bar below and above the mean; NaN where there is no interval."""
     return np.array([[value.mean - value.low], [value.high - value.mean]])
 

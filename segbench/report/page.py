@@ -16,6 +16,7 @@ from markupsafe import Markup
 from segbench import __version__, store
 from segbench.report import cells, curves, figures, formats, searched
 from segbench.report.analysis import Analysis
+from segbench.report.diagnosis import diagnosis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
 from segbench.report.metrics import Metric, available, choose, of_runs, thin_bands, value
@@ -79,7 +80,7 @@ def write_report(
     progress("writing")
     text = page.render()
     store.write_text(out, text)
-    return Written(out, len(text.encode()), sum(len(s.plots) + len(s.differences) for s in sections), notes)
+    return Written(out, len(text.encode()), sum(s.drawn for s in sections), notes)
 
 
 class _Section:
@@ -106,6 +107,7 @@ class _Section:
         self.gallery = Gallery()
         self.plots: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
+        self.diagnoses: list[dict[str, Any]] = []
 
     def _main(self) -> list[Analysis]:
         """By which the verdict is given: of each kind that says so the first, the question's own measure first."""
@@ -145,6 +147,11 @@ class _Section:
         return [(a.metric, b, cells.classes(a.against(b), self.classes)) for a in found for b in self.baselines]
 
     @property
+    def drawn(self) -> int:
+        """How many it has."""
+        return len(self.plots) + len(self.differences) + len(self.diagnoses)
+
+    @property
     def choices(self) -> list[tuple[str, str]]:
         """(name, title) of the metrics between which a reader of the plots can choose."""
         return [(a.metric.name, a.metric.words) for a in self.main]
@@ -170,6 +177,9 @@ class _Section:
                     self.plots.append(self._keep(plot))
             for plot in searched.trials(self.sweep, self.group, self.look, prefix):
                 self.plots.append(self._keep(plot))
+            for a in self.analyses.values():
+                for plot in diagnosis(a, self.look, prefix + slug(a.metric.name)):
+                    self.diagnoses.append(self._keep(plot))
             for plot in curves.curves(list(self.group.results.values()), self.look, prefix):
                 self.plots.append(self._keep(plot))
 
