@@ -18,21 +18,12 @@ from segbench.data import open_data
 from segbench.data.base import Dataset, Pixels
 from segbench.measures.base import Sample, check_labels, iou, mean_over_classes
 from segbench.measures.biou import BIoU
+from segbench.measures.ceiling import brought_back
 
 STRIDES = (2, 4, 8, 16)
 LEVELS = 16  # of each colour channel in the lookup
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 DEFAULT = Path(__file__).resolve().parent.parent / "configs/default.yaml"
-
-
-def coarse(labels: Pixels, stride: int, num_classes: int) -> Pixels:
-    """(H, W) labels reduced by majority and repeated; blocks at the far edges may be smaller."""
-    height, width = labels.shape
-    padded = np.pad(labels, ((0, -height % stride), (0, -width % stride)), constant_values=num_classes)
-    blocks = padded.reshape(padded.shape[0] // stride, stride, -1, stride)
-    votes = np.stack([(blocks == c).sum((1, 3)) for c in range(num_classes)])
-    back = votes.argmax(0).astype(np.uint8).repeat(stride, 0).repeat(stride, 1)
-    return np.ascontiguousarray(back[:height, :width])
 
 
 def colour_bins(image: Pixels) -> np.ndarray:
@@ -47,7 +38,7 @@ def ceilings(data: Dataset) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     truths = [check_labels(data.read(i)[1], k) for i in range(len(data))]
     found = {}
     for stride in STRIDES:
-        samples = [Sample(t, coarse(t.labels, stride, k)) for t in truths]
+        samples = [Sample(t, brought_back(t.labels, stride, k)) for t in truths]
         region = np.sum([s.region for s in samples], 0)
         boundary = np.sum([BIoU(0.02).count(s) for s in samples], 0)
         found[stride] = (iou(region), iou(boundary))

@@ -300,7 +300,8 @@ def test_built_in_measures_say_all_that_there_is_to_say(measure):
     assert measure.help
     assert isinstance(measure, CountMeasure | RunMeasure)
     assert measure.params.keys() == parameters(type(measure), MEASURES.given).keys()
-    assert measure.name == measure.kind + "".join(f"@{v:g}" for v in measure.params.values())
+    given = [v if isinstance(v, str) else f"{v:g}" for v in measure.params.values() if v is not None]
+    assert measure.name == measure.kind + ("@" + ",".join(given) if given else "")
 
 
 def test_names_are_distinct_and_in_order():

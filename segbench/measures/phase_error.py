@@ -1,0 +1,58 @@
+"""Phase error: how much the error rate differs between the phases of the output."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from segbench.measures.base import CountMeasure, Floats, Ints, Sample, share
+
+
+@dataclass
+class PhaseError(CountMeasure):
+    """Largest minus smallest error rate over the s x s phases: pixels whose row and column leave the same rests by s.
+
+    A decoder that upsamples by s computes each phase in another way; a truth knows nothing of phases. So what differs
+    is an artefact (Odena et al. 2016, https://distill.pub/2016/deconv-checkerboard), but for chance, which lifts a
+    difference of extremes: compare decoders, or with what nearest has. Counts: wrong pixels of each phase, and all.
+
+    Args:
+        stride: s; None takes the decoder's: image pixels per cell of the map from which it upsamples to the image.
+
+    Raises:
+        ValueError: a stride below 2.
+    """
+
+    stride: int | None = None
+
+    short = "phase err."
+    long = "spread of the error rate over phases"
+    help = "Largest minus smallest error rate over the s x s phases of the output; the picture has them all"
+    standard = ({},)
+    table_place = None
+    higher_is_better = False
+    per_class = False
+    drawn = "error rate, %"
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.stride < 2:
+            raise ValueError(f"stride should be 2 or more, not {self.stride}")
+
+    def suffix(self, sizes: Ints) -> str:
+        return f" (s = {self.stride})" if self.stride else ""
+
+    def count(self, sample: Sample) -> Ints:
+        s, inside = self.stride or sample.model.stride, sample.truth.inside
+        found = []
+        for where in (inside & ~sample.right, inside):
+            height, width = where.shape
+            padded = np.pad(where, ((0, -height % s), (0, -width % s)))
+            found.append(padded.reshape(padded.shape[0] // s, s, -1, s).sum((0, 2)).ravel())
+        return np.concatenate(found)[:, None]
+
+    def score(self, counts: Ints) -> Floats:
+        rates = 100 * share(*np.split(counts[..., 0], 2, -1))
+        return rates.max(-1, keepdims=True) - rates.min(-1, keepdims=True)
+
+    def picture(self, counts: Ints) -> Floats:
+        rates = 100 * share(*np.split(counts[:, 0], 2))
+        return rates.reshape(2 * (round(len(rates) ** 0.5),))
