@@ -31,7 +31,7 @@ class PhaseError(CountMeasure):
     table_place = None
     higher_is_better = False
     per_class = False
-    drawn = "error rate, %"
+    drawn = "error rate less its mean, points"
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 2:
@@ -55,4 +55,4 @@ class PhaseError(CountMeasure):
 
     def picture(self, counts: Ints) -> Floats:
         rates = 100 * share(*np.split(counts[:, 0], 2))
-        return rates.reshape(2 * (round(len(rates) ** 0.5),))
+        return (rates - np.mean(rates)).reshape(2 * (round(len(rates) ** 0.5),))

@@ -44,7 +44,7 @@ def diagnosis(analysis: Analysis, look: Look, slug: str) -> Iterator[Plot]:
     summed = analysis.counts.sum((1, 2))  # over seeds and images
     pictures = {d: measure.picture(counts) for d, counts in zip(analysis.decoders, summed, strict=True)}
     if there := {d: picture for d, picture in pictures.items() if picture is not None}:
-        yield Plot(f"{slug}-picture", title, f"{measure.help}.", "", side_by_side(there, analysis, look))
+        yield Plot(f"{slug}-picture", f"{title}: pictures", f"{measure.help}.", "", side_by_side(there, analysis, look))
 
 
 def _distinct(analysis: Analysis) -> list[str]:
