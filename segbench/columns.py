@@ -124,8 +124,10 @@ def try_measure(measure: CountMeasure, classes: Sequence[str]) -> None:
         if not ((scores >= low) & (scores <= high) | np.isnan(scores)).all():
             found = f"{np.nanmin(scores):g} to {np.nanmax(scores):g}"
             raise ValueError(f"score gives {found}; it says that its bounds are {low:g} to {high:g}")
-        if measure.axis and (shape := np.shape(measure.profile(counts))) != (2, len(measure.axis[1])):
-            raise ValueError(f"profile gives {shape} for counts {counts.shape}; wanted {(2, len(measure.axis[1]))}")
+        if measure.axis:
+            shape, places = np.shape(measure.profile(counts)), len(measure.axis[1])
+            if shape[:-1] != (2,) or (places and shape[-1] != places):
+                raise ValueError(f"profile gives {shape} for counts {counts.shape}; wanted {(2, places or 'P')}")
         if (picture := measure.picture(counts.sum(0))) is not None and np.ndim(picture) != 2:
             raise ValueError(f"picture gives {np.shape(picture)}; wanted (h, w)")
     except DoesNotFit as error:

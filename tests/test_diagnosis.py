@@ -14,7 +14,7 @@ from segbench.columns import make_measure
 from segbench.config_file import build_config
 from segbench.errors import UserError
 from segbench.measures._model import Upsampling
-from segbench.measures.base import THICKNESS_PX, VOID, LabelMap, Sample, check_labels, iou
+from segbench.measures.base import THICKNESS_PX, VOID, DoesNotFit, LabelMap, Sample, check_labels, iou
 from segbench.measures.calibration import BINS, Calibration
 from segbench.measures.ceiling import brought_back
 from segbench.measures.cldice import skeleton_of
@@ -264,6 +264,8 @@ def test_calibration_adds_up_over_images_before_bins_are_compared():
         ({"name": "distance_error", "params": {"within_px": 5}}, "within_px should be one of 0, 1, 2, 3, 4, 6"),
         ({"name": "phase_error", "params": {"stride": 1}}, "stride should be 2 or more, not 1"),
         ({"name": "thin", "params": {"below_px": 4}}, "below_px should be 3, 5, 9, 17 or 33"),
+        ({"name": "shift", "params": {"stride": 1}}, "stride should be 2 or more, not 1"),
+        ({"name": "spectrum", "params": {"stride": 0}}, "stride should be 2 or more, not 0"),
         ({"name": "equivariance", "params": {"px": 0}}, "px should be 1 or more, not 0"),
         ({"name": "calibration", "params": {"width_px": 0}}, "width_px should be 1 or more, not 0"),
     ],
@@ -398,6 +400,87 @@ def test_without_an_upsampling_there_is_no_value_and_no_picture():
         assert measure.picture(counts) is None
 
 
+class Shifted:
+    """A model that predicts the brightness of each pixel, and something else in the first ``columns``."""
+
+    classes, stride = CLASSES, 4
+
+    def __init__(self, pixels, columns=0):
+        self.pixels, self.columns = pixels, columns
+
+    def predict(self, pixels):
+        found = pixels[..., 0].copy()
+        found[:, : self.columns] = 3
+        return found
+
+
+def test_a_prediction_that_moves_with_the_image_is_consistent_and_one_that_does_not_loses_its_columns():
+    truth, labels = pair(2, (40, 50))
+    pixels = np.repeat(labels[..., None], 3, 2)
+    measure, counts = measured("shift", truth, labels, Shifted(pixels))
+    assert measure.score(counts) == [100]
+    assert counts[3:, 0].tolist() == [(truth[d:, d:] != VOID).sum() for d in (1, 2, 3)]
+    fixed = Shifted(pixels, 10)
+    measure, counts = measured("shift", truth, fixed.predict(pixels), fixed)
+    for d in (1, 2, 3):
+        inside, before, after = truth[d:, d:] != VOID, fixed.predict(pixels)[d:, d:], labels[d:, d:].copy()
+        after[:, :10] = 3
+        assert measure.profile(counts)[d - 1] == pytest.approx(100 * (before == after)[inside].mean())
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "said"),
+    [
+        ((8, 30), (8, 30), "an image of 8x30 is too small for shifts by up to 3 px of stride 4"),
+        ((20, 30), (40, 60), "labels of 20x30 and an image of 40x60"),
+    ],
+)
+def test_a_shift_that_cannot_be_made_is_one_line(size, pixels, said):
+    labels = np.zeros(size, np.uint8)
+    with pytest.raises(DoesNotFit, match=f"^{said}$"):
+        measured("shift", labels, labels, Shifted(np.zeros((*pixels, 3), np.uint8)))
+
+
+def spectrum_of(truth, probabilities, stride=4):
+    labels = probabilities.argmax(0).astype(np.uint8)
+    return measured("spectrum", truth, labels, model(probabilities=probabilities.astype(np.float32)), stride=stride)
+
+
+def test_the_spectrum_is_numpy_s_ring_by_ring():
+    truth, _ = pair(4, (48, 60))
+    found = probabilities_of(4, truth)
+    measure, counts = spectrum_of(truth, found)
+    window = np.outer(np.hanning(50)[1:-1], np.hanning(62)[1:-1])
+    powers = []
+    for maps in (found.astype(float) * (truth != VOID), (np.arange(4)[:, None, None] == truth).astype(float)):
+        powers.append(sum(np.abs(np.fft.fft2((m - m.mean()) * window)) ** 2 for m in maps) / (48 * 60) ** 2)
+    assert powers[0].sum() * 48 * 60 == pytest.approx(  # Parseval
+        sum((((m - m.mean()) * window) ** 2).sum() for m in found * (truth != VOID)), rel=1e-4
+    )
+    radius = np.hypot(np.fft.fftfreq(48)[:, None], np.fft.fftfreq(60))
+    rings = [(radius >= i / 32) & (radius < (i + 1) / 32) for i in range(16)]
+    wanted = [10 * np.log10(powers[0][ring].sum() / powers[1][ring].sum()) for ring in rings]
+    np.testing.assert_allclose(measure.profile(counts), wanted, atol=1e-3)
+
+
+def test_a_perfect_soft_prediction_has_the_truth_s_spectrum():
+    truth, _ = pair(5, (64, 64), void=False)
+    measure, counts = spectrum_of(truth, np.arange(4)[:, None, None] == truth)
+    np.testing.assert_allclose(measure.profile(counts), 0, atol=1e-6)
+
+
+def test_a_checkerboard_of_period_4_stands_out_at_its_own_stride_alone():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (128, 128)).astype(np.uint8)  # white: nothing stands out
+    soft = 0.2 * (np.arange(4)[:, None, None] == truth)
+    assert spectrum_of(truth, soft)[0].score(spectrum_of(truth, soft)[1])[0] < 0.5
+    soft[0] += 0.5 * np.cos(np.pi / 2 * np.arange(128))
+    measure, counts = spectrum_of(truth, soft)
+    assert measure.score(counts)[0] > 5
+    measure, counts = spectrum_of(truth, soft, stride=6)
+    assert measure.score(counts)[0] < 1
+
+
 ASKS = """
 import numpy as np, torch
 from segbench.measures.base import CountMeasure, iou
@@ -440,6 +523,8 @@ def test_a_measure_can_ask_for_all_of_the_model(tmp_path):
 
 
 EVERY = [
+    "shift",
+    "spectrum",
     "checkerboard",
     {"name": "checkerboard", "params": {"at": "start"}},
     "equivariance",
@@ -473,6 +558,11 @@ def swept(request, tmp_path_factory):
     return runs / "tiny", results
 
 
+@pytest.fixture(scope="module")
+def page(swept):
+    return write_report(swept[0], gallery=False).path.read_text("utf-8")
+
+
 def test_every_kind_of_decoder_has_every_measure(swept):
     _, results = swept
     names = {m.name for m in available(list(results.values()))}
@@ -482,23 +572,45 @@ def test_every_kind_of_decoder_has_every_measure(swept):
         assert all(name in result.counts for name in names - {"miou", "accuracy"}), decoder
 
 
-def test_every_measure_is_on_the_page_with_a_plot_and_in_the_table(swept):
+def test_every_measure_is_on_the_page_with_a_plot_and_in_the_table(swept, page):
     folder, results = swept
-    written = write_report(folder, gallery=False)
-    text, figures = written.path.read_text("utf-8"), {p.stem for p in (folder / "figures").iterdir()}
-    assert 'id="g0-diagnosis"' in text
+    figures = {p.stem for p in (folder / "figures").iterdir()}
+    assert 'id="g0-diagnosis"' in page
     for metric in available(list(results.values())):
         if metric.measure.axis or metric.measure.plotted:
             assert slug(metric.name) in figures
-            assert f'data-figure="{slug(metric.name)}"' in text
+            assert f'data-figure="{slug(metric.name)}"' in page
             row = make_table(folder, [metric.name], columns=["score", "ci"]).rows[0]
             assert row[metric.column].mean == pytest.approx(metric.mean(results[row["decoder"], 0]), nan_ok=True)
     assert "phase_error-picture" not in figures
     assert "phase-error-picture" in figures
 
 
-def test_a_ceiling_is_the_same_for_every_decoder_and_drawn_once(swept):
+def test_what_is_counted_at_another_stride_is_shown_and_not_compared(swept):
     folder, results = swept
+    row = next(
+        (r for r in make_table(folder, ["phase_error"], columns=["score", "ci"]).rows if r["decoder"] == "unet"), None
+    )
+    if row is not None:  # beside decoders of stride 16
+        assert row["phase err."].mean == make_measure("phase_error", {}).score(
+            results["unet", 0].counts["phase_error"].sum(0)
+        )
+        assert np.isnan(row["phase err."].low)
+
+
+def test_images_that_are_too_small_lose_the_column_in_one_line(make_config):
+    results, code, out = sweep(
+        make_config(decoders=["nearest"], measures=[{"name": "shift", "params": {"stride": 32}}])
+    )
+    assert code == 0, out
+    (result,) = results.values()
+    (said,) = result.row["broken"].values()
+    assert "an image of 64x64 is too small for shifts by up to 31 px of stride 32" in said
+    assert "\n" not in said
+
+
+def test_a_ceiling_is_the_same_for_every_decoder_and_drawn_once(swept, page):
+    _, results = swept
     counts = [result.counts["ceiling@4,majority"] for result in results.values()]
     assert all(np.array_equal(counts[0], other) for other in counts)
-    assert "The same for all decoders." in write_report(folder, gallery=False).path.read_text("utf-8")
+    assert "The same for all decoders." in page

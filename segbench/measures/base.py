@@ -96,7 +96,7 @@ class CountMeasure(Measure):
         verdict_place: its place among those by which the report gives its verdict and plots; None for none.
         curve: name of the axis and this measure's place on it, for measures of one kind that make a curve.
         axis: name and places of the axis on which the page plots its `profile`, a line for each decoder; a place that
-            is infinite has all beyond the one before.
+            is infinite has all beyond the one before. Without places they are 1, 2, ..., as many as there are.
         drawn: what `profile` or `picture` shows, with its unit; empty for the score.
         plotted: whether the page plots its scores, of each class where it is made of classes.
     """

@@ -57,6 +57,7 @@ def lines(analysis: Analysis, look: Look) -> Figure:
     """Profiles, a line for each decoder; the places of the axis lie evenly, whatever they are."""
     measure, decoders = analysis.metric.measure, _distinct(analysis)
     name, places = measure.axis or ("", ())
+    places = places or range(1, 1 + measure.profile(analysis.counts[0].sum(1)).shape[-1])
     even = bool(np.isfinite(places).all()) and float(np.ptp(np.diff(places))) < 1e-9
     across = list(places) if even else list(range(len(places)))
     counts, few = analysis.counts[: len(decoders)], len(places) <= MOST_MARKERS
