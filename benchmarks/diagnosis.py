@@ -60,11 +60,10 @@ def main() -> None:
         pairs.append(found)
         print(f"without {found[0]:.2f} s, with {found[1]:.2f} s: {100 * (found[1] / found[0] - 1):+.1f} %")
     print(f"median {100 * (np.median([b / a for a, b in pairs]) - 1):+.1f} %")
-    base = min(a for a, _ in pairs)
     for measure in counted:
         if measure not in before:
-            added = min(seconds([*before, measure]) for _ in range(2)) - base
-            print(f"{measure.name}: {1000 * added / len(images) / len(runs):.2f} ms per image and decoder")
+            added = [seconds([*before, measure]) - seconds(before) for _ in range(args.pairs)]
+            print(f"{measure.name}: {1000 * np.median(added) / len(images) / len(runs):.2f} ms per image and decoder")
 
 
 if __name__ == "__main__":
