@@ -43,7 +43,7 @@ def main() -> None:
     print(f"with: {', '.join(m.name for m in counted if m not in before)}")
 
     def seconds(chosen: Sequence[CountMeasure]) -> float:
-        results = {name: Evaluation(chosen) for name in runs}
+        results = {name: Evaluation(chosen, len(first.dataset.classes)) for name in runs}
         start = time.process_time()
         for image in images:
             decoders = {name: run.decoder for name, run in runs.items()}

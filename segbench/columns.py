@@ -24,8 +24,8 @@ from segbench.registry import MEASURES, check_params, source_hash
 COUNTED = ("ids", "sizes", "region", "confusion")  # of every evaluation, beside what measures count
 
 
-def load_measures(configs: Sequence[PluginConfig]) -> list[Measure]:
-    """The standard measures and those that ``configs`` name, in the order of the table's columns.
+def load_measures(configs: Sequence[PluginConfig], task: str = "segmentation") -> list[Measure]:
+    """The standard measures and those that ``configs`` name, as far as they are of a task, in the table's order.
 
     Raises:
         UserError: one that cannot be loaded or made, or two different ones of one name.
@@ -36,7 +36,8 @@ def load_measures(configs: Sequence[PluginConfig]) -> list[Measure]:
         other = found.setdefault(measure.name, measure)
         if type(other) is not type(measure):
             raise UserError(f"measures: {said(other)} and {said(measure)} are both called '{measure.name}'; rename one")
-    return sorted(found.values(), key=lambda m: 1000 if m.table_place is None else m.table_place)
+    fitting = [measure for measure in found.values() if measure.task in ("", task)]
+    return sorted(fitting, key=lambda m: 1000 if m.table_place is None else m.table_place)
 
 
 def make_measure(plug_in: str, params: Mapping[str, Any]) -> Measure:
@@ -80,14 +81,14 @@ def described(measures: Iterable[Measure]) -> list[dict[str, Any]]:
     return [{"name": m.name, "plug_in": m.plug_in, "params": m.params} for m in measures]
 
 
-def counts_of(measure: CountMeasure, sample: Sample) -> Ints:
+def counts_of(measure: CountMeasure, sample: Any, num_classes: int) -> Ints:
     """The counts of one image, (C, K) int64.
 
     Raises:
         ValueError: they are no non-negative integers, or of another shape.
     """
     counts = np.asarray(measure.count(sample))
-    classes = sample.truth.num_classes if measure.per_class or measure_counts_regions(measure) else 1
+    classes = num_classes if measure.per_class or measure_counts_regions(measure) else 1
     if not np.issubdtype(counts.dtype, np.integer) or counts.ndim != 2 or counts.shape[1] != classes:
         raise ValueError(f"count gives {counts.dtype} {counts.shape}; wanted integers (C, {classes})")
     if counts.size and counts.min() < 0:
@@ -100,20 +101,24 @@ def measure_counts_regions(measure: CountMeasure) -> bool:
     return type(measure).count is CountMeasure.count
 
 
-def try_measure(measure: CountMeasure, classes: Sequence[str]) -> None:
+def drawn_samples(classes: Sequence[str]) -> list[Sample]:
+    """Two drawn label maps, one of them predicted without a fault, with a model that can be asked."""
+    num_classes = len(classes)
+    part = np.repeat(np.arange(10), [1, 2, 3, 5, 9, 17, 34, 8, 9, 8])  # thin to thick
+    labels = ((part[:, None] + part) % num_classes).astype(np.uint8)
+    truth = LabelMap(labels, num_classes)
+    return [Sample(truth, found, _Drawn(classes, found)) for found in (labels, np.roll(labels, 1, 1))]
+
+
+def try_measure(measure: CountMeasure, samples: Sequence[Any], num_classes: int) -> None:
     """Count and score two drawn images, one of them predicted without a fault.
 
     Raises:
         UserError: it does not fit these classes, it raises, its counts or scores are not what `CountMeasure` says, or
             all of them are NaN.
     """
-    num_classes = len(classes)
-    part = np.repeat(np.arange(10), [1, 2, 3, 5, 9, 17, 34, 8, 9, 8])  # thin to thick
-    labels = ((part[:, None] + part) % num_classes).astype(np.uint8)
-    truth = LabelMap(labels, num_classes)
     try:
-        samples = [Sample(truth, found, _Drawn(classes, found)) for found in (labels, np.roll(labels, 1, 1))]
-        counts = np.stack([counts_of(measure, sample) for sample in samples])
+        counts = np.stack([counts_of(measure, sample, num_classes) for sample in samples])
         scores = np.asarray(measure.score(counts))
         wanted = num_classes if measure.per_class else 1
         if scores.shape != (2, wanted):

@@ -350,6 +350,10 @@ class SweepConfig(Section):
     )
     tune: TuneConfig | None = Field(None, description="search settings for each decoder; default: none")
     budget: BudgetConfig | None = Field(None, description="what every decoder is to cost; default: as it is")
+    task: PluginConfig = Field(
+        PluginConfig(name="segmentation"),
+        description="what decoders are trained for: segmentation, or reconstruction of the image",
+    )
     recipe: RecipeConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     measures: list[PluginConfig] = Field(

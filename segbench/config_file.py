@@ -12,7 +12,7 @@ from segbench.config import SweepConfig
 from segbench.errors import UserError, suggest
 from segbench.registry import validation_message
 
-VARIABLE = ("data", "encoder", "recipe", "evaluation", "trainer", "budget")  # in what runs of a sweep can differ
+VARIABLE = ("data", "encoder", "recipe", "evaluation", "trainer", "budget", "task")  # in what runs can differ
 TOLD = 4  # mistakes that one message names
 MOST_BYTES, MOST_VALUES = 1_000_000, 20_000  # of a sweep file
 

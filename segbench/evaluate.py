@@ -91,7 +91,9 @@ def _count(
     after_image: Callable[[int, int], None],
 ) -> Counted:
     """Image by image. What an encoder makes of one serves all decoders, and all evaluations that look at it alike."""
-    results: Counted = [{key: Evaluation(measures) for key in runs.trained} for _ in evaluations]
+    results: Counted = [
+        {key: Evaluation(measures, len(runs.data.classes)) for key in runs.trained} for _ in evaluations
+    ]
     alike: dict[str, list[int]] = {}
     for i, evaluation in enumerate(evaluations):
         alike.setdefault(evaluation.model_dump_json(exclude={"every", "label_size"}), []).append(i)

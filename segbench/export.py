@@ -56,6 +56,8 @@ def load_run(
     """
     counted = store.read_finished(folder)
     row = counted.row
+    if row.get("task", "segmentation") != "segmentation":
+        raise UserError(f"{folder} is a run of task {row['task']}; labels can be predicted by segmentation alone")
     if made_on := store.read_json(folder / store.ENVIRONMENT):  # a copy may lack it
         torch.set_num_threads(made_on["threads"])  # another number may change the last bits, and so a pixel
     config = read_config(folder, [*overrides, *([f"data.val_split={split}", "data.holdout=null"] if split else [])])

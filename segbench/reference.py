@@ -29,6 +29,7 @@ WORDS = {
 }
 EVERY = (
     registry.UPSAMPLERS, registry.DECODERS, registry.MEASURES, registry.DATASETS, registry.LAUNCHERS, registry.ENCODERS,
+    registry.TASKS,
 )  # fmt: skip
 SET_UNDER = {  # where a kind's parameters stand in a sweep file
     "upsampler": "decoders: [{name: NAME, params: {...}}], or decoder_defaults",
@@ -37,6 +38,7 @@ SET_UNDER = {  # where a kind's parameters stand in a sweep file
     "data set": "data, beside its name",
     "launcher": "launch.params",
     "encoder": "encoder.params",
+    "task": "task: {name: NAME, params: {...}}",
 }
 
 

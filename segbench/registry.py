@@ -130,6 +130,7 @@ ENCODERS = Kind("encoder", "segbench.encoders", "torch.nn:Module")  # beside SMP
 LAUNCHERS = Kind(
     "launcher", "segbench.launch", "segbench.launch.base:Launcher", frozenset({"cohorts", "launch", "jobs", "threads"})
 )
+TASKS = Kind("task", "segbench.tasks", "segbench.tasks.base:Task")
 
 
 @functools.cache

@@ -29,7 +29,8 @@ class Facts:
 
     ``data`` holds the data set's class name, hashes of its source and parameters, and the fingerprints of its
     two splits; ``measures`` class name, parameters and source of each; ``encoder`` is None for one of SMP's or timm's
-    without parameters, whose name and weights say all; ``budget`` holds what was found for each decoder's width.
+    without parameters, whose name and weights say all; ``task`` is None for segmentation; ``budget`` holds
+    what was found for each decoder's width.
     """
 
     accelerator: str
@@ -42,6 +43,7 @@ class Facts:
     decoders: dict[str, ClassFacts]
     measures: list[list[Any]]
     encoder: ClassFacts | None = None
+    task: ClassFacts | None = None
     budget: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -82,7 +84,9 @@ class Run:
     def shared(self) -> str:
         """What runs have in common that can be trained and evaluated side by side, as text."""
         recipe = self.config.recipe.model_dump(exclude=set(OF_OPTIMIZER))
-        sections = self.config.model_dump(include={"data", "encoder", "evaluation", "measures", "trainer", "launch"})
+        sections = self.config.model_dump(
+            include={"data", "encoder", "evaluation", "measures", "trainer", "launch", "task"}
+        )
         return json.dumps(sections | {"recipe": recipe, "seed": self.seed}, sort_keys=True, default=str)
 
 
@@ -136,6 +140,8 @@ def spelled_variant(variant: Mapping[str, Any]) -> list[str]:
 
 def spelled(value: Any) -> str:
     """A config's value in words: of a section the keys that are set, such as ``like bilinear_conv``."""
+    if isinstance(value, Mapping) and "name" in value:  # a plug-in
+        return " ".join([str(value["name"]), spelled(value.get("params") or {})]).strip()
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {spelled(each)}" for key, each in value.items() if each is not None)
     return "none" if value is None else str(value)
@@ -225,6 +231,7 @@ def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
     encoder, own = config.encoder.model_dump(exclude=unused), []
     if plugin := facts.encoder:  # its class stands for its name, which says where its file lies
         encoder["name"], own = plugin.class_name, [plugin.params, plugin.source]
+    task = {} if facts.task is None else {"task": [facts.task.class_name, facts.task.params, facts.task.source]}
     return {
         "version": RESULT_VERSION,
         "data": [facts.data, facts.classes],
@@ -233,6 +240,7 @@ def conditions(config: SweepConfig, facts: Facts) -> dict[str, Any]:
         "evaluation": protocol(config, facts.strides),
         "measures": facts.measures,
         "trainer": config.trainer.model_dump() | {"accelerator": facts.accelerator},
+        **task,
     }
 
 

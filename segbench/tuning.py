@@ -76,7 +76,7 @@ def _measure(config: SweepConfig) -> CountMeasure:
     assert config.tune is not None
     there: list[CountMeasure] = []
     for configs in ([], config.measures):  # code of the user's is loaded only where it is needed
-        there = [m for m in load_measures(configs) if isinstance(m, CountMeasure)]
+        there = [m for m in load_measures(configs, config.task.title) if isinstance(m, CountMeasure)]
         for measure in there:
             if config.tune.measure in (measure.name, measure.kind):
                 return measure

@@ -51,6 +51,7 @@ CHANGES = {
     "encoder.name": ("resnet18", True), "encoder.weights": ("a/file/with/the/same.weights", False),  # their hash counts
     "encoder.dtype": ("bfloat16", True),
     "encoder.trainable": (True, True), "encoder.lr_factor": (0.5, False), "encoder.strides": ([4, 8], True),
+    "task.name": (None, True), "task.params": (None, True),  # by the task's facts, below
     "recipe.steps": (5, True), "recipe.batch_size": (4, True), "recipe.crop": (32, True),
     "recipe.scale": ([1.0, 1.0], True), "recipe.flip": (0.0, True), "recipe.color_jitter": (0.1, True),
     "recipe.optimizer": ("sgd", True), "recipe.lr": (0.1, True), "recipe.weight_decay": (0.5, True),
@@ -120,6 +121,7 @@ def test_a_field_makes_a_new_run_where_it_changes_numbers_and_only_there(field):
           for change in ({"class_name": "B"}, {"params": {"width": 9}}, {"source": "other"})),
         {"measures": [["MIoU", {}, "other"]]},
         {"encoder": ClassFacts("E", {}, "source")},
+        {"task": ClassFacts("T", {}, "source")},
     ],
 )  # fmt: skip
 def test_what_names_stand_for_is_in_the_key(changes):

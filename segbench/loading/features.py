@@ -25,6 +25,7 @@ from segbench.errors import UserError
 from segbench.loading.cache import LEFT_FREE, digest_of
 from segbench.machine import cpu_name, versions
 from segbench.runs import Facts
+from segbench.tasks import make_task
 
 ABOUT = "about.json"
 OURS = "??/*.safetensors"  # in a set's folder
@@ -174,6 +175,7 @@ def open_features(config: SweepConfig, facts: Facts, which: str, dataset: Datase
         looks = config.recipe.model_dump(include=set(VIEW)) | {"precision": config.trainer.precision}
     else:
         looks = config.evaluation.model_dump(exclude={"every", "label_size"})
+    looks |= {"seen": sees} if (sees := make_task(config.task).sees) else {}
     encoder = config.encoder.model_dump(exclude={"weights", "params", "lr_factor", "trainable"})
     own = [facts.encoder.class_name, facts.encoder.params, facts.encoder.source] if facts.encoder else []
     device = [torch.cuda.get_device_name()] if facts.accelerator == "cuda" else [cpu_name(), torch.get_num_threads()]

@@ -41,6 +41,7 @@ class Measure:
         kind: its name without parameters, such as ``biou``.
         plug_in: as a sweep names it, such as ``path/to/file.py:Class``.
         params: name -> value.
+        task: with which alone it has a meaning; empty for any.
         short: its heading; by default its kind.
         long: its name in a sentence; by default as its heading.
         help: what it is, in a sentence.
@@ -56,6 +57,7 @@ class Measure:
     kind: str = ""
     plug_in: str = ""
     params: Mapping[str, Any] = MappingProxyType({})
+    task: str = ""
     short: str = ""
     long: str = ""
     help: str = ""
@@ -102,6 +104,7 @@ class CountMeasure(Measure):
     """
 
     unit = "%"
+    task = "segmentation"
     bounds: tuple[float, float] = (0.0, 100.0)
     per_class: bool = True
     verdict_place: int | None = None
@@ -333,6 +336,25 @@ class Sample:
     def region(self) -> Ints:
         """(3, K) numbers of pixels: those of each class in both, in the prediction, and in the truth."""
         return np.stack([self.confusion.diagonal(), self.confusion.sum(0), self.confusion.sum(1)])
+
+
+class ImageSample:
+    """An image and what was brought back of it, both (H, W, 3) uint8.
+
+    Raises:
+        ValueError: another shape or type.
+    """
+
+    def __init__(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
+        if prediction.shape != truth.shape or prediction.dtype != np.uint8:
+            raise ValueError(f"prediction is {prediction.shape} {prediction.dtype}, truth {truth.shape} uint8")
+        self.truth, self.prediction = truth, prediction
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width, _ = self.truth.shape
+        return height, width
 
 
 def check_labels(labels: Labels, num_classes: int) -> LabelMap:

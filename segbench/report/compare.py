@@ -95,7 +95,8 @@ def _same_runs(a: Group, b: Group, decoder: str) -> bool:
         (a.results[decoder, s], b.results[decoder, s]) for s in a.seeds if (decoder, s) in a.results.keys() & b.results
     ]
     return bool(both) and all(
-        one.row["key"] == other.row["key"] and np.array_equal(one.counts["region"], other.counts["region"])
+        one.row["key"] == other.row["key"]
+        and all(np.array_equal(one.counts[name], other.counts[name]) for name in one.counts)
         for one, other in both
     )
 

@@ -86,8 +86,8 @@ def of_means(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
 
 
 def of_classes(contrast: Contrast, look: Look, name: str) -> Iterator[Plot]:
-    """The differences of the classes by one metric from one baseline; nothing where there is none."""
-    if decoders := _compared(contrast):
+    """The differences of the classes by one metric from one baseline; nothing where there is none, or no class."""
+    if contrast.metric.measure.per_class and (decoders := _compared(contrast)):
         shown, left_out = shown_classes(contrast, decoders)
         side = "Right" if contrast.metric.measure.higher_is_better else "Left"
         more = f" The {len(shown)} classes that differ most; {left_out} are left out." if left_out else ""

@@ -134,7 +134,7 @@ def best_rows(table: Table) -> dict[str, int]:
     """Heading of a score -> the row with the best mean."""
     found = {}
     for heading in table.scores:
-        means = [row[heading].mean for row in table.rows]
+        means = [math.nan if row[heading] is None else row[heading].mean for row in table.rows]
         if not all(math.isnan(m) for m in means):
             best = np.nanargmax if table.measures[heading].higher_is_better else np.nanargmin
             found[heading] = int(best(means))

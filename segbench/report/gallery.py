@@ -173,6 +173,8 @@ def make_gallery(
     """
     if not group.whole:
         return Gallery(notes=["No decoder has all its seeds, so there is nothing to choose images by."])
+    if any("region" not in r.counts for r in group.results.values()):
+        return Gallery(notes=["Pictures are shown of segmentations alone."])
     chosen, rule = choose(group)
     gallery = Gallery(rule=rule, seed=group.seeds[0])
     found = _predict(group, [c.place for c in chosen], overrides, gallery.notes, progress)

@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from segbench import __version__, store
-from segbench.report import cells, curves, figures, formats, searched
+from segbench.report import across, cells, curves, figures, formats, searched
 from segbench.report.analysis import Analysis
 from segbench.report.diagnosis import diagnosis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
@@ -92,7 +92,7 @@ class _Section:
         results = list(group.results.values())
         self.analyses = {m.name: Analysis(group, m) for m in available(results)}
         self.columns = [self.analyses[m.name] for m in choose(results, ())]
-        self.main = self._main()
+        self.main = across.main_of(self.analyses.values())
         self.classes: list[str] = results[0].row["classes"]
         self.baselines = sweep.baselines
         self.look = Look(sweep.decoders, self.baselines[0], {d: group.kind(d) for d in group.decoders})
@@ -108,14 +108,6 @@ class _Section:
         self.plots: list[dict[str, Any]] = []
         self.differences: list[dict[str, Any]] = []
         self.diagnoses: list[dict[str, Any]] = []
-
-    def _main(self) -> list[Analysis]:
-        """By which the verdict is given: of each kind that says so the first, the question's own measure first."""
-        kinds: dict[str, Analysis] = {}
-        for a in self.analyses.values():
-            if a.metric.measure.verdict_place is not None:
-                kinds.setdefault(a.metric.measure.kind, a)
-        return sorted(kinds.values(), key=lambda a: a.metric.measure.verdict_place or 0)
 
     @property
     def order(self) -> dict[str, int]:
@@ -175,6 +167,8 @@ class _Section:
             for kind, found in self._curves().items():
                 for plot in figures.over(found, self.look, f"{prefix}{slug(kind)}", suffixes):
                     self.plots.append(self._keep(plot))
+            for plot in across.against_segmentation(self.sweep, self.group, self.look, prefix):
+                self.plots.append(self._keep(plot))
             for plot in searched.trials(self.sweep, self.group, self.look, prefix):
                 self.plots.append(self._keep(plot))
             for a in self.analyses.values():

@@ -79,6 +79,8 @@ class Group:
         """(decoder, seed) -> the class that a collapsed run predicts, and for what share of the pixels."""
         found = {}
         for (decoder, seed), result in self.results.items():
+            if "region" not in result.counts:  # of another task
+                continue
             total = result.counts["region"].sum(0)
             if (top := collapsed(total)) is not None:
                 found[decoder, seed] = result.row["classes"][top], float(total[1, top] / total[1].sum())

@@ -170,7 +170,8 @@ def _told(sweep: Sweep, metrics: Sequence[Metric], classes: bool, names: Sequenc
             for metric in metrics:
                 for place, heading in list(enumerate(labels)) if classes else [(-1, metric.column)]:
                     for part in of_scores:
-                        if metric.measure.per_class or part in ("score", "ci"):
+                        compared = metric.measure.per_class or metric.measure.verdict_place is not None
+                        if compared or part in ("score", "ci"):
                             for baseline in baselines if part in CONTRASTS else [""]:
                                 title = f"{heading}{_from(sweep, baseline)}"
                                 yield _score_column(part, title, metric, place, baseline)
@@ -280,7 +281,9 @@ def _title(sweep: Sweep, chosen: Sequence[Metric], classes: bool) -> str:
 
 def _sparse(sweep: Sweep, headings: Sequence[str]) -> list[str]:
     """Classes with intervals of their own that are in fewer images than these need, see docs/statistics.md."""
-    first = sweep.results[0]
+    first = next((r for r in sweep.results if "region" in r.counts), None)
+    if first is None:
+        return []
     images = (first.counts["region"][:, 2] > 0).sum(0)
     of = ["{} 95 %", *(f"Δ {{}}{_from(sweep, b)}" for b in sweep.baselines)]
     shown = [any(h.replace("{}", name) in headings for h in of) for name in first.row["classes"]]
@@ -329,8 +332,9 @@ def _notes(
         yield from effort.notes(sweep)
     yield from filter(None, (m.note([r.row for r in there]) for m in {m.name: m for m in measures.values()}.values()))
     names = there[0].row["classes"]
-    if all(r.row["classes"] == names for r in there):
-        total = np.sum([r.counts["region"].sum(0) for r in there], axis=0)
+    counted = [r.counts["region"].sum(0) for r in there if "region" in r.counts]
+    if counted and all(r.row["classes"] == names for r in there):
+        total = np.sum(counted, axis=0)
         absent = [name for name, c in zip(names, total.T, strict=True) if not c.any()]
         if absent:
             yield f"Absent from the ground truth and never predicted, so left out of the means: {', '.join(absent)}."

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from segbench import store
 from segbench.report import effort
@@ -41,7 +42,7 @@ def compared(sweep: Sweep, group: Group) -> str:
     effort = "".join(f" {said}" for said in _effort(sweep, group))
     return (
         f"{_count(len(group.decoders), 'decoder')} on {_one([r['data'] for r in rows])}: "
-        f"{_count(row['images'], 'image')}, {_count(len(row['classes']), 'class')}, {encoder}, {seeds}"
+        f"{_count(row['images'], 'image')}, {_trained_for(row)}, {encoder}, {seeds}"
         f"{upsampled(list(group.results.values()))}{how}.{effort}"
     )
 
@@ -94,6 +95,14 @@ def _order(analysis: Analysis, other: Analysis, here: str, there: str) -> str:
 
 def _ordered(analysis: Analysis) -> list[str]:
     return sorted(analysis.decoders, key=lambda d: -_up(analysis) * analysis.cell(d).mean)
+
+
+def _trained_for(row: Mapping[str, Any]) -> str:
+    """Such as ``7 classes``, or the task where it is another one."""
+    if row.get("task", "segmentation") == "segmentation":
+        return _count(len(row["classes"]), "class")
+    factor = row["task_params"].get("factor", 1)
+    return f"{row['task']}" + (f" from images reduced {factor} times" if factor > 1 else "")
 
 
 def upsampled(results: Sequence[store.Result]) -> str:

@@ -19,10 +19,13 @@ from segbench.encoders.libraries.vit import PlainViT
 from segbench.errors import UserError, located, suggest
 from segbench.launch.local import looking_at
 from segbench.measures.base import CountMeasure
-from segbench.registry import DECODERS, UPSAMPLERS, parameters, source_hash
+from segbench.registry import DECODERS, TASKS, UPSAMPLERS, check_params, parameters, source_hash
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.budget import widths
 from segbench.sweep.files import KnownFiles, plain_values
+from segbench.tasks import make_task
+from segbench.tasks.base import Task
+from segbench.tasks.segmentation import Segmentation
 from segbench.training.counted import check_crops
 from segbench.training.isolation import turn
 from segbench.training.prediction import nearest_multiples
@@ -83,6 +86,8 @@ class FactFinder:
         looking_at(f"data set '{config.data.name}'")
         data, of_data = self.once(self.open_both, config.data)
         self.once(check_crops, data["val"], config.evaluation)
+        task: Task = self.once(make_task, config.task)
+        task.check(config)
         classes, weights = data["train"].classes, config.recipe.class_weights
         if weights is not None and len(weights) != len(classes):
             there = f"'{config.data.name}' has {len(classes)} classes"
@@ -112,9 +117,9 @@ class FactFinder:
             if not is_folder(above):
                 raise UserError(f"launch.features: {above} is no folder")
         looking_at("the measures")
-        measures = self.once(_measure_facts, config.measures, classes)
+        measures = self.once(_measure_facts, config.measures, classes, config.task)
         decoders: dict[str, ClassFacts] = {}
-        shared = config.decoder_defaults, config.skeleton, encoder, len(classes)
+        shared = config.decoder_defaults, config.skeleton, encoder, task.outputs(len(classes))
         for decoder in config.decoders:
             try:
                 if decoder.title not in self.failing:
@@ -129,7 +134,7 @@ class FactFinder:
         budget: dict[str, dict[str, Any]] = {}
         if config.budget is not None and decoders:
             looking_at("widths that meet the budget")
-            budget = self._widths(config, decoders, encoder, len(classes), accelerator)
+            budget = self._widths(config, decoders, encoder, task.outputs(len(classes)), accelerator)
             decoders = {
                 title: replace(own, params=own.params | {"width": budget[title]["width"]})
                 for title, own in decoders.items()
@@ -137,7 +142,7 @@ class FactFinder:
         gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
         weights_hash, _, strides, plugin = encoder
         of_run = accelerator, gpus, weights_hash, classes, of_data, images, strides
-        return Facts(*of_run, decoders, measures, plugin, budget)
+        return Facts(*of_run, decoders, measures, plugin, task_facts(config.task), budget)
 
     def _widths(
         self,
@@ -171,11 +176,11 @@ def _build(config: EncoderConfig) -> BuiltEncoder:
     return BuiltEncoder(encoder.weights_hash, encoder.channels, encoder.strides, encoder_facts(config))
 
 
-def _measure_facts(configs: Sequence[PluginConfig], classes: Sequence[str]) -> list[list[Any]]:
-    measures = load_measures(configs)
+def _measure_facts(configs: Sequence[PluginConfig], classes: Sequence[str], task: PluginConfig) -> list[list[Any]]:
+    measures, samples = load_measures(configs, task.title), make_task(task).examples(classes)
     for measure in measures:
         if isinstance(measure, CountMeasure):
-            try_measure(measure, classes)
+            try_measure(measure, samples, len(classes))
     return facts_of(measures)
 
 
@@ -185,6 +190,13 @@ def encoder_facts(config: EncoderConfig) -> ClassFacts | None:
         return ClassFacts(config.name, plain_values(library_params(config)), source_hash(PlainViT))
     cls = plugin_class(config)
     return None if cls is None else ClassFacts(cls.__name__, plain_values(plugin_params(config, cls)), source_hash(cls))
+
+
+def task_facts(config: PluginConfig) -> ClassFacts | None:
+    """What stands for a task in a run's key; None for segmentation, which the other facts say all of."""
+    cls = TASKS.load(config.name)
+    params = check_params(TASKS, config.name, cls, config.params)
+    return None if cls is Segmentation else ClassFacts(cls.__name__, plain_values(params), source_hash(cls))
 
 
 def resolve_accelerator(trainer: TrainerConfig, on_cluster: bool = False) -> str:

@@ -22,6 +22,7 @@ from segbench.registry import (
     ENCODERS,
     LAUNCHERS,
     MEASURES,
+    TASKS,
     UPSAMPLERS,
     check_params,
     find,
@@ -174,6 +175,7 @@ def _look(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool, partl
     facts_before, files_before = dict(known.facts), known.model_dump_json(exclude={"facts"})
     finder = FactFinder(on_cluster, partly, known)
     _check_searched(config)
+    _check_measures(config, {part.config.task.title for part in parts})
     configs = [part.config for part in parts]
     places = [remembered.place(variant, on_cluster) for variant in configs]
     found = [finder.facts(variant) for variant in configs]
@@ -204,6 +206,13 @@ def _look(config: SweepConfig, parts: Sequence[Variant], on_cluster: bool, partl
         with contextlib.nullcontext() if todo and read else contextlib.suppress(UserError):
             known.write(folder)
     return runs, statuses, failing, findings
+
+
+def _check_measures(config: SweepConfig, tasks: set[str]) -> None:
+    """Refuse a named measure of a task that no run has."""
+    for measure in config.measures:
+        if (task := MEASURES.load(measure.name).task) and task not in tasks:
+            raise UserError(f"measure '{measure.name}' is of task {task}; the sweep has {', '.join(sorted(tasks))}")
 
 
 def _check_searched(config: SweepConfig) -> None:
@@ -263,4 +272,5 @@ def code_files(config: SweepConfig, data_only: bool = False, launches: bool = Fa
         named += [kind.code_file(name) for name in own for kind in (UPSAMPLERS, DECODERS)]
         named.append(DECODERS.code_file(config.skeleton))
         named += [MEASURES.code_file(m.name) for m in config.measures]
+        named += [TASKS.code_file(variant.task.name) for _, variant in expand_grid(config)]
     return list(dict.fromkeys(path for path in named if path is not None))

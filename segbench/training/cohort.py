@@ -23,10 +23,12 @@ from segbench.loading.cache import in_cache
 from segbench.loading.features import described, open_features
 from segbench.loading.pipeline import Batches, Workers
 from segbench.machine import environment
+from segbench.registry import TASKS
 from segbench.runs import Cohort
 from segbench.sweep.facts import encoder_facts
 from segbench.sweep.files import KnownFiles
 from segbench.sweep.plan import spare_cores
+from segbench.tasks import make_task
 from segbench.training.control import Control, Report, Stopped
 from segbench.training.evaluation import Evaluation, Evaluations, evaluate
 from segbench.training.isolation import Desk, turn
@@ -98,6 +100,8 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
     plug_ins: dict[str, type[Any]] = {m.plug_in: type(m) for m in control.measures} | {
         config.data.name: type(data["train"].whole)
     }
+    if config.task.name not in TASKS.builtin():
+        plug_ins[config.task.name] = TASKS.load(config.task.name)
     if encoder_class := plugin_class(config.encoder):
         plug_ins[config.encoder.name] = encoder_class
     data = dict(in_cache(config, data, facts.data))
@@ -105,12 +109,12 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
         number = len(data["val"])
         data["val"] = Part(data["val"], np.linspace(0, number - 1, min(images, number)).astype(int).tolist())
     made_on = environment(threads, facts.accelerator)
-    members: dict[str, Member] = {}
+    task, members = make_task(config.task), dict[str, Member]()
     for run in control.cohort.runs:
         desk = control.desks[run.key] = Desk(run.folder)
         with turn(run.seed, "build", desk=desk) as done:
             blueprint = look_up(run.decoder, run.config.decoder_defaults, run.config.skeleton)
-            decoder = blueprint.build(encoder.channels, encoder.strides, len(data["train"].classes), run.seed)
+            decoder = blueprint.build(encoder.channels, encoder.strides, task.outputs(len(facts.classes)), run.seed)
             if blueprint.source != run.facts.decoders[run.title].source:
                 raise UserError(CHANGED.format(f"the source of '{run.title}'"))
             if config.trainer.compile:
@@ -127,7 +131,7 @@ def build(control: Control, threads: int, images: int | None) -> tuple[Lockstep,
         store.write_json(run.folder / store.ENVIRONMENT, made_on)
         control.trackers.start(run)
     factor = config.encoder.lr_factor
-    module = Lockstep(encoder, members, config.recipe, first.seed, factor, control.kept.get("train"))
+    module = Lockstep(encoder, members, config.recipe, first.seed, factor, control.kept.get("train"), task)
     if control.cohort.start_step:
         control.load(module)
     control.note("train", module.steps_done, config.recipe.steps)

@@ -39,7 +39,10 @@ class Control(pl.Callback):
     ) -> None:
         self.cohort, self.runs = cohort, {run.key: run for run in cohort.runs}
         self.config, self.facts = cohort.runs[0].config, cohort.runs[0].facts
-        self.measures, self.trackers = load_measures(self.config.measures), Trackers(self.config.launch.trackers)
+        self.measures, self.trackers = (
+            load_measures(self.config.measures, self.config.task.title),
+            Trackers(self.config.launch.trackers),
+        )
         self.desks: dict[str, Desk] = {}
         self.kept: dict[str, KeptFeatures] = {}  # of ``train`` and ``val``, where features are kept
         self.workers = Workers(0, 0)

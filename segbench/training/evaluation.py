@@ -20,13 +20,14 @@ from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures._model import Model
-from segbench.measures.base import CountMeasure, Ints, LabelMap, Labels, Sample, check_labels, mean_over_classes
+from segbench.measures.base import CountMeasure, Labels, mean_over_classes
+from segbench.tasks.base import Task
 from segbench.training.control import Control
 from segbench.training.counted import centre_crop
 from segbench.training.isolation import Desk, turn
 from segbench.training.lockstep import Lockstep
 from segbench.training.model import Looked, RunModel, as_it_started
-from segbench.training.prediction import Keep, Prediction, computed, predict_counted
+from segbench.training.prediction import SEGMENTATION, Keep, Prediction, computed, predict_counted
 
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie far apart, modulo 1
 
@@ -36,28 +37,33 @@ class Evaluation:
     """What one decoder's predictions on a split count up to."""
 
     measures: Sequence[CountMeasure]
-    confusion: Ints | int = 0  # summed over the images
+    num_classes: int
+    task: Task = SEGMENTATION
+    confusion: Any = 0  # summed over the images
     counts: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))  # of each image, as in `arrays`
     broken: dict[str, str] = field(default_factory=dict)  # name of a measure that failed, without counts then -> why
     seconds: list[tuple[float, float, float]] = field(default_factory=list)  # decoder, encoder (all share it), counting
     failure: Failure | None = None  # once the decoder failed; the counts are then not whole
 
-    def add(self, name: str, truth: LabelMap, made: Prediction, model: Model | None = None) -> None:
+    def add(self, name: str, truth: Any, made: Prediction, model: Model | None = None) -> None:
         """Count an image. A measure that fails is left out from then on."""
         if made.error is not None:
             self.failure = Failure.of(made.error)
             return
         clock = time.perf_counter()
-        sample = Sample(truth, made.labels, model)
+        sample = self.task.sample(truth, made.labels, model)
         self.counts["ids"].append(name)
         self.counts["sizes"].append(sample.size)
-        self.counts["region"].append(sample.region)
-        self.confusion = self.confusion + sample.confusion
+        counted = self.task.counts(sample)
+        if "confusion" in counted:
+            self.confusion = self.confusion + counted.pop("confusion")
+        for whole, of_image in counted.items():
+            self.counts[whole].append(of_image)
         for measure in self.measures:
             if measure_counts_regions(measure) or measure.name in self.broken:
                 continue
             with turn("count", name) as done, torch.no_grad():
-                found, before = counts_of(measure, sample), self.counts[measure.name]
+                found, before = counts_of(measure, sample, self.num_classes), self.counts[measure.name]
                 if before and before[0].shape != found.shape:
                     raise ValueError(f"count gives {found.shape} after {before[0].shape}")
                 before.append(found)
@@ -68,7 +74,8 @@ class Evaluation:
 
     def arrays(self) -> dict[str, Any]:
         """``ids`` and ``sizes`` of N images, ``region`` (N, 3, K), ``confusion`` (K, K), and (N, C, K) by measure."""
-        return {name: np.array(counts) for name, counts in self.counts.items()} | {"confusion": self.confusion}
+        summed = {} if isinstance(self.confusion, int) else {"confusion": self.confusion}
+        return {name: np.array(counts) for name, counts in self.counts.items()} | summed
 
     def in_order(self, first: int) -> None:
         """Put images that were counted from ``first`` on into the split's order."""
@@ -95,6 +102,7 @@ def count_image(
     desks: Mapping[str, Desk | None] = MappingProxyType({}),
     keep: Keep = computed,
     starts: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({}),
+    task: Task = SEGMENTATION,
 ) -> None:
     """Add an image to the evaluation of every decoder that has not failed.
 
@@ -104,15 +112,16 @@ def count_image(
         classes: their names.
         desks, keep: as of `predict`.
         starts: key -> what gives the decoder as it was before training, where that is known.
+        task: for which they were trained.
 
     Raises:
         UserError: the image is smaller than the crop that the protocol asks for.
     """
     name, pixels, labels = image
     alive = {key: decoders[key] for key, result in results.items() if result.failure is None}
-    labels, predicted = predict_counted(encoder, alive, pixels, labels, protocol, f"image {name}", desks, keep)
-    truth = check_labels(labels, len(classes))
-    looked = Looked(encoder, protocol, centre_crop(pixels, protocol, f"image {name}"), classes)
+    labels, predicted = predict_counted(encoder, alive, pixels, labels, protocol, f"image {name}", desks, keep, task)
+    pixels = centre_crop(pixels, protocol, f"image {name}")
+    truth, looked = task.truth(pixels, labels, len(classes)), Looked(encoder, protocol, pixels, classes)
     for key, made in predicted:
         results[key].add(name, truth, made, RunModel(looked, alive[key], made, starts.get(key)))
 
@@ -125,9 +134,10 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
     """
     module.eval()
     counted = [measure for measure in control.measures if isinstance(measure, CountMeasure)]
-    results, kept = {key: Evaluation(counted) for key in module.alive}, control.kept.get("val")
+    number, task, kept = len(data.classes), module.task, control.kept.get("val")
+    results = {key: Evaluation(counted, number, task) for key in module.alive}
     starts = {
-        key: functools.cache(functools.partial(as_it_started, control.runs[key], module.encoder, len(data.classes)))
+        key: functools.cache(functools.partial(as_it_started, control.runs[key], module.encoder, task.outputs(number)))
         for key in results
     }
     # Seeds that are evaluated side by side begin at different images, and find what the others have kept.
@@ -136,7 +146,8 @@ def evaluate(control: Control, module: Lockstep, data: Dataset, tell: Callable[[
         decoders = {key: module.members[key].decoder for key in results}
         protocol, image = control.config.evaluation, (data.ids[index], pixels, labels)
         keep = kept.keeper(str(index), module.device) if kept else computed
-        count_image(results, module.encoder, decoders, image, data.classes, protocol, control.desks, keep, starts)
+        given = protocol, control.desks, keep, starts, task
+        count_image(results, module.encoder, decoders, image, data.classes, *given)
         tell(done)
     for result in results.values():
         result.in_order(first)

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.build import derived_seed, seed_torch
 from segbench.config import RecipeConfig
-from segbench.data.base import VOID
 from segbench.decoders.base import Decoder
 from segbench.encoders.base import Encoder
 from segbench.errors import Diverged, Failure
 from segbench.loading.features import KeptFeatures, View, channels_first
 from segbench.loading.pipeline import Batch
+from segbench.tasks.base import Task
+from segbench.tasks.segmentation import Segmentation
 from segbench.training.clock import Moment, moment, seconds_between
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.training.prediction import ChangedInPlace, call_decoder, pad_to_stride, versions
@@ -103,11 +103,13 @@ class Lockstep(pl.LightningModule):
         seed: int,
         encoder_factor: float = 1.0,
         kept: KeptFeatures | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if encoder.trainable and len(members) > 1:
             raise ValueError("a trainable encoder cannot be shared: a run with one is a cohort by itself")
         self.automatic_optimization = False
+        self.task = task or Segmentation()
         self.encoder, self.members, self.recipe, self.seed, self.kept = encoder, members, recipe, seed, kept
         self.decoders = nn.ModuleDict({key: member.decoder for key, member in members.items()})
         self.steps_done, self.shared_s = 0, 0.0
@@ -138,7 +140,7 @@ class Lockstep(pl.LightningModule):
         self._ended = moment(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        labels = batch.labels.long()  # (B, H, W)
+        target = self.task.target(batch.images, batch.labels)
         features, image = self._encode(batch)
         assert batch.total is not None
         shared, alone, made = moment(self.device), len(self.members) == 1, list[Made]()
@@ -146,7 +148,7 @@ class Lockstep(pl.LightningModule):
             given = (features, image) if alone else own_copies(member.decoder, features, image)
             began = moment(self.device)
             with turn(self.seed, "dropout", self.steps_done, desk=member.desk) as done:
-                numbers = self._train(member, *given, labels, batch.total)
+                numbers = self._train(member, *given, target, batch.total)
             if done.error is not None:
                 self._end(member, done.error)
             else:
@@ -163,15 +165,12 @@ class Lockstep(pl.LightningModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Adds ``total`` while labels are still with the host: on a GPU, to pick them out would be waited for."""
-        counted, weights = batch.labels != VOID, self.recipe.class_weights
-        if weights is None:
-            return batch._replace(total=counted.sum().clamp(min=1))
-        summed = torch.tensor(weights, dtype=torch.float32)[batch.labels[counted].long()].sum()
-        return batch._replace(total=summed.clamp(min=torch.finfo(torch.float32).tiny))  # also where all are void
+        return batch._replace(total=self.task.total(batch.images, batch.labels, self.recipe.class_weights))
 
     def _encode(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
         """Features and normalised image of a batch."""
-        image = pad_to_stride(self.encoder.normalise(batch.images), max(self.encoder.strides))
+        images = self.task.seen(batch.images)
+        image = pad_to_stride(self.encoder.normalise(images), max(self.encoder.strides))
         seed_torch(derived_seed(self.seed, "encoder", self.steps_done))
         if not batch.views or self.encoder.trainable:
             return self.encoder(image), image
@@ -190,7 +189,7 @@ class Lockstep(pl.LightningModule):
             levels = whole
         return channels_first(levels, image.device), image
 
-    def _train(self, member: Member, features: list[Tensor], image: Tensor, labels: Tensor, total: Tensor) -> Tensor:
+    def _train(self, member: Member, features: list[Tensor], image: Tensor, target: Tensor, total: Tensor) -> Tensor:
         """A step of one decoder; its loss and its gradient's norm, 0 where it is not clipped, on the device."""
         optimizer, recipe = member.optimizer, member.recipe
         factor = lr_factor(recipe, self.steps_done)
@@ -198,8 +197,8 @@ class Lockstep(pl.LightningModule):
             group["lr"] = recipe.lr * factor * group["factor"]
         before = versions(*features, image)
         logits = call_decoder(member.decoder, features, image)
-        logits = crop(logits, (labels.shape[-2], labels.shape[-1]))  # (B, K, H, W)
-        summed = F.cross_entropy(logits.float(), labels, self.class_weights, ignore_index=VOID, reduction="sum")
+        logits = crop(logits, (target.shape[-2], target.shape[-1]))  # (B, K, H, W)
+        summed = self.task.loss(logits.float(), target, self.class_weights)
         loss = summed / total
         optimizer.zero_grad(set_to_none=True)
         self.manual_backward(loss)

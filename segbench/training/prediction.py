@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from segbench.config import EvaluationConfig
 from segbench.encoders.base import Encoder
+from segbench.tasks.base import Task
+from segbench.tasks.segmentation import Segmentation
 from segbench.training.clock import Watch
 from segbench.training.counted import centre_crop, counted_labels, counted_size
 from segbench.training.isolation import Desk, own_copies, turn
 from segbench.upsamplers.base import crop
 
+SEGMENTATION = Segmentation()
 Keep = Callable[[str, Callable[[], list[Tensor]]], list[Tensor]]
 
 
@@ -83,7 +86,7 @@ class Prediction:
     """What a decoder makes of an image."""
 
     scores: Any = 0.0  # (K, h, w) tensor at the size that is counted; None once it failed
-    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # (h, w), their argmax
+    labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # that a task makes of it
     views: int = 1  # of which scores are the logits where it is 1, else the mean of their softmax
     window: Window | None = None  # the first of the first view, which all decoders share
     seconds: float = 0.0  # from features to labels
@@ -100,6 +103,7 @@ def predict_counted(
     name: str = "the image",
     desks: Mapping[str, Desk | None] = MappingProxyType({}),
     keep: Keep = computed,
+    task: Task = SEGMENTATION,
 ) -> tuple[npt.NDArray[np.uint8], Iterator[tuple[str, Prediction]]]:
     """The labels (h, w) that an image is counted by, and what `predict` makes of it at their size.
 
@@ -108,7 +112,7 @@ def predict_counted(
     Args:
         labels: (H, W) uint8, at the image's size; all others as of `predict`.
     """
-    return counted_labels(labels, protocol, name), predict(encoder, decoders, pixels, protocol, name, desks, keep)
+    return counted_labels(labels, protocol, name), predict(encoder, decoders, pixels, protocol, name, desks, keep, task)
 
 
 @torch.no_grad()
@@ -120,6 +124,7 @@ def predict(
     name: str = "the image",
     desks: Mapping[str, Desk | None] = MappingProxyType({}),
     keep: Keep = computed,
+    task: Task = SEGMENTATION,
 ) -> Iterator[tuple[str, Prediction]]:
     """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
 
@@ -133,6 +138,7 @@ def predict(
         pixels: (H, W, 3) uint8 RGB; errors call it ``name``.
         desks: of the decoders that have one.
         keep: gives a window's features, by a name for it and a function that computes them.
+        task: for which the decoders were trained.
 
     Yields:
         Key and prediction of each decoder, in turn, once it is whole.
@@ -142,7 +148,7 @@ def predict(
     """
     pixels = centre_crop(pixels, protocol, name)
     device, size = encoder.mean.device, counted_size((pixels.shape[0], pixels.shape[1]), protocol)
-    whole = encoder.normalise(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None])
+    whole = encoder.normalise(task.seen(torch.from_numpy(pixels).to(device).permute(2, 0, 1)[None]))
     whole = resized(whole, protocol.resize) if protocol.resize else whole
     height, width = whole.shape[-2:]
     views = [(scale, flipped) for scale in protocol.scales for flipped in ([False, True] if protocol.flip else [False])]
@@ -164,7 +170,7 @@ def predict(
                 with turn("predict", name, number, desk=desks.get(key)) as done:
                     logits = _of_view(decoder, given, (image.shape[-2], image.shape[-1]))
                     logits = _resize(logits.flip(-1) if flipped else logits, size)[0]
-                    _add(mine, logits, name if number == len(views) else None)
+                    _add(mine, logits, task, name if number == len(views) else None)
                 watches[key].stop()
                 if done.error is not None:
                     mine.error, mine.scores = done.error, None
@@ -173,18 +179,18 @@ def predict(
                 yield key, made.pop(key)
 
 
-def _add(mine: Prediction, logits: Tensor, name: str | None) -> None:
+def _add(mine: Prediction, logits: Tensor, task: Task, name: str | None) -> None:
     """Add a view's logits (K, H, W); with ``name``, the image's, it is the last and the prediction is made whole."""
     if mine.views == 1:
         mine.scores = logits
     else:
-        mine.scores += logits.softmax(0)  # in place, but for the first
+        mine.scores += task.of_view(logits)  # in place, but for the first
     if name is not None:
         mine.scores = mine.scores / mine.views if mine.views > 1 else mine.scores
         # A sum is 20 times as fast as a look at each, and finite only where all are.
         if not torch.isfinite(mine.scores.sum()) and not torch.isfinite(mine.scores).all():
             raise FloatingPointError(f"scores of {name} are not finite")
-        mine.labels = mine.scores.max(0).indices.to(torch.uint8).cpu().numpy()  # argmax: 7 times as slow on a CPU
+        mine.labels = task.made(mine.scores)
 
 
 def encode(

@@ -73,6 +73,8 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         "decoder": run.title,
         "seed": run.seed,
         "variant": run.variant,
+        "task": run.config.task.title,
+        "task_params": run.facts.task.params if run.facts.task else {},
         "data": run.config.data.name,
         "classes": run.facts.classes,
         "images": len(result.seconds),
