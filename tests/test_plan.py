@@ -194,7 +194,10 @@ def test_plan_says_what_is_to_do_and_estimates_it(make_config, write_sweep, tmp_
 @pytest.mark.slow
 def test_an_estimate_is_near_the_truth(make_config):
     """Of memory and disk, which noise of the machine leaves alone; of time, that it is of the right order."""
-    config = make_config(decoders=["nearest", "deconv"], recipe={"steps": 60, "crop": 96}, data={"val": 30})
+    alone = {"jobs": 1, "threads": 1, "workers": 0}  # a busy machine would start loader processes in one of the two
+    config = make_config(
+        decoders=["nearest", "deconv"], recipe={"steps": 60, "crop": 96}, data={"val": 30}, launch=alone
+    )
     planned = make_plan(config)
     found = estimate(planned)
     began = time.monotonic()
