@@ -16,6 +16,7 @@ from markupsafe import Markup
 from segbench import __version__, store
 from segbench.report import across, cells, curves, figures, formats, searched
 from segbench.report.analysis import Analysis
+from segbench.report.diagnosed import diagnosed
 from segbench.report.diagnosis import diagnosis
 from segbench.report.drawing import PALETTE, VARIABLES, Look, inline, save, settle, style
 from segbench.report.gallery import RATIO, Gallery, make_gallery
@@ -103,6 +104,7 @@ class _Section:
             for question, b in zip(questions(self.baselines), self.baselines, strict=True)
         ]
         self.effects = effects(sweep, group, self.main[0]) if self.main else []
+        self.diagnosed = diagnosed(self.analyses, self.main[0], sweep.baselines[0], self.classes) if self.main else []
         self.caveats = caveats(group, self.baselines)
         self.gallery = Gallery()
         self.plots: list[dict[str, Any]] = []
@@ -125,7 +127,8 @@ class _Section:
     @property
     def text(self) -> str:
         """What the page says first, as a paragraph for a paper."""
-        return f"{as_text(self.compared, self.answers, self.effects, self.caveats)} Made with segbench {__version__}."
+        found = as_text(self.compared, self.answers, [*self.effects, *self.diagnosed], self.caveats)
+        return f"{found} Made with segbench {__version__}."
 
     @property
     def means(self) -> cells.View:
