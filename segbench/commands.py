@@ -58,7 +58,7 @@ def plan(args: argparse.Namespace) -> int:
         print(plan)
     for why in plan.failing:
         print(f"fails: {why}")
-    left = plan.cohorts or plan.awaited
+    left = plan.cohorts or (plan.search and plan.search.todo)
     if left and not plan.failing and not args.no_trial:
         with console.status("") as status:
             found = estimate(plan, lambda what: status.update(escape(what)))

@@ -1,5 +1,6 @@
 """The sections and keys of a sweep file, each with its type, default and range. Imports no torch."""
 
+import itertools
 import math
 from typing import Annotated, Any, Literal
 
@@ -376,9 +377,18 @@ class SweepConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _fresh_seeds(self) -> "SweepConfig":
+    def _searchable(self) -> "SweepConfig":
+        settings = [self.grid] if isinstance(self.grid, dict) else self.grid
+        grid = list({key: None for each in settings for key in each})
+        searched = list(self.tune.search if self.tune else ())
+        for key, other in itertools.product(searched, grid):
+            if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                raise ValueError(f"tune.search and grid both have {other}; what the grid sets cannot be searched")
+        if self.tune and (self.data.holdout or any(key.startswith("data.holdout") for key in grid)):
+            raise ValueError("tune holds out a part of the training images itself; leave data.holdout out")
         if self.tune and (both := sorted({*self.tune.seeds} & {*self.seeds})):
             raise ValueError(f"tune.seeds and seeds both hold {both[0]}; what is chosen is trained from fresh seeds")
-        if self.tune and self.data.holdout:
-            raise ValueError("tune holds out a part of the training images itself; leave data.holdout out")
+        if self.budget or any(key.partition(".")[0] == "budget" for key in grid):
+            for key in (key for key in (*grid, *searched) if key.startswith("decoder.")):
+                raise ValueError(f"{key} changes what a decoder costs, by which budget chooses its width; drop one")
         return self

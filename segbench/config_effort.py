@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from segbench.config_values import AtLeast1, Distinct, Float, Int, OneLine, Positive, Section, pattern
 
@@ -37,6 +37,13 @@ class LogRange(Section):
         return self
 
 
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 class TuneConfig(Section):
     """The same search for every decoder; what it chooses for each is trained beside what the sweep says."""
 
@@ -55,6 +62,12 @@ class TuneConfig(Section):
         [1_000_000], description="one training of each setting for each; the sweep's own seeds must be others"
     )
     measure: OneLine = Field("miou", description="by whose mean over these seeds a setting is chosen")
+
+    @field_validator("search", mode="after")
+    @classmethod
+    def _numbers(cls, search: dict[str, Any]) -> dict[str, Any]:
+        """YAML takes ``1e-3`` for text."""
+        return {key: [_number(v) for v in of] if isinstance(of, list) else of for key, of in search.items()}
 
     @model_validator(mode="after")
     def _searchable(self) -> "TuneConfig":

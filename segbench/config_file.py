@@ -179,9 +179,13 @@ def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
     *section, key = error["loc"]
     model: Any = SweepConfig
     for part in section:
+        if not hasattr(model, "model_fields"):
+            return f"{where}: unknown key '{place}'; give the whole of it, {section[0]}={{KEY: VALUE}}"
         if isinstance(part, str):  # else a place in a list, whose annotation names what it holds
             annotation = model.model_fields[part].annotation
             model, *_ = get_args(annotation) or [annotation]
+    if not hasattr(model, "model_fields"):
+        return f"{where}: unknown key '{place}'; give the whole of it, {'.'.join(map(str, section))}={{KEY: VALUE}}"
     known = list(model.model_fields)
     there = f"{'.'.join(map(str, section)) or 'the top level'} has: {', '.join(known)}"
     return f"{where}: unknown key '{place}'{suggest(str(key), known)}; {there}"

@@ -170,6 +170,9 @@ class Variant:
     tune: TuneConfig | None = None
 
 
+CLOSE = 0.05  # a cost that differs by less from a budget is as much
+
+
 def priced(cost: float, by: str) -> str:
     """A cost in words, such as ``1.25 G multiply-accumulates``; ``by`` is ``macs``, ``params`` or ``ms``."""
     scale, prefix = next((s, p) for s, p in ((1e9, "G "), (1e6, "M "), (1e3, "k "), (1, "")) if cost >= s or s == 1)

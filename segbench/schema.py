@@ -50,6 +50,7 @@ class _Choice(BaseModel):
     measure: str
     scores: Annotated[list[tuple[dict[str, Any], float | None]], Field(min_length=1)]
     edges: list[str]
+    images: int
     flatness: float | None
     highest_is_best: bool
 
@@ -64,6 +65,7 @@ class _Budget(BaseModel):
 class _Planned(BaseModel):
     model_config = ConfigDict(strict=True)
 
+    awaited: str = ""
     choice: _Choice | None = None
     budget: _Budget | None = None
     key: str

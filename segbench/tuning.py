@@ -92,6 +92,7 @@ class Choice:
         measure: name of the measure of the scores.
         scores: (setting, its mean over the search's seeds) of each trial; None for one that diverged.
         edges: keys of which the best value was the lowest or highest that was tried.
+        images: how many were held out.
         flatness: the best score less the trials' median, in the measure's unit and at least 0: how much a setting
             that is only middling costs; None where too many diverged.
     """
@@ -100,6 +101,7 @@ class Choice:
     measure: str
     scores: list[tuple[dict[str, Any], float | None]]
     edges: list[str]
+    images: int
     flatness: float | None
     highest_is_best: bool = True
 
@@ -150,9 +152,11 @@ def choose(config: SweepConfig, runs: Sequence[Run], diverged: Sequence[str]) ->
             by_runs.setdefault(tuple(run.key for run in of), of)
         distinct = list(by_runs.values())
         keys = [key for key in config.tune.search if len({repr(of[0].variant[key]) for of in distinct}) > 1]
+        taken = distinct[0][0].facts.decoders[distinct[0][0].title].params
+        keys = [key for key in keys if not key.startswith("decoder.") or key.partition(".")[2] in taken]
         means = [_mean(keys, of, measure, diverged) for of in distinct]
         ended = [mean for mean in means if mean is not None]
-        if len(ended) == len(means) and (choice := _chosen(ended, measure)):
+        if len(ended) == len(means) and (choice := _chosen(ended, measure, distinct[0][0].facts.eval_images)):
             found[place] = choice
     return found
 
@@ -176,10 +180,13 @@ def _score(run: Run, measure: CountMeasure, diverged: Sequence[str]) -> float | 
     name = "region" if measure_counts_regions(measure) else measure.name
     if name not in result.counts:
         raise UserError(f"tune.measure: {measure.name} failed in {run.folder}; choose another, or mend it")
-    return float(mean_over_classes(measure.score(result.counts[name].sum(0))))
+    score = float(mean_over_classes(measure.score(result.counts[name].sum(0))))
+    if math.isnan(score):
+        raise UserError(f"tune.measure: {measure.name} has no value in {run.folder}; choose another, or hold out more")
+    return score
 
 
-def _chosen(means: Sequence[tuple[dict[str, Any], float]], measure: CountMeasure) -> Choice | None:
+def _chosen(means: Sequence[tuple[dict[str, Any], float]], measure: CountMeasure, images: int) -> Choice | None:
     """None where every trial diverged."""
     sign = 1 if measure.higher_is_better else -1
     known = [(setting, score) for setting, score in means if not math.isnan(score)]
@@ -195,7 +202,7 @@ def _chosen(means: Sequence[tuple[dict[str, Any], float]], measure: CountMeasure
             edges.append(key)
     scores = [(setting, None if math.isnan(value) else value) for setting, value in means]
     flatness = None if middle == worst else sign * score - middle
-    return Choice(best, measure.name, scores, edges, flatness, measure.higher_is_better)
+    return Choice(best, measure.name, scores, edges, images, flatness, measure.higher_is_better)
 
 
 def is_number(value: Any) -> bool:
@@ -220,7 +227,7 @@ def variants(config: SweepConfig, choices: Choices) -> Iterator[Variant]:
         tuned = values | {SETTING: "tuned"}
         for chosen, mine in alike.items():
             if not chosen:
-                yield Variant(tuned, resolved, mine, awaited=True)
+                yield Variant(tuned, resolved, mine, awaited=True, tune=config.tune)
                 continue
             found = {title: choices[as_text(values), title] for title in mine}
             setting = with_setting(resolved, found[mine[0]].values, "tune")

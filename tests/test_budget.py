@@ -1,9 +1,6 @@
 """``budget:``: the width of each decoder by which all cost the same."""
 
-import itertools
-
 import pytest
-import torch
 import yaml
 
 from segbench import store
@@ -105,33 +102,54 @@ def test_what_is_not_within_5_percent_is_said(tmp_path):
     assert said == f"Not within 5 % of that at any width, so the nearest: nearest {off:+.1f} %, bilinear {off:+.1f} %."
 
 
-def test_a_budget_of_time_is_found_once_for_a_sweep(tmp_path, monkeypatch):
-    """No second measurement changes a width, and so a key; by a clock under which the time grows with the width."""
-    times = itertools.count()
+@pytest.fixture
+def clock(monkeypatch):
+    """Times that grow with the width but for the narrowest, never quite the same again; returns how many were taken."""
+    taken = []
 
     def milliseconds(decoder, *given):
-        next(times)
-        return decoder.classifier.in_channels * 0.5
+        taken.append(1)
+        width = decoder.classifier.in_channels
+        return (40.0 if width < 3 else width * 0.5) + 1e-3 * len(taken)
 
     monkeypatch.setattr(fitting, "_milliseconds", milliseconds)
     monkeypatch.setattr("segbench.launch.local.call", lambda call, *args: call(*args))
-    config = budgets(tmp_path, {"ms": 6.1}, decoders=["bilinear", "deconv"])
+    return taken
+
+
+def test_a_time_is_found_where_a_wider_decoder_takes_longer(tmp_path, clock):
+    """Not among the narrow ones, which may take longer than wider ones."""
+    runs = make_plan(budgets(tmp_path, {"ms": 6.1}, decoders=["bilinear", "deconv"])).runs
+    assert [run.found["budget"]["width"] for run in runs] == [12, 12]
+
+
+def test_a_time_is_taken_once_for_a_sweep_and_its_search(tmp_path, clock):
+    """So that no second call changes a width, and so a key; nor one with fewer decoders, or the search's own plan."""
+    tune = {"search": {"recipe.lr": [0.001, 0.002]}, "seeds": [5], "holdout": 0.4}
+    config = budgets(tmp_path, {"ms": 6.1}, decoders=["bilinear", "deconv"], tune=tune)
     first = make_plan(config)
-    assert [run.found["budget"]["width"] for run in first.runs] == [12, 12]
-    before = next(times)
+    before = len(clock)
     again = make_plan(config)
-    assert next(times) == before + 1
+    fewer = make_plan(config.model_copy(update={"decoders": config.decoders[1:]}))
+    assert len(clock) == before
     assert [run.key for run in again.runs] == [run.key for run in first.runs]
+    assert [run.key for run in fewer.runs] == [run.key for run in first.runs if run.title == "deconv"]
+    widths = {run.title: run.decoder.params["width"] for run in first.runs}
+    assert all(run.decoder.params["width"] == widths[run.title] for run in first.search.runs)
+
+
+def test_like_another_s_time(tmp_path, clock):
+    runs = make_plan(budgets(tmp_path, {"like": "deconv", "by": "ms"}, decoders=["bilinear", "deconv"])).runs
+    assert {run.found["budget"]["width"] for run in runs} == {8}
+    assert {round(run.found["budget"]["asked"]) for run in runs} == {4}
 
 
 def test_time_is_measured(tmp_path):
     """On this machine; a wider decoder takes longer, by more than such a machine's noise."""
     config = budgets(tmp_path, {"ms": 1.0}, decoders=["bilinear"])
-    own = fitting._Costs(config, config.decoders[0], "ms", CHANNELS, STRIDES, 7, torch.device("cpu"))
+    own = fitting._Costs(config, config.decoders[0], "ms", (CHANNELS, STRIDES, 7), ("cpu", 1))
     times = [own.at(width) for width in (8, 64, 192)]
     assert 0 < times[0] < times[1] < times[2]
-    width = own.nearest(times[1])
-    assert 16 < width < 160
 
 
 def test_channels_that_come_in_groups_are_kept(tmp_path):
@@ -153,8 +171,15 @@ def test_channels_that_come_in_groups_are_kept(tmp_path):
     ("budget", "changes", "message"),
     [
         ({"params": 10}, {}, "decoder 'bilinear' cannot cost 10 parameters: at width 1 it costs 55"),
+        ({"macs": 6e6}, {}, "cannot cost 6 M multiply-accumulates: at width 1 it costs 10.3 M"),
+        ({"macs": 1e8}, {"grid": {"decoder.width": [8, 9]}}, "decoder.width changes what a decoder costs"),
+        (
+            {"macs": 1e8},
+            {"tune": {"search": {"decoder.init": ["a", "b"]}}},
+            "decoder.init changes what a decoder costs",
+        ),
         ({"macs": 1e17}, {}, "cannot cost 1e+08 G multiply-accumulates: at width 4096 it costs"),
-        ({"like": "bilinaer"}, {}, "budget.like: no decoder of the sweep is 'bilinaer' (did you mean 'bilinear'?)"),
+        ({"like": "bilinaer"}, {}, "no decoder of the sweep is 'bilinaer' (did you mean 'bilinear'?); add it, or"),
         ({"macs": 1e8, "params": 5}, {}, "one of macs, params, ms and like should be given, not macs and params"),
         ({}, {}, "one of macs, params, ms and like should be given, not none"),
         ({"macs": 1e8, "by": "ms"}, {}, "by: ms is for like; macs says by itself which cost it is"),

@@ -315,7 +315,7 @@ def test_each_cohort_gets_its_own_gpu(place, number, visible, wanted, monkeypatc
 @pytest.mark.parametrize(("cores", "wanted"), [(1, (1, 1)), (2, (2, 1)), (8, (2, 4))])
 def test_two_cohorts_at_a_time_share_the_cores(monkeypatch, cores, wanted):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert resources(build_config(tiny(launch={"jobs": None, "threads": None})), FACTS) == wanted
+    assert resources(build_config(tiny(launch={"jobs": None, "threads": None})), "cpu", 0) == wanted
 
 
 def test_a_damaged_result_is_named_by_plan(make_config, write_sweep):
@@ -362,7 +362,7 @@ def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(tmp_path, monkeypa
 def test_as_many_cohorts_as_gpus():
     config = build_config(tiny(launch={"jobs": None}))
     gpus = [dataclasses.replace(FACTS, accelerator="cuda", gpus=number) for number in (0, 1, 4)]
-    assert [resources(config, facts)[0] for facts in gpus] == [1, 1, 4]
+    assert [resources(config, f.accelerator, f.gpus)[0] for f in gpus] == [1, 1, 4]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -27,7 +27,9 @@ def held_out(ids: Sequence[str], holdout: HoldoutConfig) -> list[int]:
         if len(taken) + len(groups[name]) / 2 <= wanted:
             taken += groups[name]
     if len(taken) < FEWEST or len(ids) - len(taken) < FEWEST:
-        of = f"{len(ids)} training images" + (f" in {len(groups)} groups" if holdout.group else "")
+        of = f"{len(ids)} training images" + (
+            f" in {len(groups)} group{'s' * (len(groups) > 1)}" if holdout.group else ""
+        )
         raise UserError(
             f"holdout: {holdout.share:g} of {of} leaves {len(taken)} held out and {len(ids) - len(taken)} to train on; "
             f"{FEWEST} of each are the fewest: change the share" + (" or the group" if holdout.group else "")

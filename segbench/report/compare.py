@@ -42,7 +42,7 @@ def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Compariso
     for sweep in sweeps:
         if len(sweep.groups) != 1:
             raise UserError(
-                f"{sweep.folder} has {len(sweep.groups)} variants; sweeps with a grid cannot be compared yet"
+                f"{sweep.folder} has {len(sweep.groups)} variants; sweeps with a grid or tune cannot be compared yet"
             )
     a, b = (sweep.groups[0] for sweep in sweeps)
     shared = [d for d in a.decoders if d in b.decoders]

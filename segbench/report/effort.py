@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from segbench.config import OF_OPTIMIZER
 from segbench.report import stats
 from segbench.report.analysis import Analysis, Delta
 from segbench.report.metrics import Metric
 from segbench.report.runs import Group, Sweep
-from segbench.runs import grid_names, priced
+from segbench.runs import CLOSE, grid_names, priced
 from segbench.tuning import SETTING, Choice
 
-CLOSE = 0.05  # a cost that differs by less from the budget is as much
 TUNED = " tuned"  # what a decoder's name adds where it stands beside itself
 
 
@@ -84,12 +84,15 @@ def _off(found: Mapping[str, Any]) -> float:
 
 def side_by_side(groups: Sequence[Group]) -> list[tuple[Group, str]]:
     """Groups and decoders by row: the fixed and the tuned of one decoder one below the other."""
-    order: dict[str, int] = {}
+    order: dict[str, dict[str, int]] = {}
     placed = []
     for group in groups:
-        outer = {k: v for k, v in group.variant.items() if k != SETTING} if SETTING in group.variant else group.label
-        place = order.setdefault(str(outer), len(order))
-        placed += [((place, i if SETTING in group.variant else 0), group, d) for i, d in enumerate(group.decoders)]
+        tells = SETTING in group.variant
+        outer = {k: v for k, v in group.variant.items() if k != SETTING} if tells else group.label
+        decoders = order.setdefault(str(outer), {})
+        for d in group.decoders:
+            place = list(order).index(str(outer)), decoders.setdefault(d, len(decoders)) if tells else 0
+            placed.append((place, group, d))
     return [(group, decoder) for _, group, decoder in sorted(placed, key=lambda row: row[0])]
 
 
@@ -101,7 +104,18 @@ def notes(sweep: Sweep) -> Iterator[str]:
             "Best − median: how much better the chosen setting did there than the median of those tried; near 0 the "
             "optimum is flat."
         )
+        keys = dict.fromkeys(k for group in sweep.groups for d in group.decoders for k in _of_batches(group, d))
+        if keys:
+            named = ", ".join(grid_names(keys).values())
+            yield f"Tuned decoders differ in {named}, and so in their batches; their differences carry that noise too."
     yield from dict.fromkeys(said for group in sweep.groups for said in budget_said(group))
+
+
+def _of_batches(group: Group, decoder: str) -> list[str]:
+    """What was searched for it that makes other batches."""
+    choice = choice_of(group, decoder)
+    own = [] if choice is None else [key for key in choice.values if key.startswith("recipe.")]
+    return [key for key in own if key.partition(".")[2] not in OF_OPTIMIZER]
 
 
 def budget_said(group: Group) -> Iterator[str]:
@@ -130,10 +144,10 @@ def tuned_how(sweep: Sweep, *groups: Group) -> str:
     numbers = sorted({len(c.scores) for c in choices})
     number = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     names = grid_names(itertools.chain.from_iterable(c.values for c in choices))
-    share, seeds = tune["holdout"]["share"], len(tune["seeds"])
+    images, seeds = choices[0].images, len(tune["seeds"])
     by = " in whole groups" if tune["holdout"]["group"] else ""
     return (
         f"each decoder with the best of {number} settings ({', '.join(names.values())}) by {choices[0].measure} on "
-        f"{100 * share:.3g} % of the training images, held out{by}, over {seeds} seed{'s' * (seeds > 1)} of the "
+        f"{images} of the training images, held out{by}, over {seeds} seed{'s' * (seeds > 1)} of the "
         "search's own; then trained on all of them"
     )

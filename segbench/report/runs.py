@@ -150,6 +150,9 @@ def read_sweep(
     missing = []
     for planned in all_planned:
         place = folder / planned["folder"]
+        if why := planned.get("awaited"):
+            missing.append(Missing(planned["decoder"], planned["seed"], "not tuned", why))
+            continue
         try:
             result = store.read_result(place)
         except store.Damaged as error:

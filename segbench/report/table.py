@@ -273,6 +273,8 @@ def _title(sweep: Sweep, chosen: Sequence[Metric], classes: bool) -> str:
     words = {True: "fine-tuned", False: "frozen"}
     trained = " and ".join(sorted({words[r.row["encoder_trainable"]] for r in there}))
     title = f"{sweep.folder.name}: {said['data']}, {said['images']} images, {trained} {said['encoder']}"
+    held = sorted({r.row["split"] for r in there if str(r.row.get("split", "")).endswith("-held-out")})
+    title += "".join(f", {split}" for split in held)
     title += f", {said['steps']} steps{upsampled(there)}" + "".join(
         sorted({f", {t}" for r in there if (t := r.row["evaluation_title"])})
     )

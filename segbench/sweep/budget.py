@@ -1,11 +1,15 @@
 """Choose each decoder's width so that all cost the same (``budget:``)."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from segbench import store
 from segbench.build import look_up
 from segbench.config import DecoderConfig, SweepConfig
 from segbench.decoders.base import Decoder, fake_inputs
@@ -13,11 +17,13 @@ from segbench.errors import UserError, brief, suggest
 from segbench.measures.base import Trained
 from segbench.measures.macs import SIZE, Macs
 from segbench.measures.params import Params
-from segbench.runs import ClassFacts, priced
+from segbench.runs import CLOSE, ClassFacts, priced
 from segbench.training.clock import moment, seconds_between
 
 WIDEST = 4096  # that is tried
 WARM_UP, TIMES = 2, 9  # passes by which a decoder is timed
+TIMED = ".times.json"  # of a sweep's folder: what was found by times, which are never quite the same again
+LOCK_S = 600.0  # another process may be timing
 
 
 def widths(
@@ -26,14 +32,14 @@ def widths(
     channels: tuple[int, ...],
     strides: tuple[int, ...],
     num_classes: int,
-    accelerator: str,
+    device: tuple[str, int],
 ) -> dict[str, dict[str, Any]]:
     """Title of each decoder -> the ``width`` whose ``cost`` is nearest to what is ``asked``, and ``by`` which cost.
 
     Args:
         decoders: title -> what was found of it, as the sweep says.
         channels, strides: of the encoder's features.
-        accelerator: on which a time is taken, of a CPU with the threads of a cohort, ``launch.threads`` or else one.
+        device: on which times are taken, and with how many threads. Each is taken once for a sweep's folder.
 
     Raises:
         UserError: no decoder of the name that the budget gives, one without a width, or a budget that neither the
@@ -41,20 +47,56 @@ def widths(
     """
     budget = config.budget
     assert budget is not None
-    shape = channels, strides, num_classes, torch.device(accelerator)
-    costs = {d.title: _Costs(config, d, budget.cost, *shape) for d in config.decoders if d.title in decoders}
-    asked = getattr(budget, budget.cost)
-    if budget.like is not None:
-        if budget.like not in costs:
-            raise UserError(f"budget.like: no decoder of the sweep is '{budget.like}'{suggest(budget.like, costs)}")
-        asked = costs[budget.like].at(None)
-    found = {}
-    for title, own in costs.items():
-        if "width" not in decoders[title].params:
-            raise UserError(f"budget: decoder '{title}' has no parameter width by which its cost could be chosen")
-        width = decoders[title].params["width"] if title == budget.like else own.nearest(asked)
-        found[title] = {"width": width, "cost": own.at(width), "asked": asked, "by": budget.cost}
-    return found
+    shape, by = (channels, strides, num_classes), budget.cost
+    costs = {d.title: _Costs(config, d, by, shape, device) for d in config.decoders if d.title in decoders}
+    if budget.like is not None and budget.like not in costs:
+        near, instead = suggest(budget.like, costs), f"add it, or give what it costs, {by}: NUMBER"
+        raise UserError(f"budget.like: no decoder of the sweep is '{budget.like}'{near}; {instead}")
+    with _Times(config, by == "ms") as times:
+        asked = getattr(budget, by)
+        if budget.like is not None:
+            of = decoders[budget.like], shape, device
+            asked = times.once(of, lambda: costs[budget.like or ""].at(None))
+        found = {}
+        for title, own in costs.items():
+            if "width" not in decoders[title].params:
+                raise UserError(f"budget: decoder '{title}' has no parameter width by which its cost could be chosen")
+            if title == budget.like:
+                width, cost = decoders[title].params["width"], asked
+            else:
+                width, cost = times.once((decoders[title], shape, device, asked), functools.partial(own.nearest, asked))
+            found[title] = {"width": width, "cost": cost, "asked": asked, "by": by}
+        return found
+
+
+class _Times(contextlib.AbstractContextManager["_Times"]):
+    """What was found by times in a sweep's folder, held by one process at a time; nothing is kept of other costs."""
+
+    def __init__(self, config: SweepConfig, kept: bool) -> None:
+        folder = Path(config.runs_dir) / config.name
+        self.path = (folder.parent if config.name == store.SEARCH else folder) / TIMED  # a search's is its sweep's
+        self.kept, self.found = kept, dict[str, Any]()
+        self._lock = contextlib.ExitStack()
+
+    def __enter__(self) -> "_Times":
+        if self.kept:
+            with contextlib.suppress(UserError):  # a folder that cannot be written; then it is timed again
+                self._lock.enter_context(store.locked(self.path, LOCK_S))
+                found = store.read_json(self.path)
+                self.found = found if isinstance(found, dict) else {}
+        return self
+
+    def once(self, of: object, find: Callable[[], Any]) -> Any:
+        place = hashlib.sha256(repr((of, torch.__version__)).encode()).hexdigest()
+        if place not in self.found:
+            self.found[place] = find()
+        return self.found[place]
+
+    def __exit__(self, *_: object) -> None:
+        if self.kept:
+            with contextlib.suppress(UserError):
+                store.write_json(self.path, self.found, durable=False)
+        self._lock.close()
 
 
 class _Costs:
@@ -65,21 +107,16 @@ class _Costs:
         config: SweepConfig,
         decoder: DecoderConfig,
         by: str,
-        channels: tuple[int, ...],
-        strides: tuple[int, ...],
-        num_classes: int,
-        device: torch.device,
+        shape: tuple[tuple[int, ...], tuple[int, ...], int],
+        device: tuple[str, int],
     ) -> None:
-        self.device = device
-        self.config, self.decoder, self.by = config, decoder, by
-        self.shape = channels, strides, num_classes
+        self.config, self.decoder, self.by, self.shape, self.device = config, decoder, by, shape, device
         self.at = functools.cache(self._at)
 
     def _at(self, width: int | None) -> float:
         """At that width, or at its own where None; raises what building or calling it raises."""
         if self.by == "ms":
-            threads = self.config.launch.threads or 1
-            return _milliseconds(self._build(width, "cpu"), *self.shape[:2], self.device, threads)
+            return _milliseconds(self._build(width, "cpu"), *self.shape[:2], *self.device)
         measure = Macs() if self.by == "macs" else Params()
         try:
             return measure.measure(Trained(self._build(width, "meta"), *self.shape[:2], 0.0, 0.0, 0))
@@ -93,44 +130,52 @@ class _Costs:
             blueprint = look_up(decoder, self.config.decoder_defaults, self.config.skeleton)
             return blueprint.build(*self.shape, 0).eval()
 
-    def nearest(self, asked: float) -> int:
-        """The width that costs nearest to that; of two equally near the narrower."""
+    def nearest(self, asked: float) -> tuple[int, float]:
+        """The width that costs nearest to that, of two equally near the narrower, and what it costs.
+
+        Costs rise with the width; but times of narrow ones may fall, so that the widest width is sought that costs less
+        and whose double costs more.
+        """
         unit = self._unit()
-        low = high = 1
-        while self.at(high * unit) < asked:
-            low, high = high, 2 * high
-            if high * unit > WIDEST:
-                self._refuse(asked, low * unit)
-        if high == 1 and self.at(unit) > 2 * asked:
-            self._refuse(asked, unit)
+        ladder = [unit]
+        far = 4 if self.by == "ms" else 1
+        while self.at(ladder[-1]) < far * asked and 2 * ladder[-1] <= WIDEST:
+            ladder.append(2 * ladder[-1])
+        below = [width for width in ladder if self.at(width) < asked]
+        if not below or below[-1] == ladder[-1]:
+            width = ladder[-1] if below else min(ladder, key=self.at)
+            if abs(self.at(width) / asked - 1) > CLOSE:
+                raise UserError(
+                    f"budget: decoder '{self.decoder.title}' cannot cost {priced(asked, self.by)}: at width {width} it "
+                    f"costs {priced(self.at(width), self.by)}"
+                )
+            return width, self.at(width)
+        low, high = below[-1] // unit, 2 * below[-1] // unit
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.at(middle * unit) < asked else (low, middle)
-        return min(low * unit, high * unit, key=lambda width: abs(self.at(width) - asked))
+        width = min(low * unit, high * unit, key=lambda width: abs(self.at(width) - asked))
+        return width, self.at(width)
 
     def _unit(self) -> int:
         """Of which widths have to be multiples, as where channels are taken in groups."""
         for unit in (1, 2, 4, 8, 16, 32, 64):
             try:
-                self.at(5 * unit)
-                self.at(7 * unit)
+                for width in (5 * unit, 7 * unit):
+                    self._build(width, "cpu")
             except Exception as error:  # a plug-in can raise anything
                 why = error
             else:
                 return unit
         raise UserError(f"budget: decoder '{self.decoder.title}' cannot be built at other widths: {brief(why)}")
 
-    def _refuse(self, asked: float, width: int) -> None:
-        costs = f"at width {width} it costs {priced(self.at(width), self.by)}"
-        raise UserError(f"budget: decoder '{self.decoder.title}' cannot cost {priced(asked, self.by)}: {costs}")
-
 
 def _milliseconds(
-    decoder: Decoder, channels: tuple[int, ...], strides: tuple[int, ...], device: torch.device, threads: int
+    decoder: Decoder, channels: tuple[int, ...], strides: tuple[int, ...], accelerator: str, threads: int
 ) -> float:
     """The fastest of some passes over features of one image; others differ by what else the machine does."""
+    device, before, times = torch.device(accelerator), torch.get_num_threads(), []
     features, image = fake_inputs(channels, strides, (SIZE, SIZE), device=device.type)
-    before, times = torch.get_num_threads(), []
     decoder.to(device)
     torch.set_num_threads(threads)
     try:

@@ -76,7 +76,7 @@ def estimate(plan: Plan, say: Callable[[str], None] = lambda what: None) -> Esti
         UserError: a run fails in its trial.
     """
     if plan.search is not None:
-        cohorts = make_cohorts([*plan.todo, *plan.awaited]) if plan.awaited else plan.cohorts
+        cohorts = make_cohorts([*plan.todo, *plan.awaited]) if plan.search.todo else plan.cohorts
         parts = plan.search, replace(plan, search=None, cohorts=cohorts)
         return _one_after_the_other([estimate(part, say) for part in parts if part.cohorts])
     trials: dict[tuple[str, ...], Trial] = {}

@@ -1,6 +1,5 @@
 """Build a sweep's encoders, decoders and data once, and record their facts: what its keys hold beside the config."""
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from segbench.registry import DECODERS, TASKS, UPSAMPLERS, check_params, paramet
 from segbench.runs import ClassFacts, Facts
 from segbench.sweep.budget import widths
 from segbench.sweep.files import KnownFiles, plain_values
+from segbench.sweep.plan import resources
 from segbench.tasks import make_task
 from segbench.tasks.base import Task
 from segbench.tasks.segmentation import Segmentation
@@ -134,7 +134,8 @@ class FactFinder:
         budget: dict[str, dict[str, Any]] = {}
         if config.budget is not None and decoders:
             looking_at("widths that meet the budget")
-            budget = self._widths(config, decoders, encoder, task.outputs(len(classes)), accelerator)
+            device = accelerator, resources(config, accelerator, torch.cuda.device_count())[1]
+            budget = widths(config, decoders, *encoder[1:3], task.outputs(len(classes)), device)
             decoders = {
                 title: replace(own, params=own.params | {"width": budget[title]["width"]})
                 for title, own in decoders.items()
@@ -143,24 +144,6 @@ class FactFinder:
         weights_hash, _, strides, plugin = encoder
         of_run = accelerator, gpus, weights_hash, classes, of_data, images, strides
         return Facts(*of_run, decoders, measures, plugin, task_facts(config.task), budget)
-
-    def _widths(
-        self,
-        config: SweepConfig,
-        decoders: Mapping[str, ClassFacts],
-        encoder: BuiltEncoder,
-        num_classes: int,
-        accelerator: str,
-    ) -> dict[str, dict[str, Any]]:
-        """Of a budget; of one in milliseconds once for a sweep's folder, since no time is quite the same again."""
-        of = config.budget, list(decoders.items()), encoder, num_classes, accelerator, config.launch.threads
-        place = hashlib.sha256(repr(of).encode()).hexdigest()
-        if place in self.known.widths:
-            return self.known.widths[place]
-        found = widths(config, decoders, *encoder[1:3], num_classes, accelerator)
-        if config.budget is not None and config.budget.cost == "ms":
-            self.known.widths[place] = found
-        return found
 
     def _check_defaults(self, defaults: Mapping[str, Any], taken: Collection[str]) -> None:
         """Refuse a misspelt name; one of a decoder that does not take part, as in a narrower call, is noted."""

@@ -31,7 +31,6 @@ class KnownFiles(BaseModel):
     # Path of a label file -> size, times of change of content and status (ns), SHA-256.
     hashes: dict[str, tuple[int, int, int, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]] = {}
     good: list[str] = []  # fingerprints of splits of which every image was read
-    widths: dict[str, dict[str, dict[str, Any]]] = {}  # what decoders and budgets read like -> what was found for them
     facts: dict[str, Facts] = {}  # what `segbench.sweep.remembered.place` says of a variant -> its facts
 
     @classmethod

@@ -35,8 +35,12 @@ class Listed:
     replaced: str = ""
 
 
-def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
+def write_manifest(config: SweepConfig, runs: Sequence[Run], awaited: Sequence[Run] = (), why: str = "") -> Listed:
     """List ``runs`` and, of what was listed before, the finished runs that may stand in one table with them.
+
+    Args:
+        awaited: runs of which the setting is not chosen; they are listed as missing.
+        why: it is not.
 
     Raises:
         UserError: it cannot be read or written.
@@ -45,12 +49,12 @@ def write_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
     with store.locked(path, LOCK_S) as mine:
         if not mine:
             raise UserError(f"another process has held the lock of {path} for {LOCK_S:.0f} s; end it and start again")
-        listed = make_manifest(config, runs)
+        listed = make_manifest(config, runs, awaited, why)
         store.write_json(path, listed.manifest)
     return listed
 
 
-def make_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
+def make_manifest(config: SweepConfig, runs: Sequence[Run], awaited: Sequence[Run] = (), why: str = "") -> Listed:
     """What `write_manifest` writes; this writes nothing.
 
     Raises:
@@ -65,7 +69,10 @@ def make_manifest(config: SweepConfig, runs: Sequence[Run]) -> Listed:
             before, configured = there["runs"], there.get("config", {})
     except store.Damaged as error:
         damage = f"{error}; finished runs that only an earlier command names are listed once that is given again"
-    rows = _merged(runs, before)
+    rows = _merged(runs, before, awaited)
+    listed = {_place(row["decoder"], row["seed"], row["variant"]) for row in rows}
+    missing = [run for run in awaited if _place(run.title, run.seed, run.variant) not in listed]
+    rows += [_row(run) | {"awaited": why} for run in missing]
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     called = {"command": command, "commit": checkout.of_folder(Path.cwd())}
     manifest = {"config": _config(config, rows, configured), "runs": rows, "called": called}
@@ -97,14 +104,16 @@ def _config(config: SweepConfig, rows: Sequence[Mapping[str, Any]], before: Mapp
     }
 
 
-def _merged(runs: Sequence[Run], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _merged(
+    runs: Sequence[Run], before: Sequence[Mapping[str, Any]], awaited: Sequence[Run] = ()
+) -> list[dict[str, Any]]:
     """The rows of ``runs``, and those of ``before`` that are done and were made under the same conditions.
 
     What was there keeps its place. A title stands for one decoder: where ``runs`` give it to another one (a plug-in
     was edited), the old one's rows go; where they call a decoder otherwise, its old rows are called so too.
     """
     folder = runs[0].folder.parent
-    decoders = {(run.title, _text(run.variant)): run for run in runs}.values()
+    decoders = {(run.title, _text(run.variant)): run for run in [*runs, *awaited]}.values()
     new = {_place(run.title, run.seed, run.variant): run for run in runs}
     merged: list[dict[str, Any]] = []
     for row in before:

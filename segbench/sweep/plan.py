@@ -27,7 +27,7 @@ from segbench.registry import (
     check_params,
     find,
 )
-from segbench.runs import Cohort, Facts, Run, Variant, make_cohorts, make_runs
+from segbench.runs import Cohort, Facts, Run, Variant, make_cohorts, make_runs, priced
 from segbench.sweep import remembered
 from segbench.sweep.files import KnownFiles
 from segbench.sweep.status import RunStatus, run_status
@@ -64,6 +64,7 @@ class Plan:
         lines = [f"{self.config.name}: {self.counted}, {len(self.todo)} to do"]
         lines += [f"  damaged {damage}; it will be set aside, and the run made again" for damage in self.damaged]
         lines += [f"  note: {finding}" for finding in self.findings]
+        lines += [f"  {line}" for line in dict.fromkeys(map(_widths, self.runs)) if line]
         for cohort in self.cohorts:
             start = f", from step {cohort.start_step}" if cohort.start_step else ""
             lines.append(f"  {cohort.name}: {cohort.titles()}{start}")
@@ -72,8 +73,11 @@ class Plan:
             where = "" if self.config.launch.launcher == "local" else f" on {self.config.launch.launcher}"
             threads = f"{self.threads} thread{'s' * (self.threads > 1)} each"
             lines.append(f"{at_once} cohort{'s' * (at_once > 1)} at a time, {threads}{where}")
-        if self.awaited:
+        if self.awaited and self.search and self.search.todo:
             lines.append(f"then {len(self.awaited)} tuned runs, each with the setting that the search chooses")
+        elif self.awaited:
+            names = ", ".join(dict.fromkeys(run.title for run in self.awaited))
+            lines.append(f"  no setting is chosen for {names}: trials of it failed, or all of them diverged")
         return "\n".join([*([str(self.search)] if self.search else []), *lines])
 
     @property
@@ -81,6 +85,14 @@ class Plan:
         """How many runs there are and how many of them are done; one that stands in two variants counts once."""
         number = len({run.key for run in self.runs})
         return f"{number} runs, {number - len(self.todo)} done"
+
+
+def _widths(run: Run) -> str:
+    """What a budget chose for it, in words; empty without one."""
+    if (found := run.found.get("budget")) is None:
+        return ""
+    off = 100 * (found["cost"] / found["asked"] - 1)
+    return f"{run.title}: width {found['width']}, which costs {priced(found['cost'], found['by'])}, {off:+.1f} %"
 
 
 def make_plan(config: SweepConfig, partly: bool = False, searching: bool = False) -> Plan:
@@ -120,7 +132,7 @@ def make_plan(config: SweepConfig, partly: bool = False, searching: bool = False
     todo = list(left.values())
     damaged = [f"{run.name}: {statuses[run.key].more}" for run in todo if statuses[run.key].state == "damaged"]
     cohorts = make_cohorts(todo, lambda run: statuses[run.key].step)
-    jobs, threads = resources(config, runs[0].facts) if runs else (0, 0)
+    jobs, threads = resources(config, runs[0].facts.accelerator, runs[0].facts.gpus) if runs else (0, 0)
     planning_s = time.monotonic() - began
     more = search, awaited, searching, diverged
     return Plan(config, runs, todo, damaged, findings, cohorts, failing, jobs, threads, planning_s, *more)
@@ -235,14 +247,14 @@ def _folder(config: SweepConfig) -> Path:
     return Path(config.runs_dir) / config.name
 
 
-def resources(config: SweepConfig, facts: Facts) -> tuple[int, int]:
+def resources(config: SweepConfig, accelerator: str, gpus: int) -> tuple[int, int]:
     """(cohorts at a time, threads of each), as the config says or as suits this machine.
 
     On a CPU two cohorts with one thread each are faster than one with two (`benchmarks/jobs.py`); each GPU runs one
     cohort at a time.
     """
     cores = _cores()
-    jobs = config.launch.jobs or (min(2, cores) if facts.accelerator == "cpu" else max(1, facts.gpus))
+    jobs = config.launch.jobs or (min(2, cores) if accelerator == "cpu" else max(1, gpus))
     return jobs, config.launch.threads or max(1, cores // jobs)
 
 
@@ -258,7 +270,8 @@ def spare_cores(config: SweepConfig, facts: Facts, threads: int) -> int:
     """
     if sys.platform != "linux":
         return 0
-    given = _cores() // resources(config, facts)[0] if config.launch.launcher == "local" else threads
+    local_jobs = resources(config, facts.accelerator, facts.gpus)[0]
+    given = _cores() // local_jobs if config.launch.launcher == "local" else threads
     return max(0, given - (threads if facts.accelerator == "cpu" else 1))
 
 

@@ -22,6 +22,8 @@ from segbench.sweep.progress import Display
 from segbench.sweep.status import last_said
 from segbench.tuning import SETTING, Choice
 
+UNCHOSEN = "trials of it failed, or all of them diverged"
+
 
 def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[str, Any]]:
     """Run what is missing of a sweep. Any number of processes may do so at once: they share the work.
@@ -37,7 +39,10 @@ def run_sweep(config: SweepConfig, console: Console) -> tuple[Path, int, dict[st
         console.print(f"runs the code in {escape(str(file))}", highlight=False, soft_wrap=True)
     plan, searched = make_plan(config), 0
     if plan.search is not None and plan.search.todo:
-        listed = write_manifest(config, plan.runs)  # so that `segbench status` knows of the sweep meanwhile
+        # So that `segbench status` knows of the sweep meanwhile.
+        listed = write_manifest(config, plan.runs, plan.awaited, "the search has not chosen its setting yet")
+        _tell(console, "damaged", [listed.damage])
+        _tell(console, "replaced", [listed.replaced])
         searched, _ = _run(plan.search, console)
         if searched == 130:
             return plan.folder, searched, listed.manifest
@@ -51,9 +56,7 @@ def _chosen(plan: Plan) -> Iterator[str]:
     """What the search chose for each decoder, and for which it could choose nothing, in lines."""
     tuned = [run for run in [*plan.runs, *plan.awaited] if run.awaited or "choice" in run.found]
     for run in {(run.title, as_text(run.variant)): run for run in tuned}.values():
-        said = (
-            "nothing, as trials of it failed or all diverged" if run.awaited else Choice(**run.found["choice"]).words()
-        )
+        said = f"nothing: {UNCHOSEN}" if run.awaited else Choice(**run.found["choice"]).words()
         where = [v for v in spelled_variant(run.variant) if v != f"{SETTING}=tuned"]
         yield f"{' '.join([run.title, *where])}: {said}"
 
@@ -64,12 +67,12 @@ def _run(plan: Plan, console: Console) -> tuple[int, dict[str, Any]]:
     store.tidy_sweep(folder)
     try:
         damages = list(repair(plan))
-        listed = write_manifest(config, runs)
+        listed = write_manifest(config, runs, plan.awaited, UNCHOSEN)
     except UserError as error:
         if plan.todo:
             raise
         _tell(console, "as it is", [f"nothing is to do, so that the table can be made all the same: {error}"])
-        damages, listed = [], make_manifest(config, runs)
+        damages, listed = [], make_manifest(config, runs, plan.awaited, UNCHOSEN)
     _tell(console, "damaged", [*damages, listed.damage])
     _tell(console, "replaced", [listed.replaced])
     _tell(console, "note", plan.findings)
@@ -78,7 +81,9 @@ def _run(plan: Plan, console: Console) -> tuple[int, dict[str, Any]]:
     if not plan.todo:
         return 0, listed.manifest
     code = _Sweep(plan, console).run()
-    listed = write_manifest(config, runs)  # another command on this folder may have listed its own meanwhile
+    listed = write_manifest(
+        config, runs, plan.awaited, UNCHOSEN
+    )  # another command on this folder may have listed its own meanwhile
     _tell(console, "replaced", [listed.replaced])
     folders = {run.folder for run in runs}
     done = sum(map(store.is_done, folders))

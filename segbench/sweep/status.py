@@ -44,7 +44,10 @@ def read_status(folder: Path) -> list[tuple[dict[str, Any], RunStatus]]:
     Raises:
         UserError: no sweep there.
     """
-    return [(row, run_status(folder / row["folder"])) for row in store.read_plan(folder)["runs"]]
+    rows = store.read_plan(folder)["runs"]
+    return [
+        (r, RunStatus("waiting", r["awaited"]) if r.get("awaited") else run_status(folder / r["folder"])) for r in rows
+    ]
 
 
 def print_status(folder: Path, called: str, console: Console) -> None:

@@ -76,6 +76,7 @@ def write_run(run: Run, module: Lockstep, measures: Sequence[Measure], result: E
         "task": run.config.task.title,
         "task_params": run.facts.task.params if run.facts.task else {},
         "data": run.config.data.name,
+        "split": run.config.data.split("val"),
         "classes": run.facts.classes,
         "images": len(result.seconds),
         "data_fingerprints": run.facts.data,
