@@ -38,7 +38,8 @@ class Model(Protocol):
         probabilities: (K, H, W) float32 at the size of the labels, the softmax of the logits.
         decoder: a `torch.nn.Module` in eval mode, called as ``decoder(features, image)``, without gradients.
         initial: the decoder as it was before training.
-        features, image: what it was given, tensors; where an image is seen in several windows, of the first.
+        features, image: what it was given, tensors; where an image is seen in several windows and views, in the
+            first window of the last view.
         upsampling: the last one; None where the decoder has none that can be called by itself.
     """
 

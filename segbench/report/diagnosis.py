@@ -77,7 +77,7 @@ def lines(analysis: Analysis, look: Look) -> Figure:
         look.mark(d, line.lines)
         points += [(d, float(value), x) for value, x in zip(values, across, strict=True)]
     point_to_the_far(axes, "y", points, look, measure.higher_is_better)
-    if not even:
+    if not even or len(places) < 8:
         axes.set_xticks(across, [f"{p:g}" if math.isfinite(p) else f">{places[-2]:g}" for p in places])
     axes.set_xlabel(name)
     axes.set_ylabel(in_lines(measure.drawn or label_of(measure.long, measure.unit)))

@@ -88,7 +88,7 @@ class Prediction:
     scores: Any = 0.0  # (K, h, w) tensor at the size that is counted; None once it failed
     labels: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0), np.uint8))  # that a task makes of it
     views: int = 1  # of which scores are the logits where it is 1, else the mean of their softmax
-    window: Window | None = None  # the first of the first view, which all decoders share
+    window: Window | None = None  # the first of the last view, which all decoders share
     seconds: float = 0.0  # from features to labels
     encoder_s: float = 0.0  # of the encoder, which all decoders share
     error: BaseException | None = None  # that it raised
@@ -164,7 +164,7 @@ def predict(
         encoded.stop()
         for key, decoder in decoders.items():
             mine = made[key]
-            mine.window = mine.window or windows[0]
+            mine.window = windows[0]
             if mine.error is None:
                 given = windows if len(decoders) == 1 else [window.copied(decoder) for window in windows]
                 watches[key].start()
