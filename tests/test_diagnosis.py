@@ -1,5 +1,6 @@
 """Measures of what upsamplers do wrong, against brute force, SciPy and torchmetrics."""
 
+import ast
 import itertools
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from segbench.report.page import slug, write_report
 from segbench.report.table import make_table
 from segbench.sweep.plan import make_plan
 from segbench.upsamplers import Bilinear, Deconv, Subpixel
-from tests.conftest import tiny
+from tests.conftest import ROOT, tiny
 from tests.test_measures import blobs, contour_by_hand
 from tests.test_sweep import sweep
 
@@ -522,6 +523,13 @@ def test_a_measure_can_ask_for_all_of_the_model(tmp_path):
         assert np.array_equal(result.counts["Asks"], result.counts["region"])
 
 
+def test_measures_import_nothing_of_segbench_but_their_folder():
+    for file in (ROOT / "segbench/measures").glob("*.py"):
+        imports = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = [getattr(n, "module", None) or n.names[0].name for n in imports]
+        assert all(n.startswith("segbench.measures.") for n in names if n.startswith("segbench")), file
+
+
 EVERY = [
     "shift",
     "spectrum",
@@ -605,7 +613,7 @@ def test_images_that_are_too_small_lose_the_column_in_one_line(make_config):
     assert code == 0, out
     (result,) = results.values()
     (said,) = result.row["broken"].values()
-    assert "an image of 64x64 is too small for shifts by up to 31 px of stride 32" in said
+    assert ": an image of 64x64 is too small for shifts by up to 31 px of stride 32" in said
     assert "\n" not in said
 
 

@@ -20,7 +20,7 @@ from segbench.encoders.base import Encoder
 from segbench.errors import Failure, brief
 from segbench.loading.pipeline import evaluation_images
 from segbench.measures._model import Model
-from segbench.measures.base import CountMeasure, Labels, mean_over_classes
+from segbench.measures.base import CountMeasure, DoesNotFit, Labels, mean_over_classes
 from segbench.tasks.base import Task
 from segbench.training.control import Control
 from segbench.training.counted import centre_crop
@@ -69,7 +69,8 @@ class Evaluation:
                 before.append(found)
             if done.error is not None:
                 self.counts.pop(measure.name, None)
-                self.broken[measure.name] = f"{said(measure)} fails on image {name}: {brief(done.error)}"
+                why = str(done.error) if isinstance(done.error, DoesNotFit) else brief(done.error)
+                self.broken[measure.name] = f"{said(measure)} fails on image {name}: {why}"
         self.seconds.append((made.seconds, made.encoder_s, time.perf_counter() - clock))
 
     def arrays(self) -> dict[str, Any]:
