@@ -57,6 +57,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> SweepConfig:
         )
     given = parse_overrides(overrides)
     for key, value in given.items():
+        for section in ("tune.search", "grid"):  # whose keys have dots themselves
+            if key.startswith(f"{section}."):
+                raise UserError(f"override '{key}': give the whole of it, {section}={{KEY: VALUE}}")
         _assign(values, key, value)
         lines = {place: line for place, line in lines.items() if not _within(key, place)}
     config = build_config(values, str(path), lines)
@@ -179,13 +182,9 @@ def _explain(error: Any, source: str, lines: dict[str, int]) -> str:
     *section, key = error["loc"]
     model: Any = SweepConfig
     for part in section:
-        if not hasattr(model, "model_fields"):
-            return f"{where}: unknown key '{place}'; give the whole of it, {section[0]}={{KEY: VALUE}}"
         if isinstance(part, str):  # else a place in a list, whose annotation names what it holds
             annotation = model.model_fields[part].annotation
             model, *_ = get_args(annotation) or [annotation]
-    if not hasattr(model, "model_fields"):
-        return f"{where}: unknown key '{place}'; give the whole of it, {'.'.join(map(str, section))}={{KEY: VALUE}}"
     known = list(model.model_fields)
     there = f"{'.'.join(map(str, section)) or 'the top level'} has: {', '.join(known)}"
     return f"{where}: unknown key '{place}'{suggest(str(key), known)}; {there}"

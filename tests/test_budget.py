@@ -17,7 +17,7 @@ from tests.conftest import tiny
 from tests.test_sweep import sweep
 
 CHANNELS, STRIDES = (24, 40, 112, 320), (4, 8, 16, 32)  # of the default encoder
-DECODERS = ["bilinear", "deconv", "subpixel", "bilinear_conv", "fractional"]
+DECODERS = ["bilinear", "deconv", "subpixel", "bilinear_conv", "nearest_conv"]
 
 
 def cost(name, width, by):
@@ -60,7 +60,7 @@ def test_a_sweep_trains_what_the_budget_says_beside_what_the_sweep_says(tmp_path
     """The measured MACs are the budget's, what does not change is trained once, and the table says widths."""
     config = build_config(
         tiny(
-            decoders=["bilinear", "bilinear_conv", "fractional"],
+            decoders=["bilinear", "bilinear_conv", "nearest_conv"],
             grid={"budget": [None, {"like": "bilinear_conv"}]},
             runs_dir=str(tmp_path / "runs"),
         )
@@ -79,7 +79,7 @@ def test_a_sweep_trains_what_the_budget_says_beside_what_the_sweep_says(tmp_path
             assert kept["budget"] is None
     table = make_table(folder)
     assert [(r["decoder"], r["budget"]) for r in table.rows] == [
-        (d, b) for b in ("none", "like bilinear_conv") for d in ("bilinear", "bilinear_conv", "fractional")
+        (d, b) for b in ("none", "like bilinear_conv") for d in ("bilinear", "bilinear_conv", "nearest_conv")
     ]
     assert [r["width"] for r in table.rows[:3]] == [None] * 3
     assert table.rows[4]["width"] == 8
@@ -88,7 +88,9 @@ def test_a_sweep_trains_what_the_budget_says_beside_what_the_sweep_says(tmp_path
     off = {r["decoder"]: float(r["of budget"].removesuffix(" %")) for r in table.rows[3:]}
     wanted = {r["decoder"]: 100 * (r["MACs"] / table.rows[4]["MACs"] - 1) for r in table.rows[3:]}
     assert off == pytest.approx(wanted, abs=0.05)
-    assert any("widths chosen so that each costs" in note and "multiply-accumulates" in note for note in table.notes)
+    assert any(
+        "widths chosen so that each decoder costs" in note and "multiply-accumulates" in note for note in table.notes
+    )
 
 
 def test_what_is_not_within_5_percent_is_said(tmp_path):

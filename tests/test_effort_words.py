@@ -25,7 +25,7 @@ LIKE = {"like": "b"}
 
 def choice(lr=0.2, **changes):
     scores = [[{"recipe.lr": 0.1}, 40.0], [{"recipe.lr": 0.2}, 43.5], [{"recipe.lr": 0.4}, None]]
-    own = {"values": {"recipe.lr": lr}, "measure": "miou", "scores": scores, "edges": [], "flatness": 3.5}
+    own = {"values": {"recipe.lr": lr}, "measure": "miou", "scores": scores, "edges": [], "images": 7, "flatness": 3.5}
     return own | {"highest_is_best": True} | changes
 
 
@@ -102,7 +102,7 @@ def test_what_was_compared_says_how(tmp_path):
     fixed, tuned = (compared(sweep, group) for group in sweep.groups)
     assert fixed.endswith("3 seeds of 40 steps. Not tuned: all with the sweep's own settings.")
     assert tuned.endswith(
-        " Tuned: each decoder with the best of 3 settings (lr) by miou on 25 % of the training images, held out, over "
+        " Tuned: each decoder with the best of 3 settings (lr) by miou on 7 of the training images, held out, over "
         "2 seeds of the search's own; then trained on all of them."
     )
 

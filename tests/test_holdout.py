@@ -51,7 +51,7 @@ def test_groups_are_held_out_whole_and_as_near_to_the_share_as_one_group_allows(
         (
             IDS[:30],
             HoldoutConfig(share=0.2, group="^[^_]+"),
-            "0.2 of 30 training images in 1 groups leaves 0 held out and 30 to train on; 2 of each are the fewest: "
+            "0.2 of 30 training images in 1 group leaves 0 held out and 30 to train on; 2 of each are the fewest: "
             "change the share or the group",
         ),
         (IDS, HoldoutConfig(share=0.2, group="[0-9]{4}"), r"holdout.group: '[0-9]{4}' finds nothing in the id 'a_000'"),

@@ -176,7 +176,7 @@ def test_fixed_and_tuned_stand_side_by_side_with_what_was_chosen(searched):
         assert (row["trials"], row["best − median"]) == (3, f"{choice['flatness']:.2f}")
         fixed = [r for (d, v, _), r in runs.items() if (d, v) == (row["decoder"], '{"setting": "fixed"}')]
         assert row["Δ mIoU tuned from fixed"].mean == pytest.approx(miou(of) - miou(fixed))
-    assert any("the best of 3 settings (lr) by miou on 34 % of the training images" in note for note in table.notes)
+    assert any("the best of 3 settings (lr) by miou on 3 of the training images" in note for note in table.notes)
     assert (
         "highest tried" in formats.as_csv(table)
         or "lowest tried" in formats.as_csv(table)
@@ -234,11 +234,12 @@ def test_a_decoder_that_fails_at_a_setting_is_not_tuned_and_the_others_are(tmp_p
     _, code, out = sweep(config)
     assert code == 1
     assert "failed Fails-s5 at=2 lr=0.001, Fails-s5 at=2 lr=0.002: RuntimeError: at two" in out
-    assert "chosen Fails: nothing, as trials of it failed or all diverged" in out
+    assert "chosen Fails: nothing: trials of it failed, or all of them diverged" in out
     assert "chosen nearest: lr=" in out  # which takes no other
     assert ", the best of 2: " in out
     listed = [(r["decoder"], r["variant"]["setting"]) for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"]]
-    assert listed == [("Fails", "fixed"), ("nearest", "fixed"), ("nearest", "tuned")]
+    assert listed == [("Fails", "fixed"), ("nearest", "fixed"), ("nearest", "tuned"), ("Fails", "tuned")]
+    assert [r["decoder"] for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"] if r.get("awaited")] == ["Fails"]
 
 
 def test_a_killed_search_goes_on(tmp_path):
@@ -311,9 +312,8 @@ def test_the_whole_sweep_is_listed_before_the_search_ends(tmp_path, monkeypatch)
     monkeypatch.setattr(running, "_run", lambda plan, console: (130, {}))
     folder, code, _ = run_sweep(config, Console(quiet=True))
     assert code == 130
-    assert [(r["decoder"], r["variant"]) for r in store.read_plan(folder)["runs"]] == [
-        ("nearest", {"setting": "fixed"})
-    ]
+    rows = [(r["decoder"], r["variant"]["setting"], r.get("awaited", "")) for r in store.read_plan(folder)["runs"]]
+    assert rows == [("nearest", "fixed", ""), ("nearest", "tuned", "the search has not chosen its setting yet")]
 
 
 def test_a_damaged_choice_in_the_list_of_runs_is_told(searched, tmp_path, capsys):
@@ -373,3 +373,75 @@ def test_a_sweep_killed_while_it_searches_ends_as_one_that_was_not(tmp_path):
     assert all(same(whole[place], killed[place]) for place in whole)
     rows = [[r.get("choice") for r in store.read_plan(folder)["runs"]] for folder in folders.values()]
     assert rows[0] == rows[1]
+
+
+def test_a_decoder_without_a_choice_is_missing_and_said_to_be(tmp_path, capsys):
+    """In the table, and by `segbench plan` and `status`; it is not estimated again."""
+    own = {"search": {"recipe.lr": [1e29, 1e30]}, "seeds": [5]}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path, decoders=["bilinear"], seeds=[0], tune=own)))
+    assert main(["sweep", str(path)]) == 0
+    why = "trials of it failed, or all of them diverged"
+    [note] = [n for n in make_table(tmp_path / "runs" / "tiny").notes if n.startswith("Missing")]
+    assert note == f"Missing: bilinear-s0, not tuned: {why}"
+    capsys.readouterr()
+    assert main(["plan", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"no setting is chosen for bilinear: {why}" in out
+    assert "time    about" not in out
+    assert main(["status", str(tmp_path / "runs" / "tiny")]) == 0
+    assert why in " ".join(capsys.readouterr().out.split())  # in lines as wide as the terminal
+
+
+def test_a_narrower_search_in_progress_forgets_no_tuned_run(tmp_path, monkeypatch):
+    """The list of runs that is written before it says so too."""
+    values = tuned(tmp_path, decoders=["bilinear", "nearest"], seeds=[0], tune={"seeds": [5]})
+    sweep(build_config(values))
+    folder = tmp_path / "runs" / "tiny"
+    before = [(r["decoder"], r["variant"]["setting"]) for r in store.read_plan(folder)["runs"]]
+    monkeypatch.setattr(running, "_run", lambda plan, console: (130, {}))
+    _, code, _ = sweep(build_config(values | {"decoders": ["deconv"]}))
+    assert code == 130
+    rows = store.read_plan(folder)["runs"]
+    assert [(r["decoder"], r["variant"]["setting"]) for r in rows if not r.get("awaited")] == [
+        *before,
+        ("deconv", "fixed"),
+    ]
+    assert [(r["decoder"], r["awaited"]) for r in rows if r.get("awaited")] == [
+        ("deconv", "the search has not chosen its setting yet")
+    ]
+
+
+def test_fixed_and_tuned_of_each_decoder_stand_together_when_one_is_not_tuned(tmp_path):
+    values = tuned(tmp_path, decoders=["bilinear", "nearest", "deconv"], seeds=[0], tune={"seeds": [5]})
+    sweep(build_config(values))
+    folder = tmp_path / "runs" / "tiny"
+    manifest = json.loads((folder / "sweep.json").read_text())
+    tuned_ones = [r for r in manifest["runs"] if r["variant"]["setting"] == "tuned" and r["decoder"] != "bilinear"]
+    manifest["runs"] = [r for r in manifest["runs"] if r["variant"]["setting"] == "fixed"] + tuned_ones[::-1]
+    (folder / "sweep.json").write_text(json.dumps(manifest))
+    assert [(r["decoder"], r["setting"]) for r in make_table(folder).rows] == [
+        ("bilinear", "fixed"), ("nearest", "fixed"), ("nearest", "tuned"), ("deconv", "fixed"), ("deconv", "tuned"),
+    ]  # fmt: skip
+
+
+def test_what_a_decoder_does_not_take_is_not_chosen_for_it_whatever_the_points(tmp_path):
+    """Of Halton's points all differ in each key."""
+    search = {"recipe.lr": {"low": 0.001, "high": 0.01}, "decoder.init": ["nearest", "icnr"]}
+    own = {"search": search, "trials": 3, "seeds": [5]}
+    values = tuned(tmp_path, decoders=["bilinear", "subpixel"], seeds=[0], tune=own)
+    _, code, out = sweep(build_config(values))
+    assert code == 0, out
+    rows = {r["decoder"]: r["choice"] for r in store.read_plan(tmp_path / "runs" / "tiny")["runs"] if "choice" in r}
+    assert {d: sorted(choice["values"]) for d, choice in rows.items()} == {
+        "bilinear": ["recipe.lr"], "subpixel": ["decoder.init", "recipe.lr"],
+    }  # fmt: skip
+
+
+def test_settings_that_make_other_batches_are_noted(tmp_path):
+    own = {"search": {"recipe.batch_size": [2, 3]}, "seeds": [5]}
+    sweep(build_config(tuned(tmp_path, decoders=["bilinear"], seeds=[0], tune=own)))
+    notes = make_table(tmp_path / "runs" / "tiny").notes
+    assert (
+        "Tuned decoders differ in batch_size, and so in their batches; their differences carry that noise too." in notes
+    )

@@ -6,6 +6,7 @@ import yaml
 from segbench.cli import main
 from segbench.config_effort import TuneConfig
 from segbench.tuning import settings
+from tests.conftest import tiny
 from tests.test_tune import tuned
 
 
@@ -59,6 +60,7 @@ def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
         ({"holdout": 1.0}, "tune.holdout.share"),
         ({"holdout": 0.01}, "0.01 of 6 training images leaves 0 held out and 6 to train on; 2 of each are the fewest"),
         ({"holdout": {"share": 0.3, "group": "("}}, "a regular expression"),
+        ({"search": {"recipe.lr": ["1e-1", 0.1]}}, "search: recipe.lr holds one twice"),  # the first is text in YAML
         ({"seeds": [0, 9]}, "tune.seeds and seeds both hold 0"),
         ({"measure": "mIuO"}, "unknown measure of tune 'mIuO' (did you mean 'miou'?)"),
         ({"measure": "macs"}, "unknown measure of tune 'macs'"),
@@ -80,3 +82,39 @@ def test_a_value_that_no_decoder_can_have_is_told_before_anything_runs(tmp_path,
     assert main(["sweep", str(path)]) == 2
     assert "width must be at least 1, not 0" in capsys.readouterr().err
     assert not [*(tmp_path / "runs").rglob("result.json")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"grid": {"recipe.lr": [0.1, 0.2]}}, "tune.search and grid both have recipe.lr"),
+        ({"grid": {"data.holdout": [0.2]}}, "leave data.holdout out"),
+        ({"grid": [{"data.holdout.share": 0.2}]}, "leave data.holdout out"),
+        ({"data": {"holdout": 0.2}}, "leave data.holdout out"),
+    ],
+)
+def test_what_the_grid_sets_is_not_searched_and_no_part_held_out_twice(tmp_path, capsys, more, message):
+    """Else the evaluation's images could be those of the search."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path) | tiny(tune=tuned(tmp_path)["tune"], seeds=[0, 1], **more)))
+    assert main(["sweep", str(path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_an_override_within_the_search_says_how_to_give_it(tmp_path, capsys):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tuned(tmp_path)))
+    assert main(["plan", str(path), "tune.search.recipe.lr=[0.001,0.002]"]) == 2
+    err = capsys.readouterr().err.strip()
+    assert "give the whole of it, tune.search={KEY: VALUE}" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    """As in the examples of the docs."""
+    tune = TuneConfig.model_validate(
+        yaml.safe_load("search: {recipe.lr: [7.5e-4, 3e-3, 1.2e-2], recipe.optimizer: [sgd, adamw]}")
+    )
+    assert tune.search == {"recipe.lr": [7.5e-4, 3e-3, 1.2e-2], "recipe.optimizer": ["sgd", "adamw"]}

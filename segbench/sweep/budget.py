@@ -138,8 +138,8 @@ class _Costs:
         """
         unit = self._unit()
         ladder = [unit]
-        far = 4 if self.by == "ms" else 1
-        while self.at(ladder[-1]) < far * asked and 2 * ladder[-1] <= WIDEST:
+        least, far = (64 * unit, 4) if self.by == "ms" else (unit, 1)
+        while (ladder[-1] < least or self.at(ladder[-1]) < far * asked) and 2 * ladder[-1] <= WIDEST:
             ladder.append(2 * ladder[-1])
         below = [width for width in ladder if self.at(width) < asked]
         if not below or below[-1] == ladder[-1]:

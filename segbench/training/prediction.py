@@ -128,7 +128,7 @@ def predict(
 ) -> Iterator[tuple[str, Prediction]]:
     """Predict an image with every decoder, which share the encoder's features: the one prediction there is.
 
-    View by view (a size, mirrored or not): the windows of one are in memory at a time, beside the first of all, and the
+    View by view (a size, mirrored or not): the windows of one are in memory at a time, and the
     sums over views of each decoder where there are several. Windows that overlap average their logits, which are
     brought to the size that is counted (`counted_size`). One view gives its logits; several give the mean of their
     softmax probabilities. What a decoder does in its `turn` ends its own prediction only, and changes nothing for the
