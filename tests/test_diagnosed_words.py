@@ -61,8 +61,9 @@ def test_for_whom_the_leader_wins_and_where(tmp_path):
     assert leader(analyses["miou"], "bilinear") == "b"
     ceilings = [100 * v for v in (90 / 110, 40 / 90, 60 / 140)]
     assert words == [
-        "What there is to win: the truth itself, reduced to stride 4 and brought back, has an IoU of "
-        f"{np.mean(ceilings):.1f}, at the lowest {ceilings[2]:.1f} in pole.",
+        "For scale: the truth itself, reduced to stride 4 and brought back, has an IoU of "
+        f"{np.mean(ceilings):.1f}, at the lowest {ceilings[2]:.1f} in pole; what is above that comes from within the "
+        "cells.",
         f"In recall of thin regions (<5px) b is better too: +{delta.mean:.1f} [+{delta.low:.1f}, +{delta.high:.1f}] "
         "points.",
         # 60 of 80 pixels fewer lie near a boundary, where 120 of bilinear's 300 errors are; an image has 12,000 pixels
@@ -81,9 +82,17 @@ def test_a_leader_that_recognises_and_misses_thin_things(tmp_path):
     words, _ = said(b_beside_bilinear(tmp_path / "s", (100, 40), 120))
     assert words[1].startswith("In recall of thin regions (<5px) b is worse: −")
     assert words[2].endswith(
-        "12 % of them lie within 2 px of a true boundary, where 40 % of bilinear's errors are, no more than their "
+        "12 % of them lie within 2 px of a true boundary, where 40 % of bilinear's errors are, less than their "
         "share: it recognises."
     )  # 20 of 160
+
+
+def test_a_leader_that_gains_everywhere_alike(tmp_path):
+    """80 of 200 pixels fewer lie near, as 120 of 300 errors do."""
+    words, _ = said(b_beside_bilinear(tmp_path / "s", (40, 60), 200))
+    assert words[2].endswith(
+        "40 % of them lie within 2 px of a true boundary, where 40 % of bilinear's errors are, their share."
+    )
 
 
 def test_a_leader_that_gets_more_pixels_wrong(tmp_path):
@@ -97,7 +106,7 @@ def test_without_a_leader_only_the_data_speak(tmp_path):
     words, analyses = said(b_beside_bilinear(tmp_path / "s", (60, 160), 260, effect=0.0))
     assert leader(analyses["miou"], "bilinear") is None
     assert len(words) == 1
-    assert words[0].startswith("What there is to win")
+    assert words[0].startswith("For scale: ")
 
 
 def test_the_page_has_it(tmp_path):

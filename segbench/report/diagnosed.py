@@ -8,6 +8,8 @@ from segbench.measures.base import mean_over_classes
 from segbench.report.analysis import Analysis
 from segbench.report.words import interval
 
+CLEARLY = 2.0  # points by which a share differs from another to be said to
+
 
 def diagnosed(analyses: Mapping[str, Analysis], main: Analysis, baseline: str, classes: Sequence[str]) -> list[str]:
     """Sentences on the decoder that leads by ``main``, beside a baseline; of the data alone where none is shown to.
@@ -45,8 +47,9 @@ def _ceiling(a: Analysis, classes: Sequence[str]) -> Iterator[str]:
         return
     hardest, stride = int(np.nanargmin(scores)), a.metric.measure.params["stride"]
     yield (
-        f"What there is to win: the truth itself, reduced to stride {stride} and brought back, has an IoU of "
-        f"{float(mean_over_classes(scores)):.1f}, at the lowest {scores[hardest]:.1f} in {classes[hardest]}."
+        f"For scale: the truth itself, reduced to stride {stride} and brought back, has an IoU of "
+        f"{float(mean_over_classes(scores)):.1f}, at the lowest {scores[hardest]:.1f} in {classes[hardest]}; what is "
+        "above that comes from within the cells."
     )
 
 
@@ -73,7 +76,11 @@ def _where(a: Analysis, best: str, baseline: str) -> Iterator[str]:
         yield f"In all {best} gets no fewer pixels wrong than {baseline}: {100 * -gained / pixels:.2f} % of them more."
         return
     share, before = 100 * fewer[near].sum() / gained, 100 * every[near].sum() / every.sum()
-    how = "more than their share: it places boundaries" if share > before else "no more than their share: it recognises"
+    how = "their share"
+    if abs(share - before) >= CLEARLY:
+        how = (
+            "more than their share: it places boundaries" if share > before else "less than their share: it recognises"
+        )
     yield (
         f"{best} gets {100 * gained / pixels:.2f} % of the pixels right that {baseline} gets wrong, on balance; "
         f"{share:.0f} % of them lie within {within_px} px of a true boundary, where {before:.0f} % of {baseline}'s "
