@@ -148,7 +148,7 @@ def undisturbed(tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("chaos") / "undisturbed")
     code, out = place.finish(place.start())
     assert code == 0, out
-    arrays = 3 + 7  # counts of every evaluation, and of the standard measures
+    arrays = 3 + 11  # counts of every evaluation, and of the standard measures
     assert len(place.files()) == DECODERS * SEEDS * (arrays + 3)
     assert place.leftovers() == []
     assert (place.count("train"), place.count("evaluate")) == (STEPS * SEEDS, 2 * IMAGES * SEEDS)

@@ -193,9 +193,9 @@ def test_a_sweep_prints_the_table_that_it_was_asked_for_whatever_another_command
 
     path, other = write_sweep(decoders=["bilinear", "nearest"]), make_plan(make_config(recipe={"steps": 3}))
 
-    def between(config, runs):
+    def between(*given):
         """As `write_manifest`, and another command writes its own before the table is made."""
-        listed = write_manifest(config, runs)
+        listed = write_manifest(*given)
         assert "steps" not in write_manifest(other.config, other.runs).replaced
         return listed
 

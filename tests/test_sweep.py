@@ -74,6 +74,8 @@ def test_a_run_is_a_folder(together):
     assert {k: v.shape for k, v in counts.items()} == {
         "region": (3, 3, 7), "confusion": (7, 7), "sizes": (3, 2), "biou@0.02": (3, 3, 7), "bf1@3": (3, 4, 7),
         **{f"trimap@{width}": (3, 3, 7) for width in (1, 2, 4, 8, 16)},
+        "ceiling@4,majority": (3, 3, 7), "distance_error@2": (3, 24, 1), "phase_error": (3, 32, 1),
+        "thin@5,recall": (3, 18, 7),
     }  # fmt: skip
     assert counts["confusion"].sum() == 3 * 64 * 64
     environment = json.loads((folder / "environment.json").read_text())

@@ -339,11 +339,7 @@ class Sample:
 
 
 class ImageSample:
-    """An image and what was brought back of it, both (H, W, 3) uint8.
-
-    Raises:
-        ValueError: another shape or type.
-    """
+    """An image and what was brought back of it, both (H, W, 3) uint8; a ValueError where they are not."""
 
     def __init__(self, truth: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]) -> None:
         if prediction.shape != truth.shape or prediction.dtype != np.uint8:

@@ -11,7 +11,9 @@ from segbench.measures.base import VOID, CountMeasure, Floats, Ints, Labels, Sam
 
 @dataclass
 class Ceiling(CountMeasure):
-    """How much of each class can be won at a stride, whatever upsamples: of the data alone, so equal for all decoders.
+    """What of each class is left at a stride: of the data alone, so equal for all decoders.
+
+    What scores above it finds what lies within the cells, by features that tell more than a class or by a guide.
 
     Blocks of stride x stride pixels get the class of most of their pixels (of equals the first), repeated; or each
     class's share of their pixels, which bilinear interpolation (align_corners=False) brings back before the argmax.
@@ -31,7 +33,7 @@ class Ceiling(CountMeasure):
 
     short = "ceiling"
     long = "ceiling of IoU"
-    help = "IoU of the truth itself, reduced to a stride and brought back: what upsampling from there can reach"
+    help = "IoU of the truth itself, reduced to a stride and brought back; what is above it comes from within the cells"
     standard = ({"stride": 4, "by": "majority"},)
     table_place = None
     plotted = True

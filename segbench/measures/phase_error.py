@@ -1,14 +1,12 @@
 """Phase error: how much the error rate differs between the phases of the output."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from segbench.measures.base import CountMeasure, Floats, Ints, Mask, Sample, share
+from segbench.measures._stride import OfStride
+from segbench.measures.base import Floats, Ints, Mask, Sample, share
 
 
-@dataclass
-class PhaseError(CountMeasure):
+class PhaseError(OfStride):
     """Largest minus smallest error rate over the s x s phases: pixels whose row and column leave the same rests by s.
 
     A decoder that upsamples by s computes each phase in another way; a truth knows nothing of phases. So what differs
@@ -22,8 +20,6 @@ class PhaseError(CountMeasure):
         ValueError: a stride below 2.
     """
 
-    stride: int | None = None
-
     short = "phase err."
     long = "spread of the error rate over phases"
     help = "Largest minus smallest error rate over the s x s phases of the output; the picture has them all"
@@ -33,15 +29,8 @@ class PhaseError(CountMeasure):
     per_class = False
     drawn = "error rate less its mean, points"
 
-    def __post_init__(self) -> None:
-        if self.stride is not None and self.stride < 2:
-            raise ValueError(f"stride should be 2 or more, not {self.stride}")
-
-    def suffix(self, sizes: Ints) -> str:
-        return f" (s = {self.stride})" if self.stride else ""
-
     def count(self, sample: Sample) -> Ints:
-        s, truth = self.stride or sample.model.stride, sample.truth
+        s, truth = self.of(sample), sample.truth
         every = truth.once(("phases", s), lambda: by_phase(truth.inside, s))
         return np.concatenate([by_phase(~sample.right, s), every])[:, None]
 

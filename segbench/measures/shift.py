@@ -1,14 +1,12 @@
 """Shift consistency: the share of pixels that keep their class when the image is shifted by less than a cell."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from segbench.measures.base import CountMeasure, DoesNotFit, Floats, Ints, Sample, share
+from segbench.measures._stride import OfStride
+from segbench.measures.base import DoesNotFit, Floats, Ints, Sample, share
 
 
-@dataclass
-class Shift(CountMeasure):
+class Shift(OfStride):
     """Over shifts of 1 to s - 1 pixels, each up and to the left; the plot has them one by one.
 
     Consistency of Zhang 2019, https://arxiv.org/abs/1904.11486, pixel by pixel. The image is filled with its last row
@@ -23,23 +21,14 @@ class Shift(CountMeasure):
         DoesNotFit: an image that is no larger than 2s, or labels of another size than the image.
     """
 
-    stride: int | None = None
-
     long = "consistency under shifts"
     help = "Share of the pixels that keep their class when the image is shifted by 1 to s - 1 px"
     table_place = None
     per_class = False
     axis = "shift (px)", ()
 
-    def __post_init__(self) -> None:
-        if self.stride is not None and self.stride < 2:
-            raise ValueError(f"stride should be 2 or more, not {self.stride}")
-
-    def suffix(self, sizes: Ints) -> str:
-        return f" (s = {self.stride})" if self.stride else ""
-
     def count(self, sample: Sample) -> Ints:
-        pixels, s, (height, width) = sample.model.pixels, self.stride or sample.model.stride, sample.size
+        pixels, s, (height, width) = sample.model.pixels, self.of(sample), sample.size
         if pixels.shape[:2] != sample.size:
             raise DoesNotFit(f"labels of {height}x{width} and an image of {pixels.shape[0]}x{pixels.shape[1]}")
         if min(sample.size) <= 2 * s:

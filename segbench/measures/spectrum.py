@@ -1,19 +1,18 @@
 """Spectrum: how the soft prediction's power at the multiples of 1/s cycles per pixel stands out."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from segbench.measures.base import CountMeasure, DoesNotFit, Floats, Ints, Sample, share
+from segbench.measures._stride import OfStride
+from segbench.measures.base import DoesNotFit, Floats, Ints, Sample, share
 
 BINS = 16  # rings of equal width, from 0 to 1/2 cycle per pixel
 UNIT = 1e12  # of power in the counts
 NEAR = 1 / 16  # of the distance between two multiples
 
 
-@dataclass
-class Spectrum(CountMeasure):
+class Spectrum(OfStride):
     """Power at the multiples of 1/s in rows and columns over that beside them; the plot has all frequencies.
 
     The power is the squared magnitude of the Fourier transform of each class's probability (Hann window, void 0, less
@@ -32,8 +31,6 @@ class Spectrum(CountMeasure):
         DoesNotFit: an image of fewer than four cells.
     """
 
-    stride: int | None = None
-
     short = "grid power"
     long = "power at the multiples of 1/s"
     help = "How far the soft prediction's power at the multiples of 1/s cycles per px is from that beside them"
@@ -45,15 +42,8 @@ class Spectrum(CountMeasure):
     axis = "frequency (cycles per px)", tuple((np.arange(BINS) + 0.5) / (2 * BINS))
     drawn = "power over the truth's, dB"
 
-    def __post_init__(self) -> None:
-        if self.stride is not None and self.stride < 2:
-            raise ValueError(f"stride should be 2 or more, not {self.stride}")
-
-    def suffix(self, sizes: Ints) -> str:
-        return f" (s = {self.stride})" if self.stride else ""
-
     def count(self, sample: Sample) -> Ints:
-        s, truth, (height, width) = self.stride or sample.model.stride, sample.truth, sample.size
+        s, truth, (height, width) = self.of(sample), sample.truth, sample.size
         if min(height, width) < 4 * s:
             raise DoesNotFit(f"an image of {height}x{width} is too small: wanted four cells of stride {s}")
         one_hot = np.arange(truth.num_classes)[:, None, None] == truth.labels

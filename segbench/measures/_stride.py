@@ -1,0 +1,31 @@
+"""What measures share that look at the grid of a decoder's cells."""
+
+from dataclasses import dataclass
+
+from segbench.measures.base import CountMeasure, Ints, Sample
+
+
+@dataclass
+class OfStride(CountMeasure):
+    """A measure of cells of s x s pixels.
+
+    Args:
+        stride: s, 2 or more; None takes the decoder's: image pixels per cell of the map from which it upsamples to the
+            image.
+
+    Raises:
+        ValueError: a stride below 2.
+    """
+
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.stride < 2:
+            raise ValueError(f"stride should be 2 or more, not {self.stride}")
+
+    def suffix(self, sizes: Ints) -> str:
+        return f" (s = {self.stride})" if self.stride else ""
+
+    def of(self, sample: Sample) -> int:
+        """s of a sample."""
+        return self.stride or sample.model.stride
