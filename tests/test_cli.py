@@ -74,7 +74,7 @@ def test_sweep_table_and_formats(write_sweep, tmp_path):
     assert ",trimap (8px),trimap (8px) sd," in some.splitlines()[0]
     wrong = segbench("table", runs / "tiny", "--metric", "bf1@4")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert "unknown metric 'bf1@4' (did you mean 'bf1@3'?); there is: accuracy, bf1@3, biou@0.02, miou" in wrong.stderr
+    assert "unknown metric 'bf1@4' (did you mean 'bf1@3'?); there is: accuracy, bf1@3, biou@0.02, cei" in wrong.stderr
 
 
 BROKEN = "raise ValueError('at import')\n"
