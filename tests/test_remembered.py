@@ -136,7 +136,7 @@ def test_facts_are_not_remembered_where_something_changed_while_they_were_found(
     config, places = make(decoders=["nearest"]), iter(["before", "after", "same", "same"])
     monkeypatch.setattr(remembered, "place", lambda *_: next(places))
     for there in ([], ["same"]):
-        _look(config, False, False)
+        _look(config, list(variants(config, {})), False, False)
         assert list(KnownFiles.read(_folder(config)).facts) == there
 
 
