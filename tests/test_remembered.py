@@ -16,6 +16,7 @@ from segbench.launch import local
 from segbench.sweep import remembered
 from segbench.sweep.files import KNOWN, KnownFiles
 from segbench.sweep.plan import _folder, _look, make_plan
+from segbench.tuning import variants
 from tests.conftest import WHOLE, tiny
 from tests.test_sweep import sweep
 
