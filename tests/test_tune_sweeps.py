@@ -13,7 +13,11 @@ import yaml
 from segbench import store
 from segbench.cli import main
 from segbench.config_file import build_config
+from segbench.report.analysis import Analysis
+from segbench.report.metrics import available
+from segbench.report.runs import read_sweep
 from segbench.report.table import make_table
+from segbench.report.words import effects
 from segbench.sweep import run as running
 from segbench.sweep.plan import make_plan
 from segbench.sweep.run import run_sweep
@@ -34,7 +38,12 @@ def test_the_sweep_as_it_stands_is_one_of_the_trials_and_trained_once(tmp_path):
     assert "1 runs, 0 done before, 1 to do" in out
     table = make_table(tmp_path / "runs" / "tiny")
     assert [r["mIoU"].mean for r in table.rows] == [table.rows[0]["mIoU"].mean] * 2
-    assert table.rows[1]["Δ mIoU tuned from fixed"].mean == 0
+    assert table.rows[1]["Δ mIoU tuned from fixed"] is None
+    assert table.rows[1]["chosen"] == "lr=0.002 (highest tried), as fixed"
+    found = read_sweep(tmp_path / "runs" / "tiny")
+    [group] = [g for g in found.groups if g.variant == {"setting": "tuned"}]
+    analysis = Analysis(group, next(m for m in available(list(group.results.values())) if m.name == "miou"))
+    assert effects(found, group, analysis)[0] == "For bilinear the search chose the sweep's own setting."
 
 
 def test_a_setting_that_diverges_is_the_worst_and_no_failure(tmp_path):

@@ -22,10 +22,12 @@ def choice_of(group: Group, decoder: str) -> Choice | None:
     return None if found is None else Choice(**found)
 
 
-def chosen(group: Group, decoder: str) -> str | None:
-    """Such as ``lr=0.02 (highest)``, where that was the highest that was tried."""
+def chosen(sweep: Sweep, group: Group, decoder: str) -> str | None:
+    """Such as ``lr=0.02 (highest tried)``, or ``lr=0.003, as fixed``."""
     choice = choice_of(group, decoder)
-    return None if choice is None else choice.setting()
+    if choice is None:
+        return None
+    return choice.setting() + (", as fixed" if choice.values and as_fixed(sweep, group, decoder) else "")
 
 
 def trials(group: Group, decoder: str) -> int | None:
@@ -40,9 +42,17 @@ def flatness(group: Group, decoder: str) -> str | None:
     return "most diverged" if choice.flatness is None else f"{choice.flatness:.2f}"
 
 
+def as_fixed(sweep: Sweep, group: Group, decoder: str) -> bool:
+    """Whether a tuned decoder's runs are those of the sweep's own setting."""
+    fixed = fixed_beside(sweep, group)
+    folders = [{r.folder for (d, _), r in g.results.items() if d == decoder} for g in (group, fixed) if g is not None]
+    return len(folders) == 2 and folders[0] == folders[1]
+
+
 def gains(sweep: Sweep, group: Group, metric: Metric) -> dict[str, Delta]:
     """Decoder -> the difference of the tuned from the fixed one, paired by seed and image; none in a fixed group.
 
+    None either of a decoder for which the search chose what the sweep says, whose runs are the same.
     The p-values are corrected over the decoders (Holm 1979), as those of differences from a baseline are.
     """
     fixed = fixed_beside(sweep, group)
@@ -50,6 +60,8 @@ def gains(sweep: Sweep, group: Group, metric: Metric) -> dict[str, Delta]:
         return {}
     found = {}
     for decoder in group.decoders:
+        if as_fixed(sweep, group, decoder):
+            continue
         both = {(decoder, seed): r for (d, seed), r in fixed.results.items() if d == decoder}
         both |= {(decoder + TUNED, seed): r for (d, seed), r in group.results.items() if d == decoder}
         pair = replace(group, decoders=[decoder, decoder + TUNED], results=both)

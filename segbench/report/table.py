@@ -190,11 +190,8 @@ def _searched(sweep: Sweep, metric: Metric) -> Iterator[_Column]:
             lambda group, _, decoder: gains[str(group.variant)].get(decoder),
             metric.measure,
         )
-        for heading, cell in (
-            ("chosen", effort.chosen),
-            ("trials", effort.trials),
-            ("best − median", effort.flatness),
-        ):
+        yield _Column("chosen", "tune", lambda group, _, decoder: effort.chosen(sweep, group, decoder))
+        for heading, cell in (("trials", effort.trials), ("best − median", effort.flatness)):
             yield _Column(heading, "tune", lambda group, _, decoder, cell=cell: cell(group, decoder))  # type: ignore[misc]
     if "budget" in found:
         yield _Column("width", "budget", lambda group, _, decoder: effort.width(group, decoder))

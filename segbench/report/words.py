@@ -64,6 +64,8 @@ def effects(sweep: Sweep, group: Group, analysis: Analysis) -> list[str]:
     metric, said = analysis.metric, []
     if (fixed := effort.fixed_beside(sweep, group)) is not None:
         said.append(_gains(effort.gains(sweep, group, metric), metric, len(group.seeds)))
+        if same := [d for d in group.decoders if effort.as_fixed(sweep, group, d)]:
+            said.append(f"For {_listed(same)} the search chose the sweep's own setting.")
         said.append(_order(analysis, Analysis(fixed, metric), "tuned", "with the sweep's own settings"))
     if (free := effort.without_budget(sweep, group)) is not None:
         said.append(_order(analysis, Analysis(free, metric), "at this budget", "at the sweep's own widths"))
