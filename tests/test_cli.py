@@ -145,7 +145,7 @@ class Third(Half):
         (["decoders=[{tmp}/shape.py:Wants]"], r"decoder '.*Wants': size is missing"),
         (
             ["decoders=[{tmp}/up.py:Half]"],
-            r"upsampler '.*up\.py:Half' fails .*upsampler Half returns \(1, 8, 2, 3\)",
+            r"upsampler '.*up\.py:Half' fails .*upsampler Half returns \(2, 8, 2, 3\)",
         ),
         (["decoders=[{tmp}/up.py:Third]"], r"upsampler '.*up\.py:Third': ratios = 'three'; it should be one of 'two'"),
         (["decoders=[pyramid]"], r"pyramid is a skeleton: name an upsampler, or set skeleton: pyramid"),

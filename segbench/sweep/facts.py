@@ -119,7 +119,8 @@ class FactFinder:
         looking_at("the measures")
         measures = self.once(_measure_facts, config.measures, classes, config.task)
         decoders: dict[str, ClassFacts] = {}
-        shared = config.decoder_defaults, config.skeleton, encoder, task.outputs(len(classes))
+        images = min(2, config.recipe.batch_size)  # some normalise what they pool over the whole map
+        shared = config.decoder_defaults, config.skeleton, encoder, task.outputs(len(classes)), images
         for decoder in config.decoders:
             try:
                 if decoder.title not in self.failing:
@@ -140,9 +141,9 @@ class FactFinder:
                 title: replace(own, params=own.params | {"width": budget[title]["width"]})
                 for title, own in decoders.items()
             }
-        gpus, images = torch.cuda.device_count() if accelerator == "cuda" else 0, len(data["val"])
+        gpus = torch.cuda.device_count() if accelerator == "cuda" else 0
         weights_hash, _, strides, plugin = encoder
-        of_run = accelerator, gpus, weights_hash, classes, of_data, images, strides
+        of_run = accelerator, gpus, weights_hash, classes, of_data, len(data["val"]), strides
         return Facts(*of_run, decoders, measures, plugin, task_facts(config.task), budget)
 
     def _check_defaults(self, defaults: Mapping[str, Any], taken: Collection[str]) -> None:
@@ -205,9 +206,14 @@ def resolve_accelerator(trainer: TrainerConfig, on_cluster: bool = False) -> str
 
 
 def decoder_facts(
-    config: DecoderConfig, defaults: Mapping[str, Any], skeleton: str, encoder: BuiltEncoder, num_classes: int
+    config: DecoderConfig,
+    defaults: Mapping[str, Any],
+    skeleton: str,
+    encoder: BuiltEncoder,
+    num_classes: int,
+    images: int,
 ) -> ClassFacts:
-    """Build a decoder and give it one image, in training and in eval mode.
+    """Build a decoder and give it so many images in training mode, and one in eval mode.
 
     Raises:
         UserError: it fails, changes what it is given or what the process has once, or returns another shape than it
@@ -215,7 +221,7 @@ def decoder_facts(
     """
     with turn("look") as done:
         blueprint = look_up(config, defaults, skeleton)
-        _try_decoder(blueprint, encoder, num_classes)
+        _try_decoder(blueprint, encoder, num_classes, images)
     if done.error is None:
         params = plain_values(blueprint.params)  # as they stand in keys and configs
         return ClassFacts(blueprint.class_name, params, blueprint.source)
@@ -224,13 +230,14 @@ def decoder_facts(
     raise UserError(f"decoder '{config.title}': {located(done.error)}") from done.error
 
 
-def _try_decoder(blueprint: Blueprint, encoder: BuiltEncoder, num_classes: int) -> None:
+def _try_decoder(blueprint: Blueprint, encoder: BuiltEncoder, num_classes: int, images: int) -> None:
     decoder = blueprint.build(encoder.channels, encoder.strides, num_classes, 0)
     size = (2 * max(encoder.strides), 3 * max(encoder.strides))
-    features, image = fake_inputs(encoder.channels, encoder.strides, size)
+    features, image = fake_inputs(encoder.channels, encoder.strides, size, images)
     try:
         with torch.no_grad():
-            logits = [decoder.train(mode)(list(features), image) for mode in (True, False)][-1]
+            decoder.train()(list(features), image)
+            logits = decoder.eval()([feature[:1] for feature in features], image[:1])
     except Exception as error:  # a plug-in can raise anything
         raise UserError(f"{blueprint.who} fails on a {size[0]}x{size[1]} image: {located(error)}") from error
     if any(t._version for t in [*features, image]):
