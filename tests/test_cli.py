@@ -137,6 +137,10 @@ class Third(Half):
         (["decoders=[{tmp}/plain.py:Plain]"], r"is no subclass of torch\.nn\.Module"),
         (["decoders=[{tmp}/plain.py:Plan]"], r"has no class 'Plan' \(did you mean 'Plain'\?\); it has: Plain"),
         (["decoders=[{tmp}/plain.py]"], r"write .*plain\.py:ClassName for a class in a file"),
+        (
+            ["decoders=[{name: smp, params: {architecture: upernet}}]", "recipe.batch_size=1"],
+            r"decoder 'smp' fails on a 64x96 image: ValueError: Expected more than 1 value per channel when training",
+        ),
         (["decoders=[{tmp}/shape.py:Half]"], r"returns \(1, 7, 32, 48\); wanted logits of \(1, 7, 64, 96\)"),
         (["decoders=[{tmp}/shape.py:Raises]"], r"fails on a 64x96 image: IndexError: nothing here nor there"),
         (["decoders=[{tmp}/shape.py:InPlace]"], r"changes features or image in place"),
