@@ -265,4 +265,5 @@ def test_what_the_pages_hand_to_make_is_understood(line):
     overrides = [word for word in shlex.split(given["ARGS"]) if "=" in word]  # as the shell that make calls splits it
     assert overrides
     config = given.get("CONFIG", "configs/default.yaml")
-    assert load_config(ROOT / config, overrides).name == Path(config).stem
+    named = [word.removeprefix("name=") for word in overrides if word.startswith("name=")]
+    assert load_config(ROOT / config, overrides).name == (named or [Path(config).stem])[-1]
