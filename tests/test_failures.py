@@ -125,7 +125,7 @@ def test_a_failed_run_leaves_the_others_as_if_it_had_never_been(undisturbed, mak
 
 def test_a_wrong_size_is_named_before_the_sweep(make_config, tmp_path):
     (tmp_path / "bad.py").write_text(FAILING.replace("self.calls == 3", "True"))
-    with pytest.raises(UserError, match=r"LateSize returns \(1, 8, 2, 3\) .* wanted \(1, 8, 4, 6\)"):
+    with pytest.raises(UserError, match=r"LateSize returns \(2, 8, 2, 3\) .* wanted \(2, 8, 4, 6\)"):
         sweep(make_config(decoders=["bilinear", f"{tmp_path / 'bad.py'}:LateSize"]))
     assert not list((tmp_path / "runs").glob("*/*/result.json"))
 
