@@ -352,3 +352,39 @@ def test_coverage_in_simulated_sweeps(simulation, seed_noise, seeds, images):
         assert low <= hits["itself"] <= high
     if seeds == 3:  # what is avoided: the bootstrap over three seeds
         assert hits["Δ mIoU, percentiles"] < low
+
+
+def spread_of(measured, resamples=500):
+    """Draws of resampled images, the same ones for each call."""
+    images = len(measured.influence)
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), resamples) / images
+    resampled = measured.values[None] + np.einsum("ri,idsk->rdsk", weights, measured.influence)
+    return ranking.joint_draws(measured, resampled[..., -1])
+
+
+def test_rank_correlation_is_that_of_scipy():
+    """Of each draw too, ties among them."""
+    rng = np.random.default_rng(5)
+    means, draws = rng.integers(0, 4, (2, 6)).astype(float), rng.integers(0, 5, (2, 300, 6)).astype(float)
+    value, low, high = ranking.rank_correlation(means, draws)
+    rows = [reference.spearmanr(*pair).statistic for pair in zip(*draws, strict=True)]
+    bottom, top = np.quantile(rows, [0.025, 0.975])
+    assert value == pytest.approx(reference.spearmanr(*means).statistic)
+    assert (low, high) == pytest.approx((max(-1, min(bottom, 2 * value - top)), min(1, max(top, 2 * value - bottom))))
+    assert all(math.isnan(v) for v in ranking.rank_correlation([np.ones(6), means[1]], draws))
+
+
+@pytest.mark.parametrize(("gap", "widest"), [(0.002, 2.0), (0.01, 1.4), (0.1, 0.1)])
+def test_rank_correlation_covers(gap, widest):
+    """Steps between decoders from a third of the noise of a mean, which no interval can settle, to many times it."""
+    rng = np.random.default_rng(6)
+    hits, widths = [], []
+    for _ in range(200):
+        orders = [0.5 + gap * rng.permutation(6) for _ in range(2)]
+        found = [scores(6, 3, 60, rng, order, 0.01, 0.02, 0.02) for order in orders]
+        means = [m.values[..., -1].mean(1) for m in found]
+        _, low, high = ranking.rank_correlation(means, [spread_of(m) for m in found])
+        hits.append(low - 1e-9 <= reference.spearmanr(*orders).statistic <= high + 1e-9)
+        widths.append(high - low)
+    assert np.mean(hits) >= share_band(0.9, 0.95, 200)[0]
+    assert np.mean(widths) <= widest

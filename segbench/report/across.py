@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from segbench.report import ranking
 from segbench.report.analysis import Analysis
 from segbench.report.drawing import Look, in_lines, legend, new_figure
 from segbench.report.figures import Plot, around, label_of
@@ -61,21 +62,25 @@ def against_segmentation(sweep: Sweep, group: Group, look: Look, slug: str) -> I
         axes.set_ylabel(in_lines(label_of(y.metric.column, y.metric.measure.unit)))
     axes.set_xlabel(label_of(x.metric.column, x.metric.measure.unit))
     legend(figure, look, decoders)
-    said = " ".join(f"{y.metric.words}: {rank_correlation(x, y, decoders):+.2f}." for y in theirs)
+    said = " ".join(f"{y.metric.words}: {rank_correlation(x, y, decoders)}." for y in theirs)
     yield Plot(
         f"{slug}across",
         f"{task_of(group).capitalize()} against segmentation",
-        f"Means over seeds with 95 % intervals. Rank correlation (Spearman) with {x.metric.words} over {len(decoders)} "
-        f"decoders: {said}",
+        f"Means over seeds with 95 % intervals. Rank correlation (Spearman) with {x.metric.words} over these "
+        f"{len(decoders)} decoders, with its 95 % interval: {said}",
         "",
         figure,
     )
 
 
-def rank_correlation(x: Analysis, y: Analysis, decoders: list[str]) -> float:
-    """Spearman's, between the means of two scores, 1 where what is better in one is better in the other."""
-    signs = [1 if a.metric.measure.higher_is_better else -1 for a in (x, y)]
-    ranks = [
-        np.argsort(np.argsort([sign * a.cell(d).mean for d in decoders])) for a, sign in zip((x, y), signs, strict=True)
-    ]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+def rank_correlation(x: Analysis, y: Analysis, decoders: list[str]) -> str:
+    """Spearman's, of two scores' means, above 0 where what is better in one is better in the other, in words."""
+    if x.draws is None or y.draws is None:
+        return "one image, so none"
+    means, draws = [], []
+    for a, drawn in ((x, x.draws), (y, y.draws)):
+        sign = 1 if a.metric.measure.higher_is_better else -1
+        means.append(sign * np.array([a.cell(d).mean for d in decoders]))
+        draws.append(sign * drawn[:, [a.decoders.index(d) for d in decoders]])
+    value, low, high = ranking.rank_correlation(means, draws)
+    return "none, one score is the same for all" if math.isnan(value) else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -94,13 +94,22 @@ class Analysis:
         return None if self.measured is None else stats.intervals(self.measured, self.metric.measure.bounds)
 
     @cached_property
+    def _resampled(self) -> npt.NDArray[np.float64]:
+        """(R, D, S, 1): the means over classes alone."""
+        return ranking.bootstrap(self.counts, self.metric.measure.score)[..., -1:].copy()
+
+    @cached_property
+    def draws(self) -> npt.NDArray[np.float64] | None:
+        """(R, D): scores as images and seeds could have fallen, see `segbench.report.ranking.joint_draws`."""
+        return None if self.measured is None else ranking.joint_draws(self.measured, self._resampled[..., 0])
+
+    @cached_property
     def ranks(self) -> dict[str, ranking.Rank]:
         """Of each whole decoder, by the mean over classes."""
         if self.measured is None:
             return {}
         measure = self.metric.measure
-        resampled = ranking.bootstrap(self.counts, measure.score)
-        found = ranking.ranks(self.measured, resampled, higher_is_better=measure.higher_is_better)
+        found = ranking.ranks(self.measured, self._resampled, higher_is_better=measure.higher_is_better)
         return dict(zip(self.decoders, found, strict=True))
 
     def cell(self, decoder: str, place: int = -1) -> Cell:

@@ -1,5 +1,6 @@
 """Two sweeps side by side: what differs in their configs, and in their numbers."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from segbench.errors import UserError
+from segbench.report.across import task_of
 from segbench.report.analysis import HOLE, Analysis
-from segbench.report.metrics import choose
-from segbench.report.runs import Group, read_sweep
+from segbench.report.effort import tuned_how
+from segbench.report.metrics import available, choose
+from segbench.report.runs import Group, Sweep, read_sweep
 from segbench.report.table import Table, version_note
+from segbench.runs import grid_names, spelled, spelled_variant
 
 IGNORED = ("name", "runs_dir", "launch", "baseline")  # change no number
 
@@ -30,53 +34,70 @@ class Comparison:
 
 
 def compare(first: Path, second: Path, metrics: Sequence[str] = ()) -> Comparison:
-    """Join two sweeps by decoder.
+    """Join two sweeps by decoder, and by what both of them vary; what one of them varies is compared value by value.
 
     A difference is made where both were counted alike on the same images, and has an interval where they have the same
     seeds: it is paired by image, and by seed, for which a pair of trainings need not be alike.
 
     Raises:
-        UserError: a folder without a sweep, a sweep with a grid, no decoder in both, or an unknown metric.
+        UserError: a folder without a sweep, no decoder in both under the same settings, or an unknown metric.
     """
     sweeps = [read_sweep(folder) for folder in (first, second)]
-    for sweep in sweeps:
-        if len(sweep.groups) != 1:
-            raise UserError(
-                f"{sweep.folder} has {len(sweep.groups)} variants; sweeps with a grid or tune cannot be compared yet"
-            )
-    a, b = (sweep.groups[0] for sweep in sweeps)
-    shared = [d for d in a.decoders if d in b.decoders]
-    if not shared:
-        raise UserError(f"no decoder is in both: {', '.join(a.decoders)} and {', '.join(b.decoders)}")
-    why = _counted_differently(a, b)
-    chosen = choose([*sweeps[0].results, *sweeps[1].results], metrics)
     names = (first.name, second.name) if first.name != second.name else (str(first), str(second))
-    same = [] if why else [d for d in shared if _same_runs(a, b, d)]
+    pairs = [(a, b) for a, b in itertools.product(*(sweep.groups for sweep in sweeps)) if _alike(a, b)]
+    shared = [d for d in sweeps[0].decoders if any(d in a.decoders and d in b.decoders for a, b in pairs)]
+    if not shared:
+        told = (f"{', '.join(s.decoders)}{_varied(s)}" for s in sweeps)
+        raise UserError(f"no decoder is in both: {' and '.join(told)}")
+    keys = grid_names((key for sweep in sweeps for group in sweep.groups for key in group.variant), ["decoder"])
+    chosen = choose([*sweeps[0].results, *sweeps[1].results], metrics)
     rows: list[dict[str, Any]] = []
-    for decoder in shared:
-        row: dict[str, Any] = {"decoder": decoder}
-        pair = _pair(a, b, decoder, names)
-        for metric in chosen:
-            for name, group in zip(names, (a, b), strict=True):
-                row[f"{metric.column} in {name}"] = Analysis(group, metric).cell(decoder)
-            row[f"Δ {metric.column}"] = (
-                HOLE if why or decoder in same else Analysis(pair, metric).against(names[0]).delta(names[1])
-            )
-        rows.append(row)
-    blocks = [["decoder"], *([*(f"{m.column} in {name}" for name in names), f"Δ {m.column}"] for m in chosen)]
     notes = [f"Δ: {names[1]} minus {names[0]}; no correction for the number of decoders."]
-    notes += [f"No difference is made: {why}."] if why else []
-    if same:
-        seeds = ", ".join(str(s) for s in a.seeds if s in b.seeds)
-        notes.append(f"The very same runs, so that nothing can differ (seeds {seeds}): {', '.join(same)}.")
-    if a.seeds != b.seeds and not why:
-        notes.append(f"Other seeds ({a.seeds} and {b.seeds}): differences are over those in both, if any.")
-    for only, of in ((set(a.decoders) - set(shared), names[0]), (set(b.decoders) - set(shared), names[1])):
-        notes += [f"Only in {of}: {', '.join(sorted(only))}."] if only else []
-    notes += [f"Missing in {name}: {hole}" for name, sweep in zip(names, sweeps, strict=True) for hole in sweep.holes]
+    for a, b in pairs:
+        variant = b.variant | a.variant
+        label = f" ({', '.join(spelled_variant(variant))})" if variant else ""
+        why, own = _counted_differently(a, b), [d for d in a.decoders if d in b.decoders]
+        same = [] if why else [d for d in own if _same_runs(a, b, d)]
+        for decoder in own:
+            row: dict[str, Any] = {"decoder": decoder, **{keys[k]: spelled(variant[k]) for k in keys}}
+            pair = _pair(a, b, decoder, names)
+            for metric in chosen:
+                there = [metric.name in {m.name for m in available(list(g.results.values()))} for g in (a, b)]
+                for name, group, has in zip(names, (a, b), there, strict=True):
+                    row[f"{metric.column} in {name}"] = Analysis(group, metric).cell(decoder) if has else None
+                row[f"Δ {metric.column}"] = (
+                    HOLE
+                    if why or decoder in same or not all(there)
+                    else Analysis(pair, metric).against(names[0]).delta(names[1])
+                )
+            rows.append(row)
+        notes += [f"No difference is made{label}: {why}."] if why else []
+        if same:
+            seeds = ", ".join(str(s) for s in a.seeds if s in b.seeds)
+            notes.append(f"The very same runs{label}, so that nothing can differ (seeds {seeds}): {', '.join(same)}.")
+        if a.seeds != b.seeds and not why:
+            notes.append(f"Other seeds{label} ({a.seeds} and {b.seeds}): differences are over those in both, if any.")
+    for sweep, name in zip(sweeps, names, strict=True):
+        notes += [f"Only in {name}: {', '.join(sorted(only))}."] if (only := set(sweep.decoders) - set(shared)) else []
+        notes += [f"Tuned in {name}: {how}."] if (how := tuned_how(sweep)) else []
+        notes += [f"Missing in {name}: {hole}" for hole in sweep.holes]
+    blocks = [
+        ["decoder", *keys.values()],
+        *([*(f"{m.column} in {name}" for name in names), f"Δ {m.column}"] for m in chosen),
+    ]
     measures = {heading: m.measure for m, block in zip(chosen, blocks[1:], strict=True) for heading in block}
     table = Table(f"{names[1]} against {names[0]}", blocks, rows, [*notes, version_note(sweeps[0].results)], measures)
     return Comparison(list(_changes(_plain(sweeps[0].config), _plain(sweeps[1].config))), table)
+
+
+def _alike(a: Group, b: Group) -> bool:
+    """Whether two groups have one task, and the same value of each key that both sweeps vary."""
+    return task_of(a) == task_of(b) and all(a.variant[key] == b.variant[key] for key in a.variant.keys() & b.variant)
+
+
+def _varied(sweep: Sweep) -> str:
+    """What sets a sweep's groups apart, in brackets; empty where it has one."""
+    return f" ({'; '.join(', '.join(spelled_variant(g.variant)) for g in sweep.groups)})" if sweep.groups[1:] else ""
 
 
 def _counted_differently(a: Group, b: Group) -> str:

@@ -1,13 +1,14 @@
-"""Ranks by the mean score and what is uncertain in them, from resampled images. NumPy only.
+"""Ranks by the mean score and what is uncertain in them, from resampled images.
 
 Definitions and coverage found by simulation: docs/statistics.md.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import rankdata
 
 from segbench.measures.base import iou
 from segbench.report.stats import Counts, Floats, Measured, Score, checked, differences, kept, with_mean
@@ -76,7 +77,7 @@ def ranks(measured: Measured, resampled: Floats, seed: int = 0, higher_is_better
     sign = 1.0 if higher_is_better else -1.0
     measured = Measured(sign * measured.values[..., -1:], measured.influence[..., -1:] * sign)
     means = measured.values[..., -1].mean(1)
-    draws = _joint_draws(measured, sign * resampled[..., -1], seed)
+    draws = joint_draws(measured, sign * resampled[..., -1], seed)
     best = draws == draws.max(1, keepdims=True)
     p_best = (best / best.sum(1, keepdims=True)).mean(0)
     found = []
@@ -96,7 +97,33 @@ def _multinomial(images: int, resamples: int, chunk: int, seed: int) -> Iterator
         yield np.bincount(drawn.ravel(), minlength=n * images).reshape(n, images).astype(np.float64)
 
 
-def _joint_draws(measured: Measured, resampled: Floats, seed: int) -> Floats:
+def rank_correlation(means: Sequence[Floats], draws: Sequence[Floats]) -> tuple[float, float, float]:
+    """Spearman's correlation of two scores over the same decoders, and its 95 % interval over images and seeds.
+
+    Noise makes orders agree less, in the draws as in the data, so the interval is the percentiles' and its mirror image
+    about the value. About these decoders: that others might have been tried is not in it. NaN where a score is the same
+    for all.
+
+    Args:
+        means: two of (D,).
+        draws: two of (R, D), by `joint_draws` from the same images and seeds.
+    """
+    value, rows = (_spearman(*both) for both in ([m[None] for m in means], draws))
+    if np.isnan(value[0]):
+        return math.nan, math.nan, math.nan
+    low, high = np.nanquantile(rows, [0.025, 0.975])
+    return float(value[0]), max(-1.0, min(low, 2 * value[0] - high)), min(1.0, max(high, 2 * value[0] - low))
+
+
+def _spearman(x: Floats, y: Floats) -> Floats:
+    """(R, D), (R, D) -> (R): of each row; NaN where all of one are equal."""
+    a, b = (rankdata(each, axis=1) - (each.shape[1] + 1) / 2 for each in (x, y))
+    with np.errstate(invalid="ignore"):
+        found: Floats = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    return found
+
+
+def joint_draws(measured: Measured, resampled: Floats, seed: int = 0) -> Floats:
     """(R, D): mean scores as images and seeds could have fallen, from resampled scores (R, D, S).
 
     Images: deviations of the bootstrap, given the covariances that `Spread.shared_images` stands for. Seeds: deviations
