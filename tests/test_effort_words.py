@@ -81,6 +81,19 @@ def test_tuning_that_changes_nothing(tmp_path):
     ]
 
 
+def test_gains_that_the_correction_takes_back_are_named(tmp_path):
+    """One change between noise and a claim, beside a claim, and with nothing beside it."""
+    for b, start in ((0.11, "b by +1.1 [+1.1, +1.2] points"), (0.1, "no decoder beyond noise")):
+        words, sweep, group, of = said(tuned_sweep(tmp_path / f"b{b}" / "s", {"a": 0.0, "b": b, "c": 0.05015}))
+        delta = gains(sweep, group, of)["c"]
+        assert delta.verdict == "inconclusive"
+        by = f"{delta.mean:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}] points"
+        rest = "; of the other 1 not beyond noise" if b == 0.11 else ""
+        assert words[0] == (
+            f"Tuning changes the mIoU of {start}; the change of c by {by} is inconclusive after Holm's correction{rest}."
+        )
+
+
 def test_gains_are_paired_and_corrected_over_the_decoders(tmp_path):
     """By hand: the mean difference of the scores, and Holm's correction of the single comparisons' p-values."""
     path = tuned_sweep(tmp_path / "s", {"a": 0.004, "b": 0.1, "c": 0.06})

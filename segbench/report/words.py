@@ -77,11 +77,16 @@ def _gains(found: Mapping[str, Delta], metric: Metric, seeds: int) -> str:
     if not found or seeds == 1:
         return ""
     moved = [d for d in found if found[d].verdict in ("better", "worse")]
-    if not moved:
-        return f"Tuning changes the {metric.words} of no decoder beyond noise."
-    said = _listed([f"{d} by {interval(found[d], metric.points, sign_shown=True)}" for d in moved])
-    rest = f"; of the other {len(found) - len(moved)} not beyond noise" if len(moved) < len(found) else ""
-    return f"Tuning changes the {metric.words} of {said}{rest}."
+    unsure = [d for d in found if found[d].verdict == "inconclusive"]
+    by = {d: f"{d} by {interval(found[d], metric.points, sign_shown=True)}" for d in (*moved, *unsure)}
+    said = _listed([by[d] for d in moved]) if moved else "no decoder beyond noise"
+    parts = [f"Tuning changes the {metric.words} of {said}"]
+    if unsure:
+        changes = f"the change{'s' * (len(unsure) > 1)} of {_listed([by[d] for d in unsure])}"
+        parts.append(f"{changes} {_are(unsure)} inconclusive after Holm's correction")
+    if moved and (rest := len(found) - len(moved) - len(unsure)):
+        parts.append(f"of the other {rest} not beyond noise")
+    return "; ".join(parts) + "."
 
 
 def _order(analysis: Analysis, other: Analysis, here: str, there: str) -> str:
