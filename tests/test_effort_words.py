@@ -90,7 +90,8 @@ def test_gains_that_the_correction_takes_back_are_named(tmp_path):
         by = f"{delta.mean:+.3f} [{delta.low:+.3f}, {delta.high:+.3f}] points"
         rest = "; of the other 1 not beyond noise" if b == 0.11 else ""
         assert words[0] == (
-            f"Tuning changes the mIoU of {start}; the change of c by {by} is inconclusive after Holm's correction{rest}."
+            f"Tuning changes the mIoU of {start}; "
+            f"the change of c by {by} is inconclusive after Holm's correction{rest}."
         )
 
 
