@@ -17,6 +17,7 @@ from segbench.measures.base import (
     Measure,
     RunMeasure,
     Sample,
+    TooSmall,
     spelled,
 )
 from segbench.registry import MEASURES, check_params, source_hash
@@ -113,6 +114,8 @@ def drawn_samples(classes: Sequence[str]) -> list[Sample]:
 def try_measure(measure: CountMeasure, samples: Sequence[Any], num_classes: int) -> None:
     """Count and score two drawn images, one of them predicted without a fault.
 
+    One for which these are too small is not tried: the sweep's images may be larger.
+
     Raises:
         UserError: it does not fit these classes, it raises, its counts or scores are not what `CountMeasure` says, or
             all of them are NaN.
@@ -135,6 +138,8 @@ def try_measure(measure: CountMeasure, samples: Sequence[Any], num_classes: int)
                 raise ValueError(f"profile gives {shape} for counts {counts.shape}; wanted {(2, places or 'P')}")
         if (picture := measure.picture(counts.sum(0))) is not None and np.ndim(picture) != 2:
             raise ValueError(f"picture gives {np.shape(picture)}; wanted (h, w)")
+    except TooSmall:
+        return
     except DoesNotFit as error:
         raise UserError(f"{said(measure)}: {error}") from error
     except Exception as error:  # a plug-in can raise anything
@@ -145,6 +150,7 @@ class _Drawn:
     """A `Model` that predicts the same of any image, from features at stride 4 by nearest neighbours."""
 
     stride = 4
+    on_grid = True
 
     def __init__(self, classes: Sequence[str], labels: Labels) -> None:
         import torch
@@ -163,7 +169,7 @@ class _Drawn:
         self.features = [torch.nn.functional.one_hot(of_labels[::4, ::4], len(classes)).permute(2, 0, 1)[None].float()]
         self.image = torch.zeros(1, 3, *size)
         self.decoder = self.initial = Nearest()
-        self.upsampling = Upsampling(lambda x, guide: self.decoder([x], guide), self.features[0], self.image, 4)
+        self.upsampling = Upsampling(lambda x, guide: self.decoder([x], guide), self.features[0], self.image, 4, 1)
 
     def predict(self, pixels: Labels) -> Labels:
         return self._labels

@@ -390,5 +390,5 @@ class SweepConfig(Section):
             raise ValueError(f"tune.seeds and seeds both hold {both[0]}; what is chosen is trained from fresh seeds")
         if self.budget or any(key.partition(".")[0] == "budget" for key in grid):
             for key in (key for key in (*grid, *searched) if key.startswith("decoder.")):
-                raise ValueError(f"{key} changes what a decoder costs, by which budget chooses its width; drop one")
+                raise ValueError(f"{key} may change what a decoder costs, by which budget chooses its width; drop one")
         return self

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from segbench.config_values import AtLeast1, Distinct, Float, Int, OneLine, Positive, Section, pattern
 
@@ -30,11 +30,27 @@ class LogRange(Section):
     low: AtLeast1 | Positive  # where both are whole, so are the settings
     high: AtLeast1 | Positive
 
+    @model_validator(mode="before")
+    @classmethod
+    def _ends(cls, value: Any) -> Any:
+        if isinstance(value, dict) and {*value} != {"low", "high"}:
+            raise ValueError(f"a range has low and high, and nothing else, not {', '.join(map(str, value)) or 'none'}")
+        return value
+
     @model_validator(mode="after")
     def _rising(self) -> "LogRange":
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) should be below high ({self.high:g})")
         return self
+
+
+def _kind(space: Any) -> str:
+    return "dict" if isinstance(space, dict | LogRange) else "list"
+
+
+Space = Annotated[
+    Annotated[list[Any], Field(min_length=2), Tag("list")] | Annotated[LogRange, Tag("dict")], Discriminator(_kind)
+]
 
 
 def _number(value: Any) -> Any:
@@ -47,7 +63,7 @@ def _number(value: Any) -> Any:
 class TuneConfig(Section):
     """The same search for every decoder; what it chooses for each is trained beside what the sweep says."""
 
-    search: dict[str, Annotated[list[Any], Field(min_length=2)] | LogRange] = Field(
+    search: dict[str, Space] = Field(
         min_length=1,
         description="dotted key of recipe, or decoder.PARAMETER of those decoders that take it -> a list of values, or "
         "{low: ..., high: ...}, spread evenly by the logarithm; such as recipe.lr: [0.001, 0.002, 0.004]",

@@ -197,8 +197,9 @@ def make_runs(variants: Sequence[Variant], find_facts: Callable[[SweepConfig], F
             key = run_key(config, facts, decoder, seed) + "-tuned" * variant.awaited
             if titles.setdefault(key, decoder.title) != decoder.title:
                 names = ", ".join(sorted({titles[key], decoder.title}))
+                by = ", at the width that the budget gives" if facts.budget else ""
                 raise UserError(
-                    f"decoders {names} are the same decoder with the same parameters; a sweep holds each run once"
+                    f"decoders {names} are the same decoder with the same parameters{by}; a sweep holds each run once"
                 )
             folder = Path(config.runs_dir) / config.name / f"{_safe(decoder.title)}-s{seed}-{key}"
             place, found, fitted = order.index(as_text(variant.values)), variant.found.get(decoder.title, {}), decoder

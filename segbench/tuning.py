@@ -25,7 +25,8 @@ def settings(tune: TuneConfig) -> list[dict[str, Any]]:
     """Dotted key -> value, of each setting that is tried; the same ones for every decoder, so that they share batches.
 
     Of lists all combinations; of one range that many, its ends included, evenly spread by the logarithm; of a range and
-    more, points of Halton's sequence (Halton 1960), which fill the space evenly however many there are.
+    more, points of Halton's sequence (Halton 1960), which fill the space evenly however many there are. What lies
+    between is rounded, to three digits or to whole numbers, and tried once where two become one.
     """
     keys, spaces, trials = list(tune.search), list(tune.search.values()), tune.trials
     if trials is None:
@@ -43,19 +44,22 @@ def settings(tune: TuneConfig) -> list[dict[str, Any]]:
 def _at(space: list[Any] | LogRange, share: float) -> Any:
     if isinstance(space, list):
         return space[min(int(share * len(space)), len(space) - 1)]
+    if share in (0, 1):
+        return space.high if share else space.low
     value = space.low * (space.high / space.low) ** share
     whole = isinstance(space.low, int) and isinstance(space.high, int)
-    return round(value) if whole else float(f"{value:.3g}")
+    return min(max(round(value) if whole else float(f"{value:.3g}"), space.low), space.high)
 
 
 def search_of(config: SweepConfig) -> SweepConfig:
     """The sweep that tries every setting with every decoder, on a part of the training images.
 
     Raises:
-        UserError: a setting that the sweep cannot have, a measure that it has not, or too many runs.
+        UserError: a setting that the sweep cannot have, a measure that one of its tasks has not, or too many runs.
     """
     assert config.tune is not None
-    _measure(config)
+    for _, resolved in expand_grid(config):
+        _measure(config.tune, resolved)
     tried = settings(config.tune)
     for setting in tried:
         with_setting(config, setting, "tune.search")
@@ -72,15 +76,15 @@ def search_of(config: SweepConfig) -> SweepConfig:
     return build_config(values | own, "tune")
 
 
-def _measure(config: SweepConfig) -> CountMeasure:
-    assert config.tune is not None
+def _measure(tune: TuneConfig, config: SweepConfig) -> CountMeasure:
+    """By which a search chooses, of the task of a run."""
     there: list[CountMeasure] = []
     for configs in ([], config.measures):  # code of the user's is loaded only where it is needed
         there = [m for m in load_measures(configs, config.task.title) if isinstance(m, CountMeasure)]
         for measure in there:
-            if config.tune.measure in (measure.name, measure.kind):
+            if tune.measure in (measure.name, measure.kind):
                 return measure
-    raise unknown("measure of tune", config.tune.measure, [m.name for m in there])
+    raise unknown(f"measure of tune for {config.task.title}", tune.measure, [m.name for m in there])
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def choose(config: SweepConfig, runs: Sequence[Run], diverged: Sequence[str]) ->
         UserError: a result that cannot be read.
     """
     assert config.tune is not None
-    measure, searched = _measure(config), set(config.tune.search)
+    searched = set(config.tune.search)
     trials: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in runs:
         outer = as_text({k: v for k, v in run.variant.items() if k not in searched})
@@ -151,6 +155,7 @@ def choose(config: SweepConfig, runs: Sequence[Run], diverged: Sequence[str]) ->
         for of in tried.values():
             by_runs.setdefault(tuple(run.key for run in of), of)
         distinct = list(by_runs.values())
+        measure = _measure(config.tune, distinct[0][0].config)
         keys = [key for key in config.tune.search if len({repr(of[0].variant[key]) for of in distinct}) > 1]
         taken = distinct[0][0].facts.decoders[distinct[0][0].title].params
         keys = [key for key in keys if not key.startswith("decoder.") or key.partition(".")[2] in taken]

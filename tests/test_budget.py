@@ -169,16 +169,64 @@ def test_channels_that_come_in_groups_are_kept(tmp_path):
     assert run.found["budget"]["width"] > 4
 
 
+def test_like_one_without_a_width_which_stays_as_it_is(tmp_path):
+    """And has no difference from the budget to be said."""
+    smp = {"name": "smp", "params": {"architecture": "fpn"}}
+    runs = {run.title: run for run in make_plan(budgets(tmp_path, {"like": "smp"}, decoders=["bilinear", smp])).runs}
+    assert runs["smp"].found == {}
+    found = runs["bilinear"].found["budget"]
+    assert found["cost"] == pytest.approx(found["asked"], rel=0.05)
+    assert "width" not in runs["smp"].decoder.params
+
+
+FAILS = """
+from torch import nn
+
+class Fails(nn.Module):
+    def __init__(self, channels, scale, guide_channels):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=int(scale))
+    def forward(self, x):
+        if x.shape[1] {when}:
+            raise RuntimeError("these channels are not mine")
+        return self.up(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("not in (7, *range(0, 4096, 8))", None),
+        ("not in (7, 8)", "budget: decoder 'Fails' cannot have other widths: RuntimeError: these channels are not"),
+        ("> 100", "budget: decoder 'Fails' fails at width 128: RuntimeError: these channels are not mine"),
+    ],
+)
+def test_a_decoder_that_fails_at_some_width_is_told_in_one_line(tmp_path, capsys, when, message):
+    plugin = tmp_path / "fails.py"
+    plugin.write_text(FAILS.replace("{when}", when))
+    path = tmp_path / "tiny.yaml"
+    given = tiny(budget={"macs": 5e9}, runs_dir=str(tmp_path / "runs"), decoders=[f"{plugin}:Fails"])
+    path.write_text(yaml.safe_dump(given))
+    if message is None:
+        [run] = make_plan(build_config(given)).runs
+        assert run.found["budget"]["width"] % 8 == 0
+        return
+    assert main(["sweep", str(path)]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert message in err[-1]
+    assert "Traceback" not in "".join(err)
+
+
 @pytest.mark.parametrize(
     ("budget", "changes", "message"),
     [
         ({"params": 10}, {}, "decoder 'bilinear' cannot cost 10 parameters: at width 1 it costs 55"),
         ({"macs": 6e6}, {}, "cannot cost 6 M multiply-accumulates: at width 1 it costs 10.3 M"),
-        ({"macs": 1e8}, {"grid": {"decoder.width": [8, 9]}}, "decoder.width changes what a decoder costs"),
+        ({"macs": 1e8}, {"grid": {"decoder.width": [8, 9]}}, "decoder.width may change what a decoder costs"),
         (
             {"macs": 1e8},
             {"tune": {"search": {"decoder.init": ["a", "b"]}}},
-            "decoder.init changes what a decoder costs",
+            "decoder.init may change what a decoder costs",
         ),
         ({"macs": 1e17}, {}, "cannot cost 1e+08 G multiply-accumulates: at width 4096 it costs"),
         ({"like": "bilinaer"}, {}, "no decoder of the sweep is 'bilinaer' (did you mean 'bilinear'?); add it, or"),
@@ -187,6 +235,11 @@ def test_channels_that_come_in_groups_are_kept(tmp_path):
         ({"macs": 1e8, "by": "ms"}, {}, "by: ms is for like; macs says by itself which cost it is"),
         ({"macs": -1}, {}, "budget.macs should be"),
         ({"params": 1e5}, {"decoders": ["smp"]}, "decoder 'smp' has no parameter width"),
+        (
+            {"params": 1e5},
+            {"decoders": ["bilinear", {"name": "bilinear", "label": "wide", "params": {"width": 99}}]},
+            "are the same decoder with the same parameters, at the width that the budget gives; a sweep",
+        ),
     ],
 )
 def test_a_budget_that_cannot_be_met_is_told_in_one_line(tmp_path, capsys, budget, changes, message):

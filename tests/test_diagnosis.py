@@ -31,7 +31,7 @@ def pair(seed, size=(30, 41), void=True):
 
 
 def model(**attributes):
-    return SimpleNamespace(classes=CLASSES, stride=4, **attributes)
+    return SimpleNamespace(**{"classes": CLASSES, "stride": 4, "on_grid": True} | attributes)
 
 
 def measured(name, truth, prediction, of=None, **params):

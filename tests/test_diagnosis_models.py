@@ -1,12 +1,21 @@
 """Diagnosis measures that ask for the model: checkerboard, equivariance, kernel, shift and spectrum, by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from segbench.build import look_up
+from segbench.columns import drawn_samples, make_measure, try_measure
+from segbench.config import DecoderConfig, EvaluationConfig
+from segbench.decoders.base import fake_inputs
+from segbench.errors import UserError
 from segbench.measures._model import Upsampling
-from segbench.measures.base import VOID, DoesNotFit
+from segbench.measures.base import VOID, DoesNotFit, TooSmall
+from segbench.training.model import Looked, RunModel
+from segbench.training.prediction import Prediction, Window
 from segbench.upsamplers import Bilinear, Deconv, Subpixel
 from tests.test_diagnosis import CLASSES, measured, model, pair, probabilities_of
 
@@ -61,8 +70,9 @@ def of_upsampling(name, up, x, ratio, guide=None, **params):
     truth = np.zeros((8, 8), np.uint8)
     guide = torch.zeros(1, 3, *(n * ratio for n in x.shape[2:])) if guide is None else guide
     call = up if params.pop("guided", False) else lambda x, guide: up(x)
+    upsampling = Upsampling(call, x, guide, ratio, params.pop("ends_at", 1))
     with torch.no_grad():
-        measure, counts = measured(name, truth, truth, model(upsampling=Upsampling(call, x, guide, ratio)), **params)
+        measure, counts = measured(name, truth, truth, model(upsampling=upsampling), **params)
     return measure, counts
 
 
@@ -123,6 +133,104 @@ def test_the_kernel_of_a_transposed_convolution_is_its_weight(size):
     wanted = np.zeros((14, 14))
     wanted[5:9, 5:9] = up.weight.detach().abs().mean((0, 1)).numpy()
     np.testing.assert_allclose(measure.picture(counts), wanted, atol=1e-5)
+
+
+def test_an_upsampling_that_ends_at_a_stride_is_measured_in_pixels_of_the_image():
+    x = torch.randn(1, 3, 21, 21, generator=torch.Generator().manual_seed(0))
+
+    def up(x):
+        return interpolate(x, scale_factor=2)
+
+    measure, counts = of_upsampling("kernel", up, x, 2, ends_at=4)
+    assert measure.score(counts)[0] == pytest.approx(4 * np.sqrt(2 * np.var(np.arange(2))))
+    assert measure.score(counts + counts)[0] == measure.score(counts)[0]  # of two images
+    assert measure.picture(counts).sum() == pytest.approx(4, abs=1e-4)
+    guide = torch.zeros(1, 3, 168, 168)
+    alike = [
+        of_upsampling("equivariance", up, x, 2, guide, ends_at=ends_at, px=ends_at)[1] for ends_at in (1, 4)
+    ]  # both by half a cell of x
+    assert alike[0].tolist() == alike[1].tolist()
+    measure, counts = of_upsampling("equivariance", up, x, 2, guide, ends_at=4, px=2)
+    assert np.isnan(measure.score(counts)).all()
+
+
+@pytest.mark.parametrize(
+    ("skeleton", "output_stride", "width_px"),
+    [("pyramid", 1, 2.739), ("pyramid", 2, 2 * 1.225), ("pyramid", 4, 4 * 1.225), ("linear", 4, 4 * 2.739)],
+)
+def test_the_last_upsampling_of_a_decoder_says_at_which_stride_it_ends(skeleton, output_stride, width_px):
+    """Widths of tents by 2 and by 4, as of `test_the_kernels_of_interpolation_are_a_box_and_a_tent`."""
+    of = run_model((128, 128), skeleton=skeleton, output_stride=output_stride)
+    up = of.upsampling
+    assert up.px == output_stride == 128 / up.call(up.x, up.guide).shape[-1]
+    truth = np.zeros((128, 128), np.uint8)
+    with torch.no_grad():
+        measure, counts = measured("kernel", truth, truth, of)
+    assert measure.score(counts)[0] == pytest.approx(width_px, rel=0.01)
+
+
+def run_model(size, protocol=None, views=1, **params):
+    """A decoder's prediction of an image by random features, as a sweep gives it to measures."""
+    channels, strides = (24, 40, 112, 320), (4, 8, 16, 32)
+    skeleton = params.pop("skeleton", "pyramid")
+    wanted = DecoderConfig(name="bilinear", params={"width": 8, **params})
+    torch.manual_seed(0)
+    decoder = look_up(wanted, {}, skeleton).build(channels, strides, 7, 0).eval()
+    features, image = fake_inputs(channels, strides, (128, 128))
+    window = Window((slice(0, 128), slice(0, 128)), image, [torch.randn_like(f) for f in features], False)
+    encoder = SimpleNamespace(strides=strides)
+    looked = Looked(encoder, EvaluationConfig(**protocol or {}), np.zeros((*size, 3), np.uint8), CLASSES)
+    return RunModel(looked, decoder, Prediction(window=window, views=views), None)
+
+
+@pytest.mark.parametrize(
+    ("size", "protocol", "views", "on_grid"),
+    [
+        ((96, 90), {}, 1, True),  # padded below and to the right
+        ((96, 128), {"fit": "resize"}, 1, True),
+        ((96, 90), {"fit": "resize"}, 1, False),
+        ((96, 90), {"resize": 192}, 1, False),
+        ((96, 90), {"label_size": 48}, 1, False),
+        ((96, 90), {"label_size": 200}, 1, True),  # no larger than that
+        ((96, 90), {"flip": True}, 2, False),
+        ((96, 90), {"scales": [0.5]}, 1, False),
+        ((96, 96), {"mode": "slide", "window": 64, "stride": 32}, 1, True),
+        ((96, 96), {"mode": "slide", "window": 64, "stride": 30}, 1, False),
+        ((96, 90), {"mode": "slide", "window": 64, "stride": 32}, 1, False),  # the last column of windows is at 26
+        ((90, 90), {"mode": "crop", "window": 64}, 1, True),
+    ],
+)
+def test_cells_are_blocks_of_the_labels_pixels_where_nothing_moves_them(size, protocol, views, on_grid):
+    of = run_model(size, protocol, views)
+    assert of.on_grid is on_grid
+
+
+@pytest.mark.parametrize("name", ["phase_error", "spectrum"])
+def test_off_the_grid_there_are_no_phases_but_of_a_stride_that_is_given(name):
+    truth, _ = pair(3, (40, 48), void=False)
+    of = model(on_grid=False, probabilities=probabilities_of(4, truth).astype(np.float32))
+    with pytest.raises(DoesNotFit, match="cells of stride 4 are no blocks of the labels' pixels"):
+        measured(name, truth, truth, of)
+    assert measured(name, truth, truth, of, stride=4)[1].sum() > 0
+
+
+@pytest.mark.parametrize(("size", "stride"), [(9, 2), (15, 2), (13, 3), (15, 4)])
+def test_an_image_too_small_for_a_spectrum_is_one_line(size, stride):
+    truth, _ = pair(3, (size, size), void=False)
+    said = "too small: wanted four cells" if size < 4 * stride else f"no frequency near the multiples of 1/{stride}"
+    with pytest.raises(TooSmall, match=said):
+        spectrum_of(truth, probabilities_of(4, truth), stride)
+
+
+@pytest.mark.parametrize("name", ["shift", "spectrum"])
+def test_a_stride_too_large_for_what_is_drawn_is_not_too_large_for_the_data(name):
+    measure = make_measure(name, {"stride": 48})
+    sample = drawn_samples(CLASSES)[0]
+    with pytest.raises(TooSmall):
+        measure.count(sample)
+    try_measure(measure, [sample], len(CLASSES))
+    with pytest.raises(UserError, match="lamp"):
+        try_measure(make_measure("cldice", {"classes": ["lamp"]}), [sample], len(CLASSES))
 
 
 def test_without_an_upsampling_there_is_no_value_and_no_picture():

@@ -25,6 +25,15 @@ def test_a_range_is_spread_evenly_by_the_logarithm_its_ends_included():
     assert all(isinstance(setting["decoder.width"], int) for setting in settings(whole))
 
 
+def test_the_ends_of_a_range_are_as_they_are_given_and_whole_numbers_are_tried_once():
+    odd = TuneConfig(search={"recipe.lr": {"low": 0.0012345, "high": 0.012344}}, trials=3)
+    assert [s["recipe.lr"] for s in settings(odd)] == [0.0012345, 0.0039, 0.012344]
+    close = TuneConfig(search={"recipe.lr": {"low": 0.0012341, "high": 0.0012349}}, trials=4)
+    assert [s["recipe.lr"] for s in settings(close)] == [0.0012341, 0.0012349]
+    few = TuneConfig(search={"decoder.width": {"low": 1, "high": 3}}, trials=10)
+    assert [s["decoder.width"] for s in settings(few)] == [1, 2, 3]
+
+
 def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
     """By its definition: digits of 1, 2, 3, ... in base 2 and 3, mirrored at the point."""
 
@@ -53,6 +62,17 @@ def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
         ({"search": {"recipe.lr": [0.1, 0.1]}}, "search: recipe.lr holds one twice"),
         ({"search": {"data.root": ["a", "b"]}}, "'data.root' is neither recipe.KEY nor decoder.PARAMETER"),
         ({"search": {"recipe.lr": {"low": 0.1, "high": 0.01}}, "trials": 3}, "low (0.1) should be below high (0.01)"),
+        (
+            {"search": {"recipe.lr": {"low": 0.01, "hi": 0.1}}, "trials": 3},
+            "tune.search.recipe.lr: a range has low and high, and nothing else, not hi, low",
+        ),
+        (
+            {"search": {"recipe.lr": {"low": 0.01, "high": 0.1, "step": 1}}, "trials": 3},
+            "tune.search.recipe.lr: a range has low and high, and nothing else, not high, low, step",
+        ),
+        ({"search": {"recipe.lr": {}}, "trials": 3}, "a range has low and high, and nothing else, not none"),
+        ({"search": {"recipe.lr": 0.1}}, "tune.search.recipe.lr should be a list, not 0.1"),
+        ({"search": {"recipe.lr": {"low": 0, "high": 1}}, "trials": 3}, "tune.search.recipe.lr.low should be greater"),
         ({"search": {"recipe.lr": {"low": 0.01, "high": 0.1}}}, "trials should say how many settings of recipe.lr"),
         ({"search": {"recipe.lr": [0.1, 0.2]}, "trials": 7}, "of these lists all 2 settings are tried"),
         ({"search": {}}, "tune.search should"),
@@ -62,8 +82,8 @@ def test_of_ranges_and_lists_points_of_haltons_sequence_are_tried():
         ({"holdout": {"share": 0.3, "group": "("}}, "a regular expression"),
         ({"search": {"recipe.lr": ["1e-1", 0.1]}}, "search: recipe.lr holds one twice"),  # the first is text in YAML
         ({"seeds": [0, 9]}, "tune.seeds and seeds both hold 0"),
-        ({"measure": "mIuO"}, "unknown measure of tune 'mIuO' (did you mean 'miou'?)"),
-        ({"measure": "macs"}, "unknown measure of tune 'macs'"),
+        ({"measure": "mIuO"}, "unknown measure of tune for segmentation 'mIuO' (did you mean 'miou'?)"),
+        ({"measure": "macs"}, "unknown measure of tune for segmentation 'macs'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_in_one_line(tmp_path, capsys, tune, message):
@@ -89,6 +109,10 @@ def test_a_value_that_no_decoder_can_have_is_told_before_anything_runs(tmp_path,
     [
         ({"grid": {"recipe.lr": [0.1, 0.2]}}, "tune.search and grid both have recipe.lr"),
         ({"grid": {"data.holdout": [0.2]}}, "leave data.holdout out"),
+        (
+            {"grid": {"task": ["segmentation", "reconstruction"]}},
+            "unknown measure of tune for reconstruction 'miou'; there is: psnr, ssim",
+        ),
         ({"grid": [{"data.holdout.share": 0.2}]}, "leave data.holdout out"),
         ({"data": {"holdout": 0.2}}, "leave data.holdout out"),
     ],

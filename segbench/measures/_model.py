@@ -13,19 +13,21 @@ Labels = npt.NDArray[np.uint8]  # (H, W)
 
 @dataclass(frozen=True)
 class Upsampling:
-    """The last upsampling of a decoder by itself, from s x s image pixels a cell, as an image made it be called.
+    """The last upsampling of a decoder by itself, as an image made it be called.
 
     Attributes:
-        call: from ``x`` and ``guide`` to (1, C, H, W).
+        call: from ``x`` and ``guide`` to (1, C, r h, r w).
         x: (1, C, h, w), a tensor.
         guide: (1, G, H, W), of which a decoder that is not guided makes no use.
-        ratio: s.
+        ratio: r.
+        px: image pixels per cell of what it puts out: 1, or the ``output_stride`` at which techniques end.
     """
 
     call: Callable[[Any, Any], Any]
     x: Any
     guide: Any
     ratio: int
+    px: int
 
 
 class Model(Protocol):
@@ -34,6 +36,8 @@ class Model(Protocol):
     Attributes:
         classes: their names.
         stride: s, image pixels per cell of the map from which the decoder upsamples to the image.
+        on_grid: whether its cells are blocks of s x s pixels of the labels, from their first row and column on; not
+            where images or labels are resized, views are averaged, or windows start within a cell.
         pixels: (H, W, 3) uint8, the part of the image that is looked at.
         probabilities: (K, H, W) float32 at the size of the labels, the softmax of the logits.
         decoder: a `torch.nn.Module` in eval mode, called as ``decoder(features, image)``, without gradients.
@@ -47,6 +51,8 @@ class Model(Protocol):
     stride: int
     pixels: Pixels
 
+    @property
+    def on_grid(self) -> bool: ...
     @property
     def probabilities(self) -> npt.NDArray[np.float32]: ...
     @property

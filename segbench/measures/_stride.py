@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from segbench.measures.base import CountMeasure, Ints, Sample
+from segbench.measures.base import CountMeasure, DoesNotFit, Ints, Sample
 
 
 @dataclass
@@ -29,3 +29,16 @@ class OfStride(CountMeasure):
     def of(self, sample: Sample) -> int:
         """s of a sample."""
         return self.stride or sample.model.stride
+
+    def on_grid(self, sample: Sample) -> int:
+        """s of a sample in which a cell is s x s pixels of the labels, from their first row and column on.
+
+        Raises:
+            DoesNotFit: the decoder's stride is to be taken, and its cells are not.
+        """
+        if not self.stride and not sample.model.on_grid:
+            raise DoesNotFit(
+                f"cells of stride {sample.model.stride} are no blocks of the labels' pixels: images or labels are "
+                "resized, views averaged, or windows start within a cell"
+            )
+        return self.of(sample)

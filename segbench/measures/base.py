@@ -30,7 +30,11 @@ THICKNESS_PX = (1, 3, 5, 9, 17, 33)  # the least of each step of `LabelMap.thick
 
 
 class DoesNotFit(ValueError):
-    """What a measure raises where the data or its parameters do not fit: a class that is not there, a small image."""
+    """What a measure raises where the data or its parameters do not fit: a class that is not there, labels resized."""
+
+
+class TooSmall(DoesNotFit):
+    """An image that a measure cannot look at for its size."""
 
 
 class Measure:

@@ -15,14 +15,15 @@ MARGIN = 3  # cells at each border that are left out, where the map is large eno
 class Equivariance(CountMeasure):
     """Of the last upsampling by itself, on the maps of each image: mean gap, relative to the mean deviation.
 
-    The map is shifted down and to the right by px / s cells, linearly interpolated where that is no whole cell, the
-    guide by px pixels; what comes out is compared with what came out before, shifted by px pixels, away from the
-    border. By one cell anything that treats all cells alike is exact (Zhang 2019, https://arxiv.org/abs/1904.11486);
+    The map is shifted down and to the right by px / s cells of s x s pixels, linearly interpolated where that is no
+    whole cell, the guide by px pixels; what comes out is compared with what came out before, shifted by px pixels, away
+    from the border. By one cell anything that treats all cells alike is exact (Zhang 2019, https://arxiv.org/abs/1904.11486);
     by less, none is: it says how much depends on where in a cell something lies. Without a value where a decoder has no
-    upsampling that can be called by itself. Counts, in millionths: gap, deviation from each channel's mean.
+    upsampling that can be called by itself, or one that ends at a stride of which px is no multiple. Counts, in
+    millionths: gap, deviation from each channel's mean.
 
     Args:
-        px: None for one cell.
+        px: in pixels of the image; None for one cell.
 
     Raises:
         ValueError: below 1.
@@ -48,9 +49,9 @@ class Equivariance(CountMeasure):
 
     def count(self, sample: Sample) -> Ints:
         up = sample.model.upsampling
-        if up is None:
+        if up is None or (self.px or 0) % up.px:
             return np.zeros((2, 1), np.int64)
-        px = self.px or up.ratio
+        px = self.px // up.px if self.px else up.ratio  # of what is put out
         wanted = up.call(up.x, up.guide).roll((px, px), (2, 3))
         scale = up.guide.shape[-1] // wanted.shape[-1]  # of a guide that is larger than what is put out
         found = up.call(shifted(up.x, px / up.ratio), up.guide.roll((px * scale, px * scale), (2, 3)))

@@ -18,6 +18,7 @@ class PhaseError(OfStride):
 
     Raises:
         ValueError: a stride below 2.
+        DoesNotFit: the decoder's cells are no blocks of the labels' pixels.
     """
 
     short = "phase err."
@@ -30,7 +31,7 @@ class PhaseError(OfStride):
     drawn = "error rate less its mean, points"
 
     def count(self, sample: Sample) -> Ints:
-        s, truth = self.of(sample), sample.truth
+        s, truth = self.on_grid(sample), sample.truth
         every = truth.once(("phases", s), lambda: by_phase(truth.inside, s))
         return np.concatenate([by_phase(~sample.right, s), every])[:, None]
 

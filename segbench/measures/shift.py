@@ -3,7 +3,7 @@
 import numpy as np
 
 from segbench.measures._stride import OfStride
-from segbench.measures.base import DoesNotFit, Floats, Ints, Sample, share
+from segbench.measures.base import DoesNotFit, Floats, Ints, Sample, TooSmall, share
 
 
 class Shift(OfStride):
@@ -18,7 +18,8 @@ class Shift(OfStride):
 
     Raises:
         ValueError: a stride below 2.
-        DoesNotFit: an image that is no larger than 2s, or labels of another size than the image.
+        TooSmall: an image that is no larger than 2s.
+        DoesNotFit: labels of another size than the image.
     """
 
     long = "consistency under shifts"
@@ -32,7 +33,7 @@ class Shift(OfStride):
         if pixels.shape[:2] != sample.size:
             raise DoesNotFit(f"labels of {height}x{width} and an image of {pixels.shape[0]}x{pixels.shape[1]}")
         if min(sample.size) <= 2 * s:
-            raise DoesNotFit(f"an image of {height}x{width} is too small for shifts by up to {s - 1} px of stride {s}")
+            raise TooSmall(f"an image of {height}x{width} is too small for shifts by up to {s - 1} px of stride {s}")
         kept, seen = [], []
         for d in range(1, s):
             again = sample.model.predict(np.pad(pixels[d:, d:], ((0, d), (0, d), (0, 0)), "edge"))

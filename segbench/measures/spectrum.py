@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from segbench.measures._stride import OfStride
-from segbench.measures.base import DoesNotFit, Floats, Ints, Sample, share
+from segbench.measures.base import Floats, Ints, Sample, TooSmall, share
 
 BINS = 16  # rings of equal width, from 0 to 1/2 cycle per pixel
 UNIT = 1e12  # of power in the counts
@@ -28,7 +28,8 @@ class Spectrum(OfStride):
 
     Raises:
         ValueError: a stride below 2.
-        DoesNotFit: an image of fewer than four cells.
+        TooSmall: an image of fewer than four cells, or so small that no frequency lies near a multiple.
+        DoesNotFit: the decoder's cells are no blocks of the labels' pixels.
     """
 
     short = "grid power"
@@ -43,9 +44,9 @@ class Spectrum(OfStride):
     drawn = "power over the truth's, dB"
 
     def count(self, sample: Sample) -> Ints:
-        s, truth, (height, width) = self.of(sample), sample.truth, sample.size
+        s, truth, (height, width) = self.on_grid(sample), sample.truth, sample.size
         if min(height, width) < 4 * s:
-            raise DoesNotFit(f"an image of {height}x{width} is too small: wanted four cells of stride {s}")
+            raise TooSmall(f"an image of {height}x{width} is too small: wanted four cells of stride {s}")
         one_hot = np.arange(truth.num_classes)[:, None, None] == truth.labels
         rings = truth.once("rings of power", lambda: _rings(power(one_hot.astype(np.float32))))
         found = power(sample.model.probabilities * truth.inside)
@@ -53,6 +54,8 @@ class Spectrum(OfStride):
         for lines, size in ((found.mean(1), found.shape[0]), (found.mean(0), found.shape[1])):
             place = s * np.abs(np.fft.fftfreq(size))
             off = np.where(place > 0.5, np.abs(place - place.round()), 1)
+            if (off > NEAR).all():
+                raise TooSmall(f"an image of {height}x{width} has no frequency near the multiples of 1/{s}")
             at.append(lines[off <= NEAR].mean())
             beside.append(lines[(off > NEAR) & (off <= 4 * NEAR)].mean())
         return (

@@ -21,6 +21,7 @@ from segbench.runs import CLOSE, ClassFacts, priced
 from segbench.training.clock import moment, seconds_between
 
 WIDEST = 4096  # that is tried
+TRIED_PX = 64  # side of the image by which widths are
 WARM_UP, TIMES = 2, 9  # passes by which a decoder is timed
 TIMED = ".times.json"  # of a sweep's folder: what was found by times, which are never quite the same again
 LOCK_S = 600.0  # another process may be timing
@@ -36,14 +37,16 @@ def widths(
 ) -> dict[str, dict[str, Any]]:
     """Title of each decoder -> the ``width`` whose ``cost`` is nearest to what is ``asked``, and ``by`` which cost.
 
+    Without the decoder that the budget is ``like`` where that has no width.
+
     Args:
         decoders: title -> what was found of it, as the sweep says.
         channels, strides: of the encoder's features.
         device: on which times are taken, and with how many threads. Each is taken once for a sweep's folder.
 
     Raises:
-        UserError: no decoder of the name that the budget gives, one without a width, or a budget that neither the
-            narrowest nor the widest reaches.
+        UserError: no decoder of the name that the budget gives, another without a width, one that fails at some width,
+            or a budget that neither the narrowest nor the widest reaches.
     """
     budget = config.budget
     assert budget is not None
@@ -60,6 +63,8 @@ def widths(
         found = {}
         for title, own in costs.items():
             if "width" not in decoders[title].params:
+                if title == budget.like:
+                    continue
                 raise UserError(f"budget: decoder '{title}' has no parameter width by which its cost could be chosen")
             if title == budget.like:
                 width, cost = decoders[title].params["width"], asked
@@ -114,14 +119,17 @@ class _Costs:
         self.at = functools.cache(self._at)
 
     def _at(self, width: int | None) -> float:
-        """At that width, or at its own where None; raises what building or calling it raises."""
-        if self.by == "ms":
-            return _milliseconds(self._build(width, "cpu"), *self.shape[:2], *self.device)
-        measure = Macs() if self.by == "macs" else Params()
+        """At that width, or at its own where None."""
         try:
-            return measure.measure(Trained(self._build(width, "meta"), *self.shape[:2], 0.0, 0.0, 0))
-        except Exception:  # one that needs values, or a device, raises anything
+            if self.by == "ms":
+                return _milliseconds(self._build(width, "cpu"), *self.shape[:2], *self.device)
+            measure = Macs() if self.by == "macs" else Params()
+            with contextlib.suppress(Exception):  # one that needs values, or a device, raises anything
+                return measure.measure(Trained(self._build(width, "meta"), *self.shape[:2], 0.0, 0.0, 0))
             return measure.measure(Trained(self._build(width, "cpu"), *self.shape[:2], 0.0, 0.0, 0))
+        except Exception as error:  # a plug-in can raise anything
+            where = "" if width is None else f" at width {width}"
+            raise UserError(f"budget: decoder '{self.decoder.title}' fails{where}: {brief(error)}") from error
 
     def _build(self, width: int | None, device: str) -> Decoder:
         own = {} if width is None else {"width": width}
@@ -159,15 +167,17 @@ class _Costs:
 
     def _unit(self) -> int:
         """Of which widths have to be multiples, as where channels are taken in groups."""
+        features, image = fake_inputs(*self.shape[:2], (TRIED_PX, TRIED_PX))
         for unit in (1, 2, 4, 8, 16, 32, 64):
             try:
                 for width in (5 * unit, 7 * unit):
-                    self._build(width, "cpu")
+                    with torch.inference_mode():
+                        self._build(width, "cpu")(list(features), image)
             except Exception as error:  # a plug-in can raise anything
                 why = error
             else:
                 return unit
-        raise UserError(f"budget: decoder '{self.decoder.title}' cannot be built at other widths: {brief(why)}")
+        raise UserError(f"budget: decoder '{self.decoder.title}' cannot have other widths: {brief(why)}")
 
 
 def _milliseconds(

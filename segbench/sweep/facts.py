@@ -138,7 +138,7 @@ class FactFinder:
             device = accelerator, resources(config, accelerator, torch.cuda.device_count())[1]
             budget = widths(config, decoders, *encoder[1:3], task.outputs(len(classes)), device)
             decoders = {
-                title: replace(own, params=own.params | {"width": budget[title]["width"]})
+                title: replace(own, params=own.params | {"width": budget[title]["width"]}) if title in budget else own
                 for title, own in decoders.items()
             }
         gpus = torch.cuda.device_count() if accelerator == "cuda" else 0

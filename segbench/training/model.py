@@ -16,7 +16,8 @@ from segbench.decoders.base import Decoder, Steps
 from segbench.encoders.base import Encoder
 from segbench.measures._model import Labels, Upsampling
 from segbench.runs import Run
-from segbench.training.prediction import Prediction, Window, predict
+from segbench.training.counted import counted_size
+from segbench.training.prediction import Prediction, Window, predict, window_places
 
 
 def as_it_started(run: Run, encoder: Encoder, num_classes: int) -> Decoder:
@@ -77,6 +78,16 @@ class RunModel:
         self.stride = decoder.last_stride if isinstance(decoder, Decoder) else image.encoder.strides[0]
         self._image, self._made, self._start = image, made, start
 
+    @property
+    def on_grid(self) -> bool:
+        protocol, size = self._image.protocol, (self.pixels.shape[0], self.pixels.shape[1])
+        if protocol.resize or self._made.views > 1 or protocol.scales != [1.0] or counted_size(size, protocol) != size:
+            return False
+        places = window_places(size, protocol)
+        coarsest = max(self._image.encoder.strides) if protocol.fit == "resize" else 1
+        ends = [(p.start, p.stop - p.start) for place in places for p in place]
+        return all(start % self.stride == 0 and length % coarsest == 0 for start, length in ends)
+
     @cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:
         scores = self._made.scores
@@ -117,5 +128,6 @@ class RunModel:
                 hook.remove()
         for last, x, guide, size in reversed(called):
             if last.ratio > 1 and last.ratio.denominator == 1:
-                return Upsampling(functools.partial(last, size=size), x, guide, int(last.ratio))
+                px = round(self.image.shape[-1] / size[1])
+                return Upsampling(functools.partial(last, size=size), x, guide, int(last.ratio), px)
         return None
