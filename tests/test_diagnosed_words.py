@@ -1,11 +1,13 @@
 """What the page says that the diagnosis points at, for sweeps whose counts are set by hand."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from segbench.columns import described, make_measure
-from segbench.report.analysis import Analysis
-from segbench.report.diagnosed import diagnosed, leader
+from segbench.report.analysis import Analysis, Delta
+from segbench.report.diagnosed import _thin, diagnosed, leader
 from segbench.report.metrics import available
 from segbench.report.page import write_report
 from segbench.report.runs import read_sweep
@@ -69,6 +71,8 @@ def test_for_whom_the_leader_wins_and_where(tmp_path):
         # 60 of 80 pixels fewer lie near a boundary, where 120 of bilinear's 300 errors are; an image has 12,000 pixels
         "b gets 0.67 % of the pixels right that bilinear gets wrong, on balance; 75 % of them lie within 2 px of a "
         "true boundary, where 40 % of bilinear's errors are, more than their share: it places boundaries.",
+        "b has the best mean mIoU, at 1.5 times the decoder time per image, 0.3 times the multiply-accumulates and 3.0 "
+        "times the parameters of bilinear.",
     ]
     assert delta.mean == pytest.approx(15, abs=0.5)  # 60 of 400, but for what is drawn
 
@@ -102,16 +106,72 @@ def test_a_leader_that_gets_more_pixels_wrong(tmp_path):
     assert words[2] == "In all b gets no fewer pixels wrong than bilinear: 1.00 % of them more."
 
 
-def test_without_a_leader_only_the_data_speak(tmp_path):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ((40, 250), "b gets 0.67 fewer wrong than bilinear, elsewhere 0.58 more, in percent of all pixels."),
+        ((150, 100), "b gets 0.25 more wrong than bilinear, elsewhere 0.67 fewer, in percent of all pixels."),
+    ],
+)
+def test_a_leader_that_wins_in_one_place_and_loses_in_another(tmp_path, wrong, sentence):
+    """Then what it gains has no shares; an image has 12,000 pixels."""
+    words, _ = said(b_beside_bilinear(tmp_path / "s", wrong, 200))
+    assert words[2] == f"Within 2 px of a true boundary {sentence}"
+
+
+def test_without_a_leader_the_data_and_the_cost_speak(tmp_path):
     words, analyses = said(b_beside_bilinear(tmp_path / "s", (60, 160), 260, effect=0.0))
     assert leader(analyses["miou"], "bilinear") is None
-    assert len(words) == 1
+    cells = {d: analyses["miou"].cell(d).mean for d in ("bilinear", "b")}
+    best = max(cells, key=cells.get)
+    assert len(words) == 2
     assert words[0].startswith("For scale: ")
+    assert words[1].startswith(f"{best}{', the baseline,' * (best == 'bilinear')} has the best mean mIoU")
+
+
+def test_the_baseline_may_be_the_best(tmp_path):
+    words, _ = said(b_beside_bilinear(tmp_path / "s", (60, 160), 260, effect=-0.2))
+    assert words[-1] == "bilinear, the baseline, has the best mean mIoU: no cost beyond its own is shown to buy more."
+
+
+def test_inconclusive_is_not_called_no_difference():
+    delta = Delta(1.0, 0.1, 1.9, 0.04, 0.12, "inconclusive")
+    analysis = SimpleNamespace(
+        against=lambda base: SimpleNamespace(delta=lambda d: delta),
+        metric=SimpleNamespace(points="points", words="recall"),
+    )
+    assert list(_thin(analysis, "b", "bilinear")) == [
+        "In recall b is inconclusive after Holm's correction: +1.0 [+0.1, +1.9] points."
+    ]
+
+
+def test_who_is_worst_and_best_at_what(tmp_path):
+    """Of measures that are no part of the table: phase errors in wrong pixels of 2 x 2 phases, set by hand."""
+    path = b_beside_bilinear(tmp_path / "s", (60, 160), 260)
+    phases = make_measure("phase_error", {"stride": 2})
+    spread = {"bilinear": 20, "b": 50}
+    for folder in path.glob("run*"):
+        result = read_result(folder)
+        rng = np.random.default_rng([result.row["seed"], len(result.row["decoder"])])
+        wrong = np.tile([[10], [10], [10], [spread[result.row["decoder"]]]], (len(result.ids), 1, 1))
+        wrong += rng.integers(0, 2, wrong.shape)
+        every = np.full((len(result.ids), 4, 1), 1000)
+        counts = dict(result.counts) | {phases.name: np.concatenate([wrong, every], 1)}
+        np.savez(folder / "counts.npz", ids=result.ids, **counts)
+        measures = [*described_measures(*METRICS), *described([*MORE, phases])]
+        write_again(folder, measures=measures)
+    words, analyses = said(path)
+    delta = analyses[phases.name].against("bilinear").delta("b")
+    assert delta.mean == pytest.approx(3, abs=0.1)  # 40 of 1000 pixels, beside 10
+    assert words[-1] == (
+        f"Beyond noise worse than bilinear, and the most so: b in phase err. (s = 2) (+{delta.mean:.1f} "
+        f"[+{delta.low:.1f}, +{delta.high:.1f}] points)."
+    )
 
 
 def test_the_page_has_it(tmp_path):
     path = b_beside_bilinear(tmp_path / "s", (60, 160), 260)
     shown = " ".join(Reader(write_report(path, gallery=False).path.read_text()).words)
     words, _ = said(path, "biou@0.02")
-    assert len(words) == 3
+    assert len(words) == 4
     assert all(sentence in shown for sentence in words)

@@ -172,6 +172,44 @@ def test_the_plot_of_a_search_has_the_best_score_at_each_value(tmp_path):
     assert axes.get_xscale() == "log"
 
 
+def columns_of(table):
+    """Heading -> (sort value, text) of each row, of a table of the page whose headings are in its second row."""
+    heads = [" ".join(cell["text"].split()) for cell in table[1]]
+    return {
+        head: [(row[i]["value"], " ".join(row[i]["text"].split())) for row in table[2:]] for i, head in enumerate(heads)
+    }
+
+
+def test_the_page_has_fixed_and_tuned_side_by_side(tmp_path):
+    path = tuned_sweep(tmp_path / "s", {"a": 0.0, "b": 0.1, "c": 0.2})
+    page = Reader(write_report(path, gallery=False).path.read_text())
+    sweep = read_sweep(path)
+    metric = next(m for m in available(sweep.results) if m.name == "biou@0.02")
+    delta = gains(sweep, sweep.groups[1], metric)["c"]
+    fixed = Analysis(sweep.groups[0], metric).cell("c")
+    groups = {tuple(cell["text"].strip() for cell in table[0]): table for table in page.tables}
+    [tuned] = [columns_of(table) for titles, table in groups.items() if f"tuned, by {metric.column}" in titles]
+    value, text = tuned["Δ from fixed"][2]
+    assert float(value) == pytest.approx(delta.mean)
+    assert f"[{delta.low:+.2f}, {delta.high:+.2f}]" in text.replace("−", "-")
+    assert float(tuned["fixed"][2][0]) == pytest.approx(fixed.mean)
+    assert [text for _, text in tuned["chosen"]] == ["lr=0.2"] * 3
+    assert tuned["trials"] == [("3.0", "3")] * 3
+    assert tuned["best − median"] == [("3.5", "3.50")] * 3
+    assert "not compared with each other, but for what is tuned with what is fixed." in " ".join(page.words)
+
+
+def test_the_page_says_the_width_that_a_budget_gives(tmp_path):
+    found = {
+        d: {"budget": {"width": 30 + i, "cost": 102.5 - i, "asked": 100.0, "by": "macs"}} for i, d in enumerate("abc")
+    }
+    path = sweep_of(tmp_path / "s", [({}, FIXED, found)])
+    page = Reader(write_report(path, gallery=False).path.read_text())
+    [columns] = [columns_of(t) for t in page.tables if any(cell["text"].strip() == "budget" for cell in t[0])]
+    assert [text for _, text in columns["width"]] == ["30", "31", "32"]
+    assert columns["of budget"] == [("2.5", "+2.5 %"), ("1.5", "+1.5 %"), ("0.5", "+0.5 %")]
+
+
 def test_a_search_of_names_has_no_plot(tmp_path):
     path = tuned_sweep(tmp_path / "s", dict(FIXED))
     manifest = json.loads((path / "sweep.json").read_text())

@@ -26,6 +26,7 @@ from segbench.sweep.plan import make_plan
 from segbench.tasks.reconstruction import Reconstruction
 from segbench.training.lockstep import Lockstep, Member
 from tests.conftest import tiny
+from tests.fakes import Reader
 from tests.test_lockstep import IMAGES, LABELS, Head, RecipeConfig, lockstep, one_step
 from tests.test_sweep import all_same, sweep
 
@@ -213,6 +214,9 @@ def test_the_page_plots_one_task_against_the_other(both, tmp_path):
     text = write_report(folder, tmp_path / "report.html", gallery=False).path.read_text()
     assert [f'data-figure="g{i}-across"' in text for i in range(3)] == [False, True, True]
     assert "reconstruction from images reduced 2 times" in text
+    tables = [t for t in Reader(text).tables if any(cell["text"].strip() == "PSNR" for cell in t[0])]
+    heads = [[cell["text"].strip() for cell in table[1]] for table in tables]
+    assert [(h.count("mean ± sd"), h.count("Δ from bilinear")) for h in heads] == [(2, 2), (2, 2)]  # and SSIM
     group, other = sweep.groups[2], sweep.groups[0]
     assert across.beside(sweep, group) is other
     assert across.beside(sweep, other) is None

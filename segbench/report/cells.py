@@ -1,13 +1,15 @@
 """The page's tables: cells with their text, their sort value and their interval as a small bar."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segbench.measures.base import CountMeasure, RunMeasure
+from segbench.report import effort
 from segbench.report.analysis import Analysis, Cell, Contrast, Delta
-from segbench.report.runs import Group
+from segbench.report.runs import Group, Sweep
 
 MARKS = {"better": "▲", "worse": "▼", "inconclusive": "~", "within noise": "≈", "one seed": "?", "": ""}
 
@@ -62,13 +64,61 @@ class View:
     rows: list[tuple[str, list[Shown]]]
 
 
+Columns = tuple[str, list[tuple[Head, list[Shown]]]]  # a group's title, and each heading with its cells
+
+
+def searched(sweep: Sweep, group: Group, analysis: Analysis | None) -> Iterator[Columns]:
+    """What was searched for each decoder: its setting, beside the sweep's own, and its width; nothing where it was not.
+
+    Args:
+        analysis: of the group, by the question's own measure.
+    """
+    fixed = effort.fixed_beside(sweep, group)
+    if fixed is not None and analysis is not None:
+        metric, decoders = analysis.metric, group.decoders
+        gains, unit = effort.gains(sweep, group, metric), metric.points and f", {metric.points}"
+        shown = _deltas(metric.measure, [gains.get(d) for d in decoders])
+        same = {d: Shown(None, "as fixed" if effort.as_fixed(sweep, group, d) else "–") for d in decoders}
+        rising = not metric.measure.higher_is_better
+        own = [
+            (Head("fixed", "Mean and standard deviation with the sweep's own settings", rising),
+             _scores(before := Analysis(fixed, metric), [before.cell(d) for d in decoders])),
+            (Head("Δ from fixed", f"What tuning changes, with its paired 95 % interval{unit}", rising),
+             [s if d in gains else same[d] for d, s in zip(decoders, shown, strict=True)]),
+            (Head("chosen", "The setting that scored best on the images held out"),
+             [_said(effort.chosen(sweep, group, d)) for d in decoders]),
+            (Head("trials", "Settings that were tried"), [_said(effort.trials(group, d)) for d in decoders]),
+            (Head("best − median", "How much better the chosen setting did there than the median of those tried", True),
+             [_said(effort.flatness(group, d)) for d in decoders]),
+        ]  # fmt: skip
+        yield f"tuned, by {metric.column}", own
+    if any("budget" in of for of in group.found.values()):
+        own = [
+            (Head("width", "By which its cost was chosen", True),
+             [_said(effort.width(group, d)) for d in group.decoders]),
+            (Head("of budget", "How much more or less it costs", True),
+             [_said(effort.of_budget(group, d)) for d in group.decoders]),
+        ]  # fmt: skip
+        yield "budget", own
+
+
+def _said(value: str | int | None) -> Shown:
+    """Of what was searched; text that starts with a number is sorted by that."""
+    if value is None:
+        return Shown(None, "–")
+    with contextlib.suppress(ValueError):
+        return Shown(float(str(value).partition(" ")[0]), str(value))
+    return Shown(None, value if isinstance(value, str) else str(value))
+
+
 def means(
     group: Group,
     analyses: Sequence[Analysis],
     baselines: Sequence[str],
     costs: Sequence[tuple[RunMeasure, Mapping[str, float]]],
+    more: Sequence[Columns] = (),
 ) -> View:
-    """Rows are decoders; columns the mean over classes, its difference from each baseline, and the costs.
+    """Rows are decoders; columns the mean over classes, its difference from each baseline, the costs, and ``more``.
 
     Args:
         costs: measures of runs, and decoder -> mean over its runs.
@@ -82,7 +132,7 @@ def means(
         about = f"{measure.help or a.metric.words}: mean and standard deviation over seeds{unit and f', {unit}'}"
         heads.append(Head("mean ± sd", about, rising))
         columns.append(_scores(a, [a.cell(d) for d in group.decoders]))
-        compared = possible if measure.per_class else []
+        compared = possible if measure.per_class or measure.verdict_place is not None else []
         for b in compared:
             points = a.metric.points
             heads.append(
@@ -94,6 +144,10 @@ def means(
         heads.append(Head(cost.short, cost.help, rising=not cost.higher_is_better))
         columns.append([Shown(_none(of[d]), cost.text(of[d])) for d in group.decoders])
     spans += [("cost of the decoder", len(costs))] if costs else []
+    for title, own in more:
+        spans.append((title, len(own)))
+        heads += [head for head, _ in own]
+        columns += [column for _, column in own]
     rows = [(d, [column[i] for column in columns]) for i, d in enumerate(group.decoders)]
     return View(spans, heads, rows)
 

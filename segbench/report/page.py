@@ -133,7 +133,8 @@ class _Section:
     @property
     def means(self) -> cells.View:
         shown = [(m, of) for m, of in self.costs if m.table_place is not None]
-        return cells.means(self.group, self.columns, self.baselines, shown)
+        searched = list(cells.searched(self.sweep, self.group, self.main[0] if self.main else None))
+        return cells.means(self.group, self.columns, self.baselines, shown, searched)
 
     @property
     def per_class(self) -> list[tuple[Metric, str, cells.View]]:

@@ -65,7 +65,7 @@ def effects(sweep: Sweep, group: Group, analysis: Analysis) -> list[str]:
     if (fixed := effort.fixed_beside(sweep, group)) is not None:
         said.append(_gains(effort.gains(sweep, group, metric), metric, len(group.seeds)))
         if same := [d for d in group.decoders if effort.as_fixed(sweep, group, d)]:
-            said.append(f"For {_listed(same)} the search chose the sweep's own setting.")
+            said.append(f"For {listed(same)} the search chose the sweep's own setting.")
         said.append(_order(analysis, Analysis(fixed, metric), "tuned", "with the sweep's own settings"))
     if (free := effort.without_budget(sweep, group)) is not None:
         said.append(_order(analysis, Analysis(free, metric), "at this budget", "at the sweep's own widths"))
@@ -79,10 +79,10 @@ def _gains(found: Mapping[str, Delta], metric: Metric, seeds: int) -> str:
     moved = [d for d in found if found[d].verdict in ("better", "worse")]
     unsure = [d for d in found if found[d].verdict == "inconclusive"]
     by = {d: f"{d} by {interval(found[d], metric.points, sign_shown=True)}" for d in (*moved, *unsure)}
-    said = _listed([by[d] for d in moved]) if moved else "no decoder beyond noise"
+    said = listed([by[d] for d in moved]) if moved else "no decoder beyond noise"
     parts = [f"Tuning changes the {metric.words} of {said}"]
     if unsure:
-        changes = f"the change{'s' * (len(unsure) > 1)} of {_listed([by[d] for d in unsure])}"
+        changes = f"the change{'s' * (len(unsure) > 1)} of {listed([by[d] for d in unsure])}"
         parts.append(f"{changes} {_are(unsure)} inconclusive after Holm's correction")
     if moved and (rest := len(found) - len(moved) - len(unsure)):
         parts.append(f"of the other {rest} not beyond noise")
@@ -120,7 +120,7 @@ def upsampled(results: Sequence[store.Result]) -> str:
             strides.setdefault(row["output_stride"], []).append(row["decoder"])
     named = len(strides) > 1
     return "".join(
-        f", {_listed(list(dict.fromkeys(decoders))) + ' ' if named else ''}upsampled to stride {stride}"
+        f", {listed(list(dict.fromkeys(decoders))) + ' ' if named else ''}upsampled to stride {stride}"
         for stride, decoders in sorted(strides.items())
         if stride != 1
     )
@@ -136,10 +136,8 @@ def unequal_starts(group: Group, baselines: Sequence[str]) -> str:
     )
     if not other and (not own or len(group.decoders) == 1):
         return ""
-    said = [f"{_listed(list(other))} {_have(other)} another width or skeleton than {common}"] if other else []
-    said += (
-        [f"{_listed(list(own))} {_have(own)} a skeleton of {'its' if len(own) == 1 else 'their'} own"] if own else []
-    )
+    said = [f"{listed(list(other))} {_have(other)} another width or skeleton than {common}"] if other else []
+    said += [f"{listed(list(own))} {_have(own)} a skeleton of {'its' if len(own) == 1 else 'their'} own"] if own else []
     return f"Skeletons do not start equal: {'; '.join(said)}. Such differences carry the noise of the start."
 
 
@@ -163,7 +161,7 @@ def caveats(group: Group, baselines: Sequence[str]) -> list[str]:
     said = []
     if holes:
         said.append(
-            f"{_listed(holes)} {_have(holes)} missing runs and {'takes' if len(holes) == 1 else 'take'} no part."
+            f"{listed(holes)} {_have(holes)} missing runs and {'takes' if len(holes) == 1 else 'take'} no part."
         )
     for d in group.decoders:
         if number := sum(decoder == d for decoder, _ in group.collapsed):
@@ -243,7 +241,7 @@ def _pace(group: Group, decoder: str, base: str) -> str:
     for measure in of_runs(list(group.results.values())):
         if measure.name == "eval":
             ratio = value(measure, group.of(decoder)) / (value(measure, group.of(base)) or math.nan)
-            return "" if math.isnan(ratio) else f" at {ratio:.{int(ratio < 9.95)}f} times the decoder time per image"
+            return "" if math.isnan(ratio) else f" at {times(ratio)} times the decoder time per image"
     return ""
 
 
@@ -298,10 +296,16 @@ def interval(delta: Delta, points: str = "points", sign: int = 1, sign_shown: bo
 def _with_numbers(decoders: Sequence[str], found: dict[str, Delta], points: str, sign: int = 1) -> str:
     said = [f"{d} (by {interval(found[d], points, sign)})" for d in decoders[:SPELLED_OUT]]
     more = len(decoders) - len(said)
-    return _listed(said + ([f"{more} more"] if more else []))
+    return listed(said + ([f"{more} more"] if more else []))
 
 
-def _listed(words: Sequence[str]) -> str:
+def times(ratio: float) -> str:
+    """A ratio with two digits or more."""
+    return f"{ratio:.{int(ratio < 9.95)}f}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
