@@ -188,7 +188,9 @@ def test_the_page_has_fixed_and_tuned_side_by_side(tmp_path):
     delta = gains(sweep, sweep.groups[1], metric)["c"]
     fixed = Analysis(sweep.groups[0], metric).cell("c")
     groups = {tuple(cell["text"].strip() for cell in table[0]): table for table in page.tables}
-    [tuned] = [columns_of(table) for titles, table in groups.items() if f"tuned, by {metric.column}" in titles]
+    [tuned] = [
+        columns_of(table) for titles, table in groups.items() if f"tuned beside fixed, in {metric.column}" in titles
+    ]
     value, text = tuned["Δ from fixed"][2]
     assert float(value) == pytest.approx(delta.mean)
     assert f"[{delta.low:+.2f}, {delta.high:+.2f}]" in text.replace("−", "-")

@@ -91,7 +91,7 @@ def searched(sweep: Sweep, group: Group, analysis: Analysis | None) -> Iterator[
             (Head("best − median", "How much better the chosen setting did there than the median of those tried", True),
              [_said(effort.flatness(group, d)) for d in decoders]),
         ]  # fmt: skip
-        yield f"tuned, by {metric.column}", own
+        yield f"tuned beside fixed, in {metric.column}", own
     if any("budget" in of for of in group.found.values()):
         own = [
             (Head("width", "By which its cost was chosen", True),
@@ -118,13 +118,17 @@ def means(
     costs: Sequence[tuple[RunMeasure, Mapping[str, float]]],
     more: Sequence[Columns] = (),
 ) -> View:
-    """Rows are decoders; columns the mean over classes, its difference from each baseline, the costs, and ``more``.
+    """Rows are decoders; columns ``more``, the mean over classes, its difference from each baseline, and the costs.
 
     Args:
         costs: measures of runs, and decoder -> mean over its runs.
     """
     spans, heads = [("", 1)], [Head("n", "Finished seeds")]
     columns = [[_finished(group, d) for d in group.decoders]]
+    for title, own in more:
+        spans.append((title, len(own)))
+        heads += [head for head, _ in own]
+        columns += [column for _, column in own]
     possible = [b for b in baselines if b in group.whole and len(group.decoders) > 1]
     for a in analyses:
         measure, unit = a.metric.measure, a.metric.measure.unit
@@ -144,10 +148,6 @@ def means(
         heads.append(Head(cost.short, cost.help, rising=not cost.higher_is_better))
         columns.append([Shown(_none(of[d]), cost.text(of[d])) for d in group.decoders])
     spans += [("cost of the decoder", len(costs))] if costs else []
-    for title, own in more:
-        spans.append((title, len(own)))
-        heads += [head for head, _ in own]
-        columns += [column for _, column in own]
     rows = [(d, [column[i] for column in columns]) for i, d in enumerate(group.decoders)]
     return View(spans, heads, rows)
 
