@@ -114,6 +114,16 @@ def test_every_kind_of_decoder_has_every_measure(swept):
         assert all(name in result.counts for name in names - {"miou", "accuracy"}), decoder
 
 
+def test_phases_of_resized_images_are_left_out_and_the_table_says_why(tmp_path):
+    config = build_config(tiny(runs_dir=str(tmp_path / "runs"), evaluation={"resize": 96}))
+    results, code, out = sweep(config)
+    assert code == 0, out
+    assert all("phase_error" not in r.counts and "distance_error@2" in r.counts for r in results.values())
+    [note] = [note for note in make_table(tmp_path / "runs" / "tiny").notes if note.startswith("Missing")]
+    assert note.startswith("Missing: all runs: measure 'phase_error' fails on image ")
+    assert "cells of stride 4 are no blocks of the labels' pixels: images or labels are resized" in note
+
+
 ONE_SHOT = [name for name in UPSAMPLERS.builtin() if is_one_shot(UPSAMPLERS.load(name))]
 STEPWISE = [name for name in UPSAMPLERS.builtin() if name not in ONE_SHOT]
 SMP = [{"name": "smp", "label": f"smp_{name}", "params": {"architecture": name}} for name in SHIPPED]

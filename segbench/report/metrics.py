@@ -86,7 +86,10 @@ def lost(results: Sequence[store.Result]) -> list[str]:
     for result in results:
         for why in result.row["broken"].values():
             said.setdefault(why, []).append(f"{result.row['decoder']}-s{result.row['seed']}")
-    return [*_measures(results)[1], *(f"{', '.join(sorted(runs))}: {why}" for why, runs in said.items())]
+    named = {
+        why: "all runs" if len(runs) == len(results) > 1 else ", ".join(sorted(runs)) for why, runs in said.items()
+    }
+    return [*_measures(results)[1], *(f"{runs}: {why}" for why, runs in named.items())]
 
 
 def choose(results: Sequence[store.Result], names: Sequence[str]) -> list[Metric]:
