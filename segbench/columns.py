@@ -69,7 +69,8 @@ def make_measure(plug_in: str, params: Mapping[str, Any]) -> Measure:
 
 def said(measure: Measure) -> str:
     """A measure as an error names it."""
-    return f"measure '{measure.plug_in}'" + (f" {measure.params}" if measure.params else "")
+    given = {name: value for name, value in measure.params.items() if value is not None}
+    return f"measure '{measure.plug_in}'" + (f" {given}" if given else "")
 
 
 def facts_of(measures: Iterable[Measure]) -> list[list[Any]]:
