@@ -2,8 +2,7 @@
 
 A measure is a column of the table: a subclass of `CountMeasure` or `RunMeasure`, one file in this folder or one of a
 user's, named under ``measures:`` in a sweep. Its parameters are the arguments of its constructor, which keeps each as
-an attribute of that name; a dataclass does so by itself. What is said of it here is all that table, statistics, page,
-figures and files know of it.
+an attribute of that name, as a dataclass does. What is said here is all that table, page and files know of it.
 """
 
 import math
